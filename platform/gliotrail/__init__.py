@@ -1,0 +1,3 @@
+"""Gliotrail: distributed experiment tracking for brain-tumour segmentation in 3-D MRI."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Where it runs: training, sweeps, clusters. The only room that imports ray."""

@@ -1,0 +1,83 @@
+"""The exception tree. Every error a user can cause is one line: where, what, wanted, got, do.
+
+>>> str(DataError("shape", where="labelsTr/A.nii.gz", wanted="(240, 240, 50)", got="(240, 240)"))
+'labelsTr/A.nii.gz: shape: wanted (240, 240, 50), got (240, 240)'
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class GliotrailError(Exception):
+    """Something the user can mend, told in one line.
+
+    Args:
+        what: the thing that is wrong, such as "label shape".
+        where: the file, key or address it was found in.
+        wanted: what would have been right.
+        got: what was there.
+        do: what to do about it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        wanted: object = None,
+        got: object = None,
+        do: str | None = None,
+    ) -> None:
+        self.what, self.where, self.wanted, self.got, self.do = what, where, wanted, got, do
+        line = f"{where}: {what}" if where is not None else what
+        told = [f"wanted {wanted}"] if wanted is not None else []
+        told += [f"got {got}"] if got is not None else []
+        line += f": {', '.join(told)}" if told else ""
+        line += f"; {do}" if do else ""
+        super().__init__(" ".join(line.split()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Ray and multiprocessing pickle exceptions; keyword-only arguments need help
+        return _rebuild, (type(self), self.what, self.where, self.wanted, self.got, self.do)
+
+
+def _rebuild(
+    kind: type[GliotrailError], what: str, where: object, wanted: object, got: object, do: str
+) -> GliotrailError:
+    return kind(what, where=where, wanted=wanted, got=got, do=do)
+
+
+class ParamsError(GliotrailError):
+    """params.yaml, a command's option or an environment variable is not usable."""
+
+
+class DataError(GliotrailError):
+    """A scan, a label, a dataset or a downloaded file is not usable."""
+
+
+class WeightsError(GliotrailError):
+    """Stored weights do not fit the network, the channels or the classes."""
+
+
+class TrainingError(GliotrailError):
+    """Training can't go on: a loss that is not a number, no patches, no validation."""
+
+
+class TrackingError(GliotrailError):
+    """A run, a model version or the tracking server is not as it must be."""
+
+
+class ClusterError(GliotrailError):
+    """Ray can't give what was asked."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the process with exit code 1 and one line, without a traceback, on a GliotrailError."""
+    try:
+        yield
+    except GliotrailError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None

@@ -1,0 +1,304 @@
+"""params.yaml: all that changes a result, as frozen, strict models. No defaults in code.
+
+One section a stage. A key that is unknown, missing or out of range is an error of one line that
+names the key and the nearest known one. Where a run happens (workers, addresses) is environment.
+"""
+
+import difflib
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    Tag,
+    ValidationError,
+)
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
+
+from gliotrail.errors import ParamsError
+
+LARGEST_FILE_BYTES = 1_000_000
+FROM_SWEEP = "from_sweep"
+
+Size = tuple[int, int, int]
+"""A patch's size in voxels along i, j, k."""
+
+
+def parse_size(text: object) -> Size:
+    """`48x48x16` -> (48, 48, 16). Digits and two x, no spaces, no zero.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(text, str) and re.fullmatch(r"[1-9]\d{0,3}x[1-9]\d{0,3}x[1-9]\d{0,3}", text):
+        i, j, k = (int(part) for part in text.split("x"))
+        return i, j, k
+    raise ValueError(f"a patch size such as 48x48x16 is wanted, got {text!r}")
+
+
+def format_size(size: Size) -> str:
+    """(48, 48, 16) -> `48x48x16`."""
+    return "x".join(str(n) for n in size)
+
+
+def _size_or_sweep(value: object) -> Size | str:
+    return FROM_SWEEP if value == FROM_SWEEP else parse_size(value)
+
+
+def _size_text(value: Size | str) -> str:
+    return value if isinstance(value, str) else format_size(value)
+
+
+def _rate_or_sweep(value: object) -> float | str:
+    if value == FROM_SWEEP:
+        return FROM_SWEEP
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1:
+        return float(value)
+    raise ValueError(f"a number above 0 and at most 1, or {FROM_SWEEP}, is wanted, got {value!r}")
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a finite number is wanted")
+    return value
+
+
+PatchSize = Annotated[Size, PlainValidator(parse_size), PlainSerializer(format_size)]
+PatchSizeOrSweep = Annotated[
+    Size | str, PlainValidator(_size_or_sweep), PlainSerializer(_size_text)
+]
+RateOrSweep = Annotated[float | str, PlainValidator(_rate_or_sweep)]
+Number = Annotated[float, BeforeValidator(_finite)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Vox3 = Annotated[
+    tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]],
+    Field(strict=False),
+]
+
+
+class Section(BaseModel):
+    """Common to all sections: frozen, strict, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Fetch(Section):
+    """Where the raw data come from."""
+
+    source: Annotated[str, Field(min_length=1)]
+
+
+class ValidationBlock(Section):
+    """A box of one training case (voxels of its scan in RAS+) that no training patch comes near."""
+
+    case: str
+    start_vox: Vox3
+    stop_vox: Vox3
+    margin_vox: Annotated[int, Field(ge=0)]
+
+
+def _cases(value: object) -> object:
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    if isinstance(value, float) and 0 <= value < 1:
+        return value
+    if value == 0 and not isinstance(value, bool):
+        return 0.0
+    raise ValueError(f"a list of case names, or a share from 0 up to 1, is wanted, got {value!r}")
+
+
+Cases = Annotated[
+    tuple[str, ...] | float,
+    PlainValidator(_cases),
+    PlainSerializer(lambda value: list(value) if isinstance(value, tuple) else value),
+]
+CasesOrBlock = Annotated[
+    Annotated[Cases, Tag("cases")] | Annotated[ValidationBlock, Tag("block")],
+    Discriminator(lambda value: "block" if isinstance(value, dict | BaseModel) else "cases"),
+]
+
+
+class Split(Section):
+    """Who is for training, for validation and for testing; by patient, never by patch."""
+
+    seed: Seed
+    test: Cases
+    validation: CasesOrBlock
+
+
+class Prepare(Section):
+    """How raw scans become arrays."""
+
+    split: Split
+
+
+class Patch(Section):
+    """How sub-volumes are drawn from the prepared arrays."""
+
+    sizes: Annotated[tuple[PatchSize, ...], Field(strict=False, min_length=1)]
+    per_case: Count
+    background_below: Annotated[float, Field(gt=0, le=1)]
+    tumour_centred: Probability
+    seed: Seed
+
+
+class Choice(Section):
+    """One of a list of values."""
+
+    choice: Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
+
+
+class Sweep(Section):
+    """Which trials are run, each for how long. Compared by whole-scan validation Dice."""
+
+    space: dict[str, Choice]
+    algorithm: Literal["grid", "random"]
+    scheduler: Literal["fifo"]
+    epochs: Count
+    seed: Seed
+
+
+class Model(Section):
+    """The network. `depth: 2, base_filters: 32` has exactly 833,507 parameters."""
+
+    name: Literal["unet3d"]
+    depth: Annotated[int, Field(ge=1, le=6)]
+    base_filters: Annotated[int, Field(ge=1, le=512)]
+
+
+class Augment(Section):
+    """Random changes of a patch, drawn anew each time it is served."""
+
+    flip: Probability
+    intensity_scale: Annotated[Number, Field(ge=0, lt=1)]
+    intensity_shift: Annotated[Number, Field(ge=0, le=2)]
+
+
+class Train(Section):
+    """How the network is trained. Batch size and budget are global, whatever the workers."""
+
+    model: Model
+    init: Annotated[str, Field(min_length=1)]
+    standardize: Literal["brain", "slice", "none"]
+    loss: Literal["soft_dice", "dice_ce"]
+    learning_rate: RateOrSweep
+    patch_size: PatchSizeOrSweep
+    weight_decay: Annotated[Number, Field(ge=0, le=1)]
+    warmup: Annotated[float, Field(ge=0, lt=1)]
+    batch_size: Count
+    epochs: Count
+    epoch_voxels: Count
+    augment: Augment
+    precision: Literal["float32", "float64", "bfloat16", "float16"]
+    seed: Seed
+
+
+class Evaluate(Section):
+    """How held-out patients are segmented and scored."""
+
+    threshold: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    fetch: Fetch
+    prepare: Prepare
+    patch: Patch
+    sweep: Sweep
+    train: Train
+    evaluate: Evaluate
+
+
+def load(path: Path = Path("params.yaml")) -> Params:
+    """Read and check params.yaml (YAML 1.2, as DVC reads it: `3e-4` is a number).
+
+    Raises:
+        ParamsError: the file is missing, is no YAML, or a key is unknown, missing or wrong.
+    """
+    return validate(read_yaml(path), where=path)
+
+
+def validate(values: object, where: object = "params") -> Params:
+    """Check plain values against the models.
+
+    Raises:
+        ParamsError: naming the first wrong key, and how many more there are.
+    """
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors()
+        more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
+        raise _as_params_error(problems[0], values, where, more) from None
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML 1.2 file's plain values. Anchors are refused (a few lines can grow to gigabytes).
+
+    Raises:
+        ParamsError: missing, too large, not UTF-8, or not YAML.
+    """
+    if not path.is_file():
+        raise ParamsError("no such file", where=path, do="run from the root of the checkout")
+    n_bytes = path.stat().st_size
+    if n_bytes > LARGEST_FILE_BYTES:
+        raise ParamsError("bytes", where=path, wanted=f"<= {LARGEST_FILE_BYTES}", got=n_bytes)
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, AliasEvent) for event in YAML(typ="safe", pure=True).parse(text)):
+            raise ParamsError("YAML alias (*name)", where=path, wanted="plain values")
+        return YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ParamsError("not YAML", where=path, got=str(error).split("\n")[0]) from None
+
+
+def _as_params_error(
+    problem: ErrorDetails, values: object, where: object, more: str
+) -> ParamsError:
+    path = [part for part in problem["loc"] if not _is_type_name(part)]
+    key = ".".join(str(part) for part in path)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        return ParamsError(f"{key}: unknown key; {hint}{more}", where=where)
+    if problem["type"] == "missing":
+        return ParamsError(f"{key}: missing key{more}", where=where)
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in {"model_type", "dict_type"}:
+        message = "a section of keys and values is wanted"
+    message = message[0].lower() + message[1:]
+    got = problem["input"]
+    shown = "" if repr(got) in message else f", got {got!r}"
+    return ParamsError(f"{key or 'the file'}: {message}{shown}{more}", where=where)
+
+
+def _is_type_name(part: object) -> bool:
+    """Pydantic puts the tags of a union in an error's path."""
+    return part in {"cases", "block"}
+
+
+def _known_keys(path: list[Any]) -> list[str]:
+    """The keys of the section at `path`."""
+    section: Any = Params
+    for part in path:
+        section = getattr(section, "model_fields", {}).get(part, section)
+        section = getattr(section, "annotation", section)
+        if part == "validation":
+            section = ValidationBlock
+    return list(getattr(section, "model_fields", {}))

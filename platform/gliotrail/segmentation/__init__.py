@@ -1,0 +1,1 @@
+"""How a scan is segmented: network, loss, measures, training loop, inference. torch only."""

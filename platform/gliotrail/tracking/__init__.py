@@ -1,0 +1,1 @@
+"""What is remembered: runs, journal, lineage, registry. The only room that imports mlflow."""
