@@ -1,0 +1,66 @@
+"""Writing so that a reader never sees half a file, and an earlier output outlives a failure."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A free name beside `path` to write a file or a folder to; renamed to `path` at the end.
+
+    On any error what was written is removed and what was at `path` before stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    _remove(partial)  # of a run that was killed
+    try:
+        yield partial
+        if path.is_dir() and not path.is_symlink():  # a folder can't be renamed onto another
+            old = path.with_name(f".{path.name}.old.partial")
+            _remove(old)
+            path.rename(old)
+            partial.rename(path)
+            _remove(old)
+        else:
+            partial.replace(path)
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON with sorted keys: equal values are equal bytes. NaN is refused."""
+    with replacing(path) as partial:
+        text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file and see it onto the disk: after power loss it is whole or not there at all."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256 in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

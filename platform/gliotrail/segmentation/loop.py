@@ -1,0 +1,242 @@
+"""The training loop: plain PyTorch, from top to bottom. It knows nothing of where it runs.
+
+It is handed a `World` (which worker this is, how to sum over all workers) and a `report` that is
+told every step's numbers and may ask for a snapshot. Batch size and budget are global: one worker
+and many take the same steps, up to the rounding of sums.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gliotrail.errors import TrainingError
+from gliotrail.params import Size
+from gliotrail.segmentation.losses import LOSSES
+from gliotrail.segmentation.sampling import Batch, Patches, batches
+
+SCORE: Final = "val/dice_mean_regions"
+"""What decides which weights are the best, and which trial and champion win."""
+
+_DTYPES: Final = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """Which worker this is, and how a tensor is summed in place over all of them."""
+
+    rank: int = 0
+    workers: int = 1
+    sum_in_place: Callable[[Tensor], object] = lambda tensor: None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how fast, with what."""
+
+    steps: int
+    steps_per_epoch: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    loss: str
+    precision: str
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        epochs: int,
+        epoch_voxels: int,
+        size_vox: Size,
+        batch_size: int,
+        warmup: float,
+        **rest: Any,
+    ) -> "Plan":
+        """An epoch is a number of voxels, so that it is the same work for every patch size."""
+        per_epoch = max(1, round(epoch_voxels / (batch_size * math.prod(size_vox))))
+        steps = epochs * per_epoch
+        return cls(steps, per_epoch, batch_size, warmup_steps=round(warmup * steps), **rest)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear rise, then half a cosine down to 0 (Loshchilov and Hutter, arXiv:1608.03983)."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass
+class State:
+    """All that the next step depends on: tensors by name, and the steps that were taken."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    best_score: float = -math.inf
+    best_step: int = 0
+
+    def weights(self, which: str) -> dict[str, Tensor]:
+        """The `last` or the `best` weights, by the network's own names."""
+        of = f"{which}."
+        return {n.removeprefix(of): t for n, t in self.tensors.items() if n.startswith(of)}
+
+
+class Report(Protocol):
+    """What is told of each step. `step` counts from 1; `snapshot` copies the state when asked."""
+
+    def __call__(
+        self, step: int, metrics: Mapping[str, float], snapshot: Callable[[], State]
+    ) -> None:
+        """After each step, on every worker."""
+
+
+def fit(
+    model: nn.Module,
+    patches: Patches,
+    plan: Plan,
+    validate: Callable[[nn.Module], Mapping[str, float]],
+    report: Report,
+    world: World | None = None,
+    state: State | None = None,
+) -> State:
+    """Train from `state` (or from the start) to the plan's end.
+
+    Args:
+        validate: called on every worker at each epoch's end; its numbers include SCORE.
+        report: called after every step, on every worker.
+
+    Returns:
+        the last state, with the best weights by validation in it.
+
+    Raises:
+        TrainingError: the loss is no finite number.
+    """
+    world = world or World()
+    model.to(world.device, _DTYPES["float64"] if plan.precision == "float64" else None)
+    model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    optimizer = torch.optim.AdamW(parameters, weight_decay=plan.weight_decay)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=plan.precision == "float16")
+    best: dict[str, Tensor] = {}
+    state = state or State(0, {})
+    if state.step:
+        model.load_state_dict(state.weights("last"))
+        _restore_optimizer(optimizer, names, state)
+        best = state.weights("best")
+
+    epoch_started, epoch_steps, waited_s = time.perf_counter(), 0, 0.0
+    steps = range(state.step, plan.steps)
+    stream = batches(patches, steps, plan.batch_size, world.rank, world.workers)
+    for step in steps:
+        asked = time.perf_counter()
+        batch = next(stream)
+        waited_s += time.perf_counter() - asked
+        epoch_steps += 1
+
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate_at(step)
+        optimizer.zero_grad()
+        loss = _loss_and_gradients(model, batch, plan, scaler, world)
+        if not math.isfinite(loss):
+            raise _not_finite(loss, step, plan, batch)
+        scaler.step(optimizer)
+        scaler.update()
+
+        metrics = {f"train/{plan.loss}_loss": loss}
+        if (step + 1) % plan.steps_per_epoch == 0 or step + 1 == plan.steps:
+            elapsed_s = time.perf_counter() - epoch_started
+            voxels = epoch_steps * plan.batch_size * math.prod(patches.index.size_vox)
+            metrics |= {
+                "train/learning_rate": plan.learning_rate_at(step),
+                "train/voxels_per_s": voxels / elapsed_s,
+                "train/data_wait_share": waited_s / elapsed_s,
+                **validate(model),
+            }
+            if metrics[SCORE] > state.best_score:
+                best = {name: t.detach().clone() for name, t in model.state_dict().items()}
+                state.best_score, state.best_step = metrics[SCORE], step + 1
+            epoch_started, epoch_steps, waited_s = time.perf_counter(), 0, 0.0
+
+        state.step = step + 1
+        report(step + 1, metrics, partial(_snapshot, state, model, best, optimizer, names))
+    return _snapshot(state, model, best, optimizer, names)
+
+
+def _loss_and_gradients(
+    model: nn.Module, batch: Batch, plan: Plan, scaler: torch.amp.GradScaler, world: World
+) -> float:
+    """The global batch's mean loss; its gradients are left in the parameters of every worker."""
+    parameters = list(model.parameters())
+    loss_sum = torch.zeros((), device=world.device)
+    if batch.samples:
+        image = _to_device(batch.image_BCIJK, plan, world)
+        targets = _to_device(batch.targets_BCIJK, plan, world)
+        reduced = plan.precision in {"bfloat16", "float16"}
+        with torch.autocast(world.device.type, _DTYPES[plan.precision], enabled=reduced):
+            logits = model(image)
+        loss_sum = LOSSES[plan.loss](logits, targets).sum()
+        scaler.scale(loss_sum / plan.batch_size).backward()
+    # one flat tensor, one sum: the same order of additions whatever the timing of the workers
+    pieces = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([piece.reshape(-1) for piece in pieces] + [loss_sum.detach().reshape(1)])
+    world.sum_in_place(flat)
+    start = 0
+    for parameter in parameters:
+        parameter.grad = flat[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
+    return flat[-1].item() / plan.batch_size
+
+
+def _to_device(tensor: Tensor, plan: Plan, world: World) -> Tensor:
+    dtype = torch.float64 if plan.precision == "float64" else torch.float32
+    return tensor.to(world.device, dtype, memory_format=torch.channels_last_3d)
+
+
+def _not_finite(loss: float, step: int, plan: Plan, batch: Batch) -> TrainingError:
+    patches = "; ".join(f"{s.case} at {s.corner_vox}" for s in batch.samples)
+    return TrainingError(
+        f"loss at step {step + 1}, learning rate {plan.learning_rate_at(step):.3g}, on {patches}",
+        wanted="a finite number",
+        got=loss,
+        do="lower train.learning_rate or look at these patches",
+    )
+
+
+def _snapshot(
+    state: State,
+    model: nn.Module,
+    best: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    names: tuple[str, ...],
+) -> State:
+    """A copy that later steps don't change."""
+    tensors = {f"last.{name}": t for name, t in model.state_dict().items()}
+    tensors |= {f"best.{name}": t for name, t in best.items()}
+    for place, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{key}.{names[place]}": t for key, t in values.items()}
+    copied = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+    return State(state.step, copied, state.best_score, state.best_step)
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: tuple[str, ...], state: State
+) -> None:
+    moments: dict[int, dict[str, Tensor]] = {}
+    for place, name in enumerate(names):
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            moments.setdefault(place, {})[key] = state.tensors[f"optimizer.{key}.{name}"]
+    whole = optimizer.state_dict()
+    whole["state"] = moments
+    optimizer.load_state_dict(whole)

@@ -1,0 +1,126 @@
+"""Patches on demand: which, in what order, changed how. The same for any number of workers.
+
+Sample n of a training (n = 0, 1, 2, ...) is row `permutation(n // N)[n % N]` of the patch index
+of N rows, changed by random numbers of its own: all from (seed, n), nothing from who asks. Step s
+holds the samples s * batch_size to (s + 1) * batch_size - 1, shared out among the workers.
+
+Images are (C, I, J, K) float32, targets (C, I, J, K) with one mask a class.
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gliotrail.imaging.geometry import Box, Vox3, vox3
+from gliotrail.imaging.labels import CHANNELS, CLASSES, class_masks
+from gliotrail.imaging.patch import PatchIndex
+from gliotrail.imaging.prepare import PreparedCase, read_labels_patch, read_patch
+from gliotrail.params import Augment
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which patch, and the seed of its random changes."""
+
+    number: int
+    case: str
+    corner_vox: Vox3
+    augmentation_seed: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Patches:
+    """All that decides what sample n is."""
+
+    index: PatchIndex
+    cases: Mapping[str, PreparedCase]
+    augment: Augment
+    standardize: str
+    seed: int
+
+    def sample(self, number: int) -> Sample:
+        """Sample n, for any n >= 0."""
+        lap, place = divmod(number, len(self.index))
+        row = _permutation(self.seed, lap, len(self.index))[place]
+        case = self.index.cases[self.index.case_number[row]]
+        return Sample(number, case, vox3(self.index.corner_vox[row]), (self.seed, number))
+
+    def serve(self, sample: Sample) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """The image and its targets, both (C, I, J, K), randomly changed."""
+        box = Box.at(sample.corner_vox, self.index.size_vox)
+        image_CIJK = read_patch(self.cases[sample.case], box, self.standardize)
+        targets_CIJK = class_masks(read_labels_patch(self.cases[sample.case], box))
+        return change(
+            image_CIJK, targets_CIJK, self.augment, np.random.default_rng(sample.augmentation_seed)
+        )
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, lap: int, rows: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng((seed, lap, rows)).permutation(rows)
+
+
+def change(
+    image_CIJK: npt.NDArray[np.float32],
+    targets_CIJK: npt.NDArray[np.bool_],
+    augment: Augment,
+    rng: np.random.Generator,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Mirror along each axis with probability `flip`; scale and shift each channel's brain.
+
+    The background stays exactly 0.
+    """
+    flipped = [axis + 1 for axis in range(3) if rng.random() < augment.flip]
+    n_channels = len(image_CIJK)
+    scale = 1 + augment.intensity_scale * rng.uniform(-1, 1, (n_channels, 1, 1, 1))
+    shift = augment.intensity_shift * rng.uniform(-1, 1, (n_channels, 1, 1, 1))
+    brain = (image_CIJK != 0).any(axis=0)
+    changed = image_CIJK * scale.astype(np.float32) + shift.astype(np.float32) * brain
+    return (
+        np.ascontiguousarray(np.flip(changed, flipped)),
+        np.ascontiguousarray(np.flip(targets_CIJK, flipped)),
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of one step. Tensors are (B, C, I, J, K); possibly B = 0."""
+
+    image_BCIJK: Tensor
+    targets_BCIJK: Tensor
+    samples: tuple[Sample, ...]
+
+
+def part_of_step(step: int, batch_size: int, rank: int, workers: int) -> range:
+    """The numbers of the samples that a worker takes of a step (steps count from 0)."""
+    return range(step * batch_size + rank, (step + 1) * batch_size, workers)
+
+
+def batches(
+    patches: Patches, steps: range, batch_size: int, rank: int = 0, workers: int = 1
+) -> Iterator[Batch]:
+    """A worker's batches of the given steps, each read while the one before is worked on."""
+
+    def read(step: int) -> Batch:
+        numbers = part_of_step(step, batch_size, rank, workers)
+        samples = tuple(patches.sample(number) for number in numbers)
+        image = torch.empty((len(samples), len(CHANNELS), *patches.index.size_vox))
+        targets = torch.empty((len(samples), len(CLASSES), *patches.index.size_vox))
+        for place, sample in enumerate(samples):
+            image_CIJK, targets_CIJK = patches.serve(sample)
+            image[place] = torch.from_numpy(image_CIJK)
+            targets[place] = torch.from_numpy(targets_CIJK)
+        return Batch(image, targets, samples)
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="patches") as reader:
+        coming = None
+        for step in steps:
+            batch = coming.result() if coming else read(step)
+            coming = reader.submit(read, step + 1) if step + 1 in steps else None
+            yield batch

@@ -1,0 +1,123 @@
+"""A network's weights as safetensors, with what is needed to use them rightly.
+
+The header says which network it is, the names of channels and classes, and how intensities were
+standardised. Names are compared on load, never trusted by position: permuted channels or classes
+are re-ordered, missing ones refused. No pickle is ever read.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from gliotrail.errors import WeightsError
+from gliotrail.imaging.labels import CHANNELS, CLASSES
+from gliotrail.params import Model, Section
+from gliotrail.segmentation.unet import UNet3d
+
+_KEY = "gliotrail-weights-1"
+_FIRST, _HEAD = "down.0.0.weight", "head"
+
+
+class Description(Section):
+    """What a weights file is of."""
+
+    model: Model
+    standardize: Literal["brain", "slice", "none"]
+    channels: tuple[str, ...] = CHANNELS
+    classes: tuple[str, ...] = CLASSES
+
+    def build(self) -> UNet3d:
+        """The network, with arbitrary weights."""
+        return build(self.model, len(self.channels), len(self.classes))
+
+
+def build(model: Model, in_channels: int = len(CHANNELS), classes: int = len(CLASSES)) -> UNet3d:
+    """The network that params describe, with arbitrary weights."""
+    return UNet3d(model.depth, model.base_filters, in_channels, classes)
+
+
+def to_bytes(state: Mapping[str, Tensor], description: Description) -> bytes:
+    """A weights file's content. Equal weights are equal bytes."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    # one key only: safetensors writes several in an order that changes from run to run
+    return save(tensors, metadata={_KEY: description.model_dump_json()})
+
+
+def load(path: Path) -> tuple[UNet3d, Description]:
+    """The network a weights file holds.
+
+    Raises:
+        WeightsError: no such file, no safetensors, another format, shapes that don't fit, or NaN.
+    """
+    state, description = read(path)
+    model = build(description.model)
+    load_into(model, state, description, CHANNELS, CLASSES, where=path)
+    return model, description
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], Description]:
+    """The tensors by name, and what they are of.
+
+    Raises:
+        WeightsError: no such file, no safetensors, or another format.
+    """
+    if not path.is_file():
+        raise WeightsError("no such file", where=path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if _KEY not in header:
+                raise WeightsError("metadata", where=path, wanted=_KEY, got=list(header) or "none")
+            description = Description.model_validate_json(header[_KEY])
+            return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError("not a whole safetensors file", where=path, got=str(error)) from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        what = ".".join(str(part) for part in problem["loc"])
+        raise WeightsError(f"description: {what}", where=path, got=problem["msg"]) from None
+
+
+def load_into(
+    model: UNet3d,
+    state: Mapping[str, Tensor],
+    description: Description,
+    channels: Sequence[str],
+    classes: Sequence[str],
+    where: object = None,
+) -> None:
+    """Copy weights into a network that is fed `channels` and gives `classes`, by their names.
+
+    Raises:
+        WeightsError: a channel or class the weights don't know, shapes that don't fit, or NaN.
+    """
+    takes = _order(description.channels, channels, "channels", where)
+    gives = _order(description.classes, classes, "classes", where)
+    ordered = dict(state)
+    try:
+        ordered[_FIRST] = state[_FIRST][:, takes]
+        for part in ("weight", "bias"):
+            ordered[f"{_HEAD}.{part}"] = state[f"{_HEAD}.{part}"][gives]
+    except (KeyError, IndexError) as error:
+        raise WeightsError("tensors", where=where, got=f"none for {error}") from None
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in sorted(wanted.keys() | ordered.keys()):
+        got = tuple(ordered[name].shape) if name in ordered else "none"
+        if got != wanted.get(name, "none"):
+            raise WeightsError(f"{name}", where=where, wanted=wanted.get(name, "none"), got=got)
+        if not torch.isfinite(ordered[name]).all():
+            raise WeightsError(f"{name}", where=where, wanted="finite numbers", got="NaN or Inf")
+    model.load_state_dict(ordered)
+
+
+def _order(have: Sequence[str], want: Sequence[str], what: str, where: object) -> list[int]:
+    """Where each wanted name is found."""
+    if sorted(have) != sorted(want):
+        raise WeightsError(what, where=where, wanted=", ".join(want), got=", ".join(have))
+    return [list(have).index(name) for name in want]
