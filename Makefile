@@ -1,0 +1,99 @@
+# Gliotrail's commands; `make help` lists them.
+# Needs Debian, git, make and Python 3.11. The rest is installed into .venv.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+SERVICES ?= chromium chromium-driver iproute2 postgresql
+ARGS ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+# looked up before .venv comes first in PATH, where stages and tests find their `python`
+BASE_PYTHON := $(shell command -v $(PYTHON))
+export PATH := $(if $(filter /%,$(VENV)),,$(CURDIR)/)$(VENV)/bin:$(PATH)
+
+# $(call install,FOLDER,CONSTRAINTS,OTHER FILES,WHAT): a virtual environment, once per content of
+# the files. Two makes wait for each other. The stamp comes last, so that an install that was
+# broken off starts afresh. PIP_CONSTRAINT also pins what builds packages (hatchling, setuptools).
+define install
+@whole() { [ "$$(cat "$(1)/.installed" 2>/dev/null)" = "$$key" ]; }
+key=$$(cat $(2) $(3) | sha256sum)
+if whole; then exit; fi
+exec 9>>Makefile
+flock 9
+if whole; then exit; fi
+echo "installing into $(1) (minutes, the first time)"
+if ! [ -f "$(1)/.installed" ]; then
+	"$(BASE_PYTHON)" -m venv --clear "$(1)"
+fi
+rm -f "$(1)/.installed"
+PIP_CONSTRAINT=$(2) "$(1)/bin/python" -m pip install --quiet --disable-pip-version-check $(4)
+echo "$$key" >"$(1)/.installed"
+echo "installation took $$SECONDS s"
+endef
+
+.PHONY: help setup demo ui test demo-test check fmt services peers clean python
+
+help:
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+demo: setup ## run the pipeline on two real patients and print the held-out patient's measures
+	@dvc repro
+	echo "dvc repro took $$SECONDS s"
+	gliotrail metrics
+
+ui: setup ## open MLflow's pages on what was recorded
+	@gliotrail ui $(ARGS)
+
+test: setup ## all tests but the long ones; ARGS="tests/imaging -x" chooses
+	@pytest $(ARGS)
+
+demo-test: setup ## the demo in a temporary clone, with its time and peak memory
+	@pytest -m long -s tests/spine/test_demo.py $(ARGS)
+
+check: setup ## format, lint, types, import layers
+	@status=0
+	ruff format --check || status=1
+	ruff check || status=1
+	mypy -p gliotrail -p pipelines || status=1
+	lint-imports --no-logo || status=1
+	exit $$status
+
+fmt: setup ## format the code and mend what ruff can mend
+	@ruff format
+	ruff check --fix
+
+setup: python ## make .venv with everything pinned (the other commands do it by themselves)
+	$(call install,$(VENV),constraints.txt,pyproject.toml,-e '.[dev]')
+
+peers: python ## make .venv-bench, with the libraries that Gliotrail is compared with
+	$(call install,.venv-bench,constraints-bench.txt,,-r constraints-bench.txt)
+
+python:
+	@if ! "$(BASE_PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+		echo "error: PYTHON=$(PYTHON) is no Python 3.11; try make PYTHON=/path/to/python3.11" >&2
+		exit 1
+	fi
+	if ! "$(BASE_PYTHON)" -c 'import ensurepip' 2>/dev/null; then
+		$(MAKE) --no-print-directory services SERVICES=python3.11-venv
+	fi
+
+services: ## install the Debian packages that some tests need (browser, PostgreSQL, ip)
+	@missing=()
+	for package in $(SERVICES); do
+		dpkg-query -W -f '$${db:Status-Status}\n' "$$package" 2>/dev/null | grep -qx installed ||
+			missing+=("$$package")
+	done
+	if [ $${#missing[@]} = 0 ]; then exit; fi
+	echo "installing $${missing[*]} with apt-get"
+	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo
+	$$sudo apt-get update -qq
+	$$sudo env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null
+
+clean: ## remove caches; data, results, runs and .venv stay
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache site dist
+	find platform pipelines tests -name __pycache__ -prune -exec rm -rf {} +
+	echo "left alone: data/, results/, .gliotrail/ (runs), .dvc/cache, .venv"

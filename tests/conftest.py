@@ -1,0 +1,8 @@
+"""What all tests share, one plugin each."""
+
+pytest_plugins = (
+    "tests.support.environment",
+    "tests.support.needs",
+    "tests.support.rooms",
+    "tests.support.projects",
+)

@@ -1,0 +1,83 @@
+"""The same surroundings for every test, whoever runs it and wherever: no home, no network."""
+
+import errno
+import ipaddress
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+STRANGE = ("AWS_", "DVC_", "GIT_", "GLIOTRAIL_", "MLFLOW_", "RAY_")
+GIT_CONFIG = """\
+[user]
+    name = A Test
+    email = test@example.org
+[safe]
+    directory = *
+[init]
+    defaultBranch = main
+"""
+
+
+@pytest.hookimpl(trylast=True)  # after the terminal reporter has chosen its own colours
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the environment before any test module, and so torch or Ray, is imported."""
+    home = Path(tempfile.mkdtemp(prefix="gliotrail-tests-"))
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    (home / "gitconfig").write_text(GIT_CONFIG)
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    for name in [n for n in os.environ if n.startswith(STRANGE) and n != "GLIOTRAIL_CI"]:
+        patch.delenv(name)
+    for name, value in {
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "XDG_CONFIG_HOME": str(home / "config"),
+        "PATH": f"{Path(config.rootpath, '.venv/bin')}{os.pathsep}{os.environ['PATH']}",
+        "GIT_CONFIG_GLOBAL": str(home / "gitconfig"),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "DVC_SITE_CACHE_DIR": str(home / "dvc"),
+        "DVC_NO_ANALYTICS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "RAY_AUTH_MODE": "disabled",  # clusters of tests listen on loopback only
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "NO_COLOR": "1",
+        "COLUMNS": "100",
+    }.items():
+        patch.setenv(name, value)
+    patch.setattr(socket.socket, "connect", _only_here(socket.socket.connect))
+    patch.setattr(socket.socket, "connect_ex", _only_here(socket.socket.connect_ex))
+
+
+def _only_here(connect: Any) -> Any:
+    """Refuse a stream to another machine: no test may lean on the network by accident."""
+
+    def guarded(self: socket.socket, address: Any) -> Any:
+        if self.family in {socket.AF_INET, socket.AF_INET6} and self.type == socket.SOCK_STREAM:
+            host = address[0]
+            if not is_here(host):
+                message = f"tests talk to this machine only, not to {host}"
+                raise ConnectionRefusedError(errno.ECONNREFUSED, message)
+        return connect(self, address)
+
+    return guarded
+
+
+def is_here(host: str) -> bool:
+    """Whether a host's name or address is this machine."""
+    if host in {"localhost", socket.gethostname()}:
+        return True
+    try:
+        address = ipaddress.ip_address(host.split("%")[0])
+    except ValueError:
+        return False
+    if address.is_loopback or address.is_unspecified:
+        return True
+    own = {card.address.split("%")[0] for cards in psutil.net_if_addrs().values() for card in cards}
+    return str(address) in own

@@ -1,0 +1,95 @@
+"""Seconds per room of tests/ against its budget, and a last line that counts in plain words."""
+
+from collections import Counter
+from collections.abc import Generator, Mapping
+from time import perf_counter
+from typing import Any
+
+import pytest
+
+BUDGET_S = {
+    "imaging": 60,
+    "segmentation": 120,
+    "tracking": 150,
+    "distributed": 180,
+    "report and browser": 60,
+    "cli and docs": 60,
+    "spine": 90,
+}
+ROOM_OF_FOLDER = {
+    "report": "report and browser",
+    "browser": "report and browser",
+    "cli": "cli and docs",
+    "docs": "cli and docs",
+}
+ROOM_OF_FIXTURE = {"reproduced": "spine"}
+"""Made once, for whoever asks first; charged to one room whoever that is."""
+
+SECONDS = pytest.StashKey[Counter[str]]()
+ELSEWHERE = "(charged elsewhere)"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start all rooms at zero."""
+    config.stash[SECONDS] = Counter()
+
+
+def room_of(folder: str) -> str:
+    """The room that a folder of tests/ counts for."""
+    return ROOM_OF_FOLDER.get(folder, folder)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Charge a test, its fixtures included, to its room."""
+    seconds = item.config.stash[SECONDS]
+    started, elsewhere = perf_counter(), seconds[ELSEWHERE]
+    outcome = yield
+    room = room_of(item.path.relative_to(item.config.rootpath).parts[1])
+    seconds[room] += perf_counter() - started - (seconds[ELSEWHERE] - elsewhere)
+    return outcome
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, Any, Any]:
+    """Charge a shared fixture to its own room, not to the test that came first."""
+    started = perf_counter()
+    try:
+        return (yield)
+    finally:
+        if fixturedef.argname in ROOM_OF_FIXTURE:
+            for room in (ROOM_OF_FIXTURE[fixturedef.argname], ELSEWHERE):
+                request.config.stash[SECONDS][room] += perf_counter() - started
+
+
+def table(seconds: Mapping[str, float]) -> list[str]:
+    """One line a room: its seconds, its budget, and a mark where it is over."""
+    lines = []
+    for room in [*BUDGET_S, *sorted(set(seconds) - {*BUDGET_S, ELSEWHERE})]:
+        if room in seconds:
+            spent_s, budget_s = seconds[room], BUDGET_S.get(room)
+            mark = "  OVER" if budget_s is not None and spent_s > budget_s else ""
+            lines.append(f"{room:20}{spent_s:7.1f} of {budget_s or '-':>4}{mark}")
+    return lines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table."""
+    if terminalreporter.config.stash[SECONDS]:
+        terminalreporter.write_sep("=", "seconds per room, of its budget")
+        for line in table(terminalreporter.config.stash[SECONDS]):
+            terminalreporter.write_line(line, red="OVER" in line)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # the outermost: after pytest's own last line
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, Any, Any]:
+    """Count once more, in plain words."""
+    result = yield
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and not session.config.option.collectonly:
+        n = Counter({kind: len(reports) for kind, reports in reporter.stats.items()})
+        failed = n["failed"] + n["error"]
+        reporter.write_line(f"tests: {n['passed']} passed, {failed} failed, {n['skipped']} skipped")
+    return result
