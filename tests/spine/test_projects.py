@@ -54,7 +54,7 @@ def test_the_crops_params_are_valid_and_keep_the_comments(crops_project):
 
 
 def test_a_params_key_that_is_not_there_is_refused(crops_project):
-    with pytest.raises(KeyError, match="train.lerning_rate"):
+    with pytest.raises(KeyError, match="lerning_rate"):
         set_params(crops_project.root / "params.yaml", {"train.lerning_rate": 1})
 
 

@@ -74,10 +74,12 @@ def is_here(host: str) -> bool:
     if host in {"localhost", socket.gethostname()}:
         return True
     try:
-        address = ipaddress.ip_address(host.split("%")[0])
+        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return False
     if address.is_loopback or address.is_unspecified:
         return True
-    own = {card.address.split("%")[0] for cards in psutil.net_if_addrs().values() for card in cards}
+    own = {
+        card.address.partition("%")[0] for cards in psutil.net_if_addrs().values() for card in cards
+    }
     return str(address) in own

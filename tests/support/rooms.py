@@ -1,6 +1,6 @@
 """Seconds per room of tests/ against its budget, and a last line that counts in plain words."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Generator, Mapping
 from time import perf_counter
 from typing import Any
@@ -25,13 +25,13 @@ ROOM_OF_FOLDER = {
 ROOM_OF_FIXTURE = {"reproduced": "spine"}
 """Made once, for whoever asks first; charged to one room whoever that is."""
 
-SECONDS = pytest.StashKey[Counter[str]]()
+SECONDS = pytest.StashKey[defaultdict[str, float]]()
 ELSEWHERE = "(charged elsewhere)"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start all rooms at zero."""
-    config.stash[SECONDS] = Counter()
+    config.stash[SECONDS] = defaultdict(float)
 
 
 def room_of(folder: str) -> str:
@@ -77,10 +77,11 @@ def table(seconds: Mapping[str, float]) -> list[str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table."""
-    if terminalreporter.config.stash[SECONDS]:
+    seconds = terminalreporter.config.stash[SECONDS]
+    if seconds:
         terminalreporter.write_sep("=", "seconds per room, of its budget")
-        for line in table(terminalreporter.config.stash[SECONDS]):
-            terminalreporter.write_line(line, red="OVER" in line)
+    for line in table(seconds):
+        terminalreporter.write_line(line, red="OVER" in line)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # the outermost: after pytest's own last line
