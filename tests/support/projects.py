@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,15 +31,16 @@ CROPS_PARAMS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Project:
-    """A checkout in a temporary folder. Commands find this .venv and that checkout's code."""
+    """A checkout in a temporary folder. Its commands find this .venv and its own code."""
 
     root: Path
 
     @property
     def env(self) -> dict[str, str]:
         """The environment of the project's commands."""
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return {**os.environ, "PATH": path, "PYTHONPATH": str(self.root / "platform")}
+        env = {**os.environ, "PYTHONPATH": str(self.root / "platform")}
+        env.pop("GLIOTRAIL_STATE", None)
+        return env
 
     def run(
         self, *command: str, check: bool = True, timeout_s: float = 120, **env: str
