@@ -1,0 +1,108 @@
+"""Patches as the files of the course that this project goes back to: one HDF5 file a sub-volume.
+
+`x` is the image (C, I, J, K), `y` the labels one-hot (I, J, K, 4), background first; both float64.
+The name holds case, number and corner: `BRATS_009.nii.gz_1_x73_y11_z63.h5`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from gliotrail.errors import DataError
+from gliotrail.files import replacing
+from gliotrail.imaging.geometry import Box
+from gliotrail.imaging.labels import CHANNELS, CLASSES, Labels
+from gliotrail.imaging.patch import PatchIndex
+from gliotrail.imaging.prepare import Prepared, read_labels_patch, read_patch
+from gliotrail.progress import progress
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class CoursePatch:
+    """One file: the image (C, I, J, K) and the labels (I, J, K)."""
+
+    image_CIJK: Doubles
+    labels_IJK: Labels
+
+
+def export_patches(
+    prepared: Prepared,
+    index: PatchIndex,
+    out: Path,
+    limit: int | None = None,
+    values: Literal["raw", "standardized"] | str = "raw",
+) -> list[Path]:
+    """Write patches in the course's layout; `out` is replaced at once or stays as it was.
+
+    Args:
+        prepared: the output of `prepare`.
+        index: which patches.
+        out: the folder to make.
+        limit: how many, the index' first; all if None.
+        values: `raw`, or `standardized` as in the course, see `standardize_slices`.
+
+    Raises:
+        DataError: another word for `values`, or a case that is not prepared.
+    """
+    if values not in {"raw", "standardized"}:
+        raise DataError("values", wanted="raw or standardized", got=repr(values))
+    paths = []
+    count = len(index) if limit is None else min(limit, len(index))
+    with replacing(out) as partial, progress(count, "export", "patches") as advance:
+        partial.mkdir()
+        for row in range(count):
+            name = index.cases[index.case_number[row]]
+            if name not in prepared.cases:
+                raise DataError("patch index", where=name, wanted="a prepared case")
+            box = Box.at(index.corner_vox[row], index.size_vox)
+            image_CIJK = read_patch(prepared.cases[name], box, "none").astype(np.float64)
+            if values == "standardized":
+                image_CIJK = standardize_slices(image_CIJK)
+            labels_IJK = read_labels_patch(prepared.cases[name], box)
+            number = 1 + int((index.case_number[:row] == index.case_number[row]).sum())
+            x, y, z = box.start_vox
+            file = f"{name}.nii.gz_{number}_x{x}_y{y}_z{z}.h5"
+            with h5py.File(partial / file, "w") as store:
+                one_hot = np.eye(1 + len(CLASSES))[labels_IJK]
+                store.create_dataset("x", data=image_CIJK, compression="gzip")
+                store.create_dataset("y", data=one_hot, compression="gzip")
+            paths.append(out / file)
+            advance(1)
+    return paths
+
+
+def standardize_slices(image_CIJK: Doubles) -> Doubles:
+    """(v - mean) / population std of each channel's slice k within the sub-volume.
+
+    0 where the std is 0. As in the course: background counts, and a voxel's value depends on the
+    sub-volume, which is why whole scans are standardised otherwise (see `prepare.read_patch`).
+    """
+    mean = image_CIJK.mean(axis=(1, 2), keepdims=True)
+    std = image_CIJK.std(axis=(1, 2), keepdims=True)
+    return np.asarray((image_CIJK - mean) / np.where(std == 0, np.inf, std))
+
+
+def read_course_patch(path: Path) -> CoursePatch:
+    """Read one file of the course's layout.
+
+    Raises:
+        DataError: it is not there, or has not the `x` and `y` that are wanted.
+    """
+    try:
+        with h5py.File(path) as store:
+            image_CIJK, one_hot = store["x"][...], store["y"][...]
+    except (OSError, KeyError) as error:
+        raise DataError("course patch", where=path, got=str(error)) from None
+    wanted = (*image_CIJK.shape[1:], 1 + len(CLASSES))
+    if image_CIJK.ndim != 4 or len(image_CIJK) != len(CHANNELS) or one_hot.shape != wanted:
+        got = f"x {image_CIJK.shape}, y {one_hot.shape}"
+        raise DataError("shape", where=path, wanted="x (4, I, J, K), y (I, J, K, 4)", got=got)
+    if not np.array_equal(one_hot.sum(axis=-1), np.ones(one_hot.shape[:3])):
+        raise DataError("y", where=path, wanted="one-hot labels")
+    return CoursePatch(image_CIJK.astype(np.float64), one_hot.argmax(axis=-1).astype(np.uint8))

@@ -1,0 +1,176 @@
+"""A large file over HTTP, taken up again where it broke off, and its archive unpacked with care.
+
+pooch starts again from nothing, and so does fsspec's `get_file`; requests with a Range does not.
+"""
+
+import hashlib
+import shutil
+import tarfile
+import time
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import requests
+
+from gliotrail.errors import DataError
+from gliotrail.progress import progress
+
+MB = 1_000_000
+_BLOCK_BYTES = 1 << 20
+_TIMEOUT_S = (10, 60)  # to connect, and between two blocks
+_BUSY = {408, 425, 429, 500, 502, 503, 504}
+
+
+def download(url: str, path: Path, md5: str, tries: int = 5, wait_s: float = 1.0) -> Path:
+    """Download `url` to `path`, unless it is there already and right.
+
+    What has come stays in `PATH.part`, also when the process ends; the next call goes on from
+    there if the server understands Range, else starts anew.
+
+    Args:
+        url: http or https.
+        path: where the whole file is to be.
+        md5: of the whole file, in hexadecimal.
+        tries: attempts in a row without any progress before giving up.
+        wait_s: before the second attempt; doubled each time.
+
+    Raises:
+        DataError: the server refuses, stays away, or sends other bytes; no room on the disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and _md5(path) == md5:
+        return path
+    part = path.with_name(f"{path.name}.part")
+    failures, furthest = 0, _size(part)
+    while True:
+        try:
+            _go_on(url, part)
+            break
+        except (requests.ConnectionError, requests.Timeout, _InterruptedError) as error:
+            failures = 1 if _size(part) > furthest else failures + 1
+            furthest = max(furthest, _size(part))
+            if failures >= tries:
+                raise DataError(
+                    f"download broke off {tries} times", where=url, got=_reason(error),
+                    do=f"{furthest / MB:.1f} MB are kept; run again to go on",
+                ) from None  # fmt: skip
+            time.sleep(min(60.0, wait_s * 2 ** (failures - 1)))
+        except requests.RequestException as error:
+            raise DataError("download", where=url, got=_reason(error)) from None
+    got = _md5(part)
+    if got != md5:
+        part.unlink()
+        do = "what came is thrown away; run again"
+        raise DataError("md5 of the download", where=url, wanted=md5, got=got, do=do)
+    part.replace(path)
+    return path
+
+
+class _InterruptedError(Exception):
+    """Worth another try."""
+
+
+def _go_on(url: str, part: Path) -> None:
+    """One request: append to what is there. Returns when the file is whole."""
+    start = _size(part)
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as answer:
+        if answer.status_code == 416:  # nothing after `start`: it is whole, or longer than whole
+            if answer.headers.get("Content-Range", "").endswith(f"/{start}"):
+                return
+            part.unlink()
+            raise _InterruptedError("the kept part is longer than the file")
+        if answer.status_code in _BUSY:
+            raise _InterruptedError(f"HTTP {answer.status_code} {answer.reason}")
+        if answer.status_code not in {200, 206}:
+            got = f"HTTP {answer.status_code} {answer.reason}"
+            raise DataError("download", where=url, wanted="the file", got=got)
+        goes_on = answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        if answer.status_code == 200 or not goes_on:
+            start = 0
+        total = start + int(answer.headers.get("Content-Length", 0))
+        _check_room(part.parent, total - start)
+        with (
+            part.open("ab" if start else "wb") as stream,
+            progress(total, "download", "bytes", done=start) as advance,
+        ):
+            for block in answer.iter_content(_BLOCK_BYTES):
+                stream.write(block)
+                advance(len(block))
+    if total and _size(part) < total:
+        raise _InterruptedError(f"{_size(part)} of {total} bytes")
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a tar (not compressed) into an empty `folder`.
+
+    AppleDouble files (`._*`) and `.DS_Store` are left out. Raises before anything is written
+    outside `folder`.
+
+    Raises:
+        DataError: not a tar or a truncated one; an absolute path, `..`, a link, a device or a
+            sparse file in it; two members of a name; no room on the disk.
+    """
+    n_bytes = archive.stat().st_size
+    _check_room(folder.parent, n_bytes)
+    folder.mkdir(parents=True)
+    try:
+        with (
+            tarfile.open(archive, "r:") as tar,
+            progress(n_bytes, "unpack", "bytes") as advance,
+        ):
+            at = 0
+            for member in tar:
+                _unpack_one(tar, member, folder, archive)
+                advance(tar.offset - at)
+                at = tar.offset
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError("not a whole tar", where=archive, got=str(error)) from None
+
+
+def _unpack_one(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, archive: Path) -> None:
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts:
+        got = repr(member.name)
+        raise DataError("path in the archive", where=archive, wanted="one inside it", got=got)
+    if any(part.startswith("._") or part == ".DS_Store" for part in name.parts):
+        return
+    if member.isdir():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        return
+    source = tar.extractfile(member) if member.isreg() and not member.issparse() else None
+    if source is None:
+        raise DataError(
+            "archive", where=archive, wanted="files and folders only",
+            got=f"{member.name!r}, a link, device or sparse file",
+        )  # fmt: skip
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        stream: BinaryIO = target.open("xb")
+    except FileExistsError:
+        raise DataError("archive", where=archive, got=f"{member.name!r} twice") from None
+    with source, stream:
+        shutil.copyfileobj(source, stream, _BLOCK_BYTES)
+        if stream.tell() != member.size:
+            raise DataError("not a whole tar", where=archive, got=f"{member.name!r} cut off")
+
+
+def _check_room(folder: Path, wanted_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if wanted_bytes > free:
+        wanted, got = f"{wanted_bytes / MB:.0f} MB", f"{free / MB:.0f} MB"
+        raise DataError("room on the disk", where=folder, wanted=wanted, got=got)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__.strip('_')}: {error}"

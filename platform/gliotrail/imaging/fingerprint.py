@@ -1,0 +1,81 @@
+"""What the scans of a dataset are like: shapes, spacings, orientations, intensities, classes."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gliotrail.imaging.geometry import axis_codes
+from gliotrail.imaging.labels import CHANNELS, CLASSES
+from gliotrail.imaging.nifti import Scan
+
+PERCENTILES = (0.5, 50.0, 99.5)
+
+
+def case_fingerprint(
+    scan: Scan,
+    image_IJKC: npt.NDArray[Any],
+    brain_IJK: npt.NDArray[np.bool_],
+    counts: Sequence[int] | None,
+) -> dict[str, Any]:
+    """One case as plain values.
+
+    Args:
+        scan: as in its file.
+        image_IJKC: its brain box, channels in the order of CHANNELS.
+        brain_IJK: where in it is brain.
+        counts: voxels per label, None where there are no labels.
+    """
+    voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
+    classes = dict(zip(CLASSES, counts[1:], strict=True)) if counts else None
+    return {
+        "shape_vox": list(scan.shape_vox),
+        "spacing_mm": list(scan.spacing_mm),
+        "orientation": axis_codes(scan.affine),
+        "data_type": scan.header.dtype.name,
+        "brain_box_vox": list(brain_IJK.shape),
+        "brain_ml": round(int(brain_IJK.sum()) * voxel_ml, 6),
+        "voxels": classes,
+        "intensity": {
+            name: _intensity(image_IJKC[..., channel][brain_IJK])
+            for channel, name in enumerate(CHANNELS)
+        },
+    }
+
+
+def _intensity(values: npt.NDArray[Any]) -> dict[str, float]:
+    """Least and largest value and percentiles, each one a value that occurs."""
+    if not values.size:
+        return {}
+    percentiles = np.percentile(values, PERCENTILES, method="nearest")
+    told = {f"percentile_{p:g}": float(v) for p, v in zip(PERCENTILES, percentiles, strict=True)}
+    return {"min": float(values.min()), "max": float(values.max())} | told
+
+
+def dataset_fingerprint(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """All cases, each as `case_fingerprint` gives it, and what they have in common."""
+    labelled = [case["voxels"] for case in cases.values() if case["voxels"] is not None]
+    return {
+        "cases": dict(cases),
+        "all": {
+            "cases": len(cases),
+            "labelled": len(labelled),
+            "orientations": dict(Counter(case["orientation"] for case in cases.values())),
+            "shape_vox": _spread([case["shape_vox"] for case in cases.values()]),
+            "spacing_mm": _spread([case["spacing_mm"] for case in cases.values()]),
+            "brain_box_vox": _spread([case["brain_box_vox"] for case in cases.values()]),
+            "voxels": {name: sum(voxels[name] for voxels in labelled) for name in CLASSES},
+            "cases_with": {name: sum(v[name] > 0 for v in labelled) for name in CLASSES},
+        },
+    }
+
+
+def _spread(rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+    table = np.array(rows, np.float64)
+    return {
+        "min": table.min(axis=0).tolist(),
+        "median": np.median(table, axis=0).tolist(),
+        "max": table.max(axis=0).tolist(),
+    }

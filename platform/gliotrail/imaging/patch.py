@@ -1,0 +1,207 @@
+"""Stage `patch`: for one size, which sub-volumes of the prepared arrays to train on.
+
+The versioned data set of a size is an index of a few kilobytes: case, corner, size and voxels per
+class of each patch. Corners are in voxels of the RAS+ scan; a patch stays inside its scan, but may
+reach past the brain's box. Sampling is exact: the background share of every corner is known from
+running sums, and the corners below the threshold are drawn from without replacement.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gliotrail import params
+from gliotrail.errors import DataError
+from gliotrail.files import replacing
+from gliotrail.imaging.geometry import Box, Vox3, vox3
+from gliotrail.imaging.labels import CLASSES
+from gliotrail.imaging.prepare import Prepared, PreparedCase, read_labels_patch
+from gliotrail.params import Size, format_size
+from gliotrail.progress import progress
+
+Ints = npt.NDArray[np.int64]
+
+_CORNER = [f"corner_{axis}_vox" for axis in "ijk"]
+_SIZE = [f"size_{axis}_vox" for axis in "ijk"]
+_VOXELS = [f"voxels_{name}" for name in ("background", *CLASSES)]
+_CENTRED = "tumour_centred"
+
+
+@dataclass(frozen=True, eq=False)
+class PatchIndex:
+    """Which patches there are; N rows.
+
+    size_vox: of each of them.
+    cases: names; `case_number` (N,) counts in them.
+    corner_vox: (N, 3), in voxels of the RAS+ scan.
+    voxels: (N, 4), background and each class.
+    tumour_centred: (N,), drawn because its centre (corner + size // 2) is tumour.
+    """
+
+    size_vox: Vox3
+    cases: tuple[str, ...]
+    case_number: Ints
+    corner_vox: Ints
+    voxels: Ints
+    tumour_centred: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.case_number)
+
+
+def patch(section: params.Patch, prepared: Prepared, size: Size, out: Path) -> PatchIndex:
+    """Draw the patches of a size and write `out/SIZE/index.parquet`.
+
+    Of each training case `per_case` corners, each at most once (all of them where there are
+    fewer): first `tumour_centred * per_case` whose centre is tumour, uniformly; then the rest,
+    uniformly among all corners that are left. Their order is random, so that the first n are a
+    sample as well. Another size or case changes nothing: all comes from (seed, size, case name).
+
+    Args:
+        section: how many, which, the seed.
+        prepared: the output of `prepare`.
+        size: voxels along i, j, k.
+        out: the folder of all sizes.
+
+    Raises:
+        DataError: a training case with no patch of this size that stays inside the scan, clear
+            of the validation block and below the share of background.
+    """
+    names = prepared.split.training
+    rows = []
+    with progress(len(names), f"patch {format_size(size)}", "cases") as advance:
+        for name in names:
+            kept_out = prepared.split.kept_out.get(name)
+            rows.append(_draw(section, prepared.cases[name], size, kept_out))
+            advance(1)
+    corner_vox, voxels, centred = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    numbers = np.repeat(np.arange(len(names)), [len(row[0]) for row in rows])
+    index = PatchIndex(size, names, numbers, corner_vox, voxels, centred)
+    _write(index, out / format_size(size) / "index.parquet")
+    return index
+
+
+def _draw(
+    section: params.Patch, case: PreparedCase, size: Size, kept_out: Box | None
+) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
+    """Corners (n, 3), voxels (n, 4) and whether drawn for its centre (n,) of one case."""
+    corners, region = _corners_near_tumour(case, size)
+    labels_IJK = read_labels_patch(case, region)
+    counts = np.stack([_running_sums(labels_IJK == c + 1, size) for c in range(len(CLASSES))])
+    n_voxels = int(np.prod(size))
+    background = n_voxels - counts.sum(axis=0)
+    valid = background / n_voxels < section.background_below
+    if not valid.any():
+        raise DataError(
+            f"patches of {format_size(size)}", where=case.name,
+            wanted=f"a background share below {section.background_below:g}",
+            got=f"at least {background.min() / n_voxels:.4g} everywhere",
+        )  # fmt: skip
+    if kept_out is not None:
+        # the corners from which a patch reaches a voxel of the box
+        starts = [a - s + 1 for a, s in zip(kept_out.start_vox, size, strict=True)]
+        touching = Box(vox3(starts), kept_out.stop_vox).meet(corners)
+        valid[touching.shifted([-n for n in corners.start_vox]).slices] = False
+    if not valid.any():
+        raise DataError(
+            f"patches of {format_size(size)}", where=case.name,
+            wanted="one clear of the validation block and its margin", got="none",
+            do="make the size, the block or its margin smaller",
+        )  # fmt: skip
+    centre = Box.at([s // 2 for s in size], valid.shape).slices
+    central = np.flatnonzero(valid & (labels_IJK[centre] > 0))
+    rng = np.random.default_rng([section.seed, *size, *case.name.encode()])
+    n_central = min(len(central), round(section.tumour_centred * section.per_case))
+    first = rng.choice(central, n_central, replace=False)
+    valid.flat[first] = False
+    rest = np.flatnonzero(valid)
+    others = rng.choice(rest, min(len(rest), section.per_case - n_central), replace=False)
+    order = rng.permutation(len(first) + len(others))
+    drawn = np.concatenate([first, others])[order]
+    voxels = np.stack([background.ravel()[drawn], *counts.reshape(len(CLASSES), -1)[:, drawn]], 1)
+    corner_vox = np.stack(np.unravel_index(drawn, valid.shape), axis=1) + corners.start_vox
+    return corner_vox, voxels.astype(np.int64), order < len(first)
+
+
+def _corners_near_tumour(case: PreparedCase, size: Size) -> tuple[Box, Box]:
+    """The box of corners whose patches may hold tumour, and the box of all those patches' voxels.
+
+    The share of background is below a threshold of at most 1, so there is tumour in every patch.
+    """
+    limits = [n - s + 1 for n, s in zip(case.ras_shape_vox, size, strict=True)]
+    if min(limits) < 1:
+        wanted = f"at most {format_size(case.ras_shape_vox)}, its scan"
+        raise DataError("patch size", where=case.name, wanted=wanted, got=format_size(size))
+    tumour = Box.around(read_labels_patch(case, case.box) > 0).shifted(case.box.start_vox)
+    if 0 in tumour.size_vox:
+        raise DataError("labels of a training case", where=case.name, wanted="tumour", got="none")
+    starts = vox3([a - s + 1 for a, s in zip(tumour.start_vox, size, strict=True)])
+    corners = Box(starts, tumour.stop_vox).meet(Box((0, 0, 0), vox3(limits)))
+    stops = vox3([b - 1 + s for b, s in zip(corners.stop_vox, size, strict=True)])
+    return corners, Box(corners.start_vox, stops)
+
+
+def _running_sums(mask_IJK: npt.NDArray[np.bool_], size: Size) -> npt.NDArray[np.int32]:
+    """How many voxels are True in the box of `size` at each corner; (I-i+1, J-j+1, K-k+1)."""
+    sums = mask_IJK.astype(np.int32)
+    for axis, n in enumerate(size):
+        upto = np.moveaxis(np.cumsum(sums, axis=axis, dtype=np.int32), axis, 0)
+        window = upto[n - 1 :].copy()
+        window[1:] -= upto[:-n]
+        sums = np.moveaxis(window, 0, axis)
+    return sums
+
+
+def _write(index: PatchIndex, path: Path) -> None:
+    columns: dict[str, pa.Array] = {
+        "case": pa.DictionaryArray.from_arrays(
+            pa.array(index.case_number, pa.int32()), pa.array(index.cases)
+        )
+    }
+    for axis, name in enumerate(_CORNER):
+        columns[name] = pa.array(index.corner_vox[:, axis], pa.int32())
+    for axis, name in enumerate(_SIZE):
+        columns[name] = pa.array(np.full(len(index), index.size_vox[axis]), pa.int32())
+    for label, name in enumerate(_VOXELS):
+        columns[name] = pa.array(index.voxels[:, label], pa.int32())
+    columns[_CENTRED] = pa.array(index.tumour_centred)
+    with replacing(path) as partial:
+        pq.write_table(pa.table(columns), partial, compression="zstd")
+
+
+def read_index(path: Path) -> PatchIndex:
+    """Read an `index.parquet`.
+
+    Raises:
+        DataError: it is not there, is no such index, or has no rows.
+    """
+    wanted = ["case", *_CORNER, *_SIZE, *_VOXELS, _CENTRED]
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise DataError("no such file", where=path, do="run the stage patch first") from None
+    except (OSError, pa.ArrowException) as error:
+        raise DataError("patch index", where=path, got=str(error)) from None
+    if table.column_names != wanted or not table.num_rows:
+        got = f"{table.num_rows} rows of {', '.join(table.column_names)}"
+        raise DataError("patch index", where=path, wanted=f"rows of {', '.join(wanted)}", got=got)
+    case = table["case"].combine_chunks()
+    sizes = {vox3(row) for row in _numbers(table, _SIZE)}
+    if len(sizes) != 1:
+        raise DataError("patch index", where=path, wanted="one size", got=f"{len(sizes)} sizes")
+    return PatchIndex(
+        size_vox=sizes.pop(),
+        cases=tuple(case.dictionary.to_pylist()),
+        case_number=case.indices.to_numpy().astype(np.int64),
+        corner_vox=_numbers(table, _CORNER),
+        voxels=_numbers(table, _VOXELS),
+        tumour_centred=table[_CENTRED].to_numpy().astype(bool),
+    )
+
+
+def _numbers(table: pa.Table, names: list[str]) -> Ints:
+    return np.stack([table[name].to_numpy() for name in names], axis=1).astype(np.int64)

@@ -1,0 +1,146 @@
+"""Who is for training, for validation and for testing: by patient, never by patch."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gliotrail import params
+from gliotrail.errors import ParamsError
+from gliotrail.imaging.geometry import Box, Vox3, vox3
+
+_KEY = "prepare.split"
+
+
+@dataclass(frozen=True)
+class Region:
+    """A case, or a box of it (voxels of its scan in RAS+)."""
+
+    case: str
+    box: Box | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case names by part, sorted; every one is labelled and in one part only.
+
+    validation: whole scans, or one block of a training case.
+    kept_out: for training cases, the box that no training patch may touch: the validation block
+        grown by its margin.
+    """
+
+    training: tuple[str, ...]
+    validation: tuple[Region, ...]
+    test: tuple[str, ...]
+    kept_out: Mapping[str, Box]
+
+
+def make_split(section: params.Split, shapes_vox: Mapping[str, Vox3]) -> Split:
+    """Divide the labelled cases.
+
+    A share counts of all labelled cases, rounded to the nearest number, at least one. Which they
+    are: the sorted names are shuffled by `seed` once; test takes from the front, validation next.
+
+    Args:
+        section: the rule.
+        shapes_vox: each labelled case's scan in RAS+.
+
+    Raises:
+        ParamsError: a case that is not there or has no label, one in two parts, nothing left to
+            train on, a block of a case that is not for training or that leaves its scan.
+    """
+    names = sorted(shapes_vox)
+    shuffled = [names[n] for n in np.random.default_rng(section.seed).permutation(len(names))]
+    rule = section.validation
+    block = rule if isinstance(rule, params.ValidationBlock) else None
+    listed = (block.case,) if block else () if isinstance(rule, float) else rule
+    test = _part(section.test, "test", names, [name for name in shuffled if name not in listed])
+    left = [name for name in shuffled if name not in test]
+    validation = (
+        () if isinstance(rule, params.ValidationBlock) else _part(rule, "validation", names, left)
+    )
+    twice = sorted(set(test) & set(validation))
+    if twice:
+        raise ParamsError(_KEY, wanted="each case in one part", got=f"{twice[0]} in two")
+    training = tuple(name for name in names if name not in {*test, *validation})
+    if not training:
+        got = f"test {len(test)}, validation {len(validation)} of {len(names)} labelled cases"
+        raise ParamsError(f"{_KEY}: no case is left to train on", got=got)
+    if block is None:
+        return Split(training, tuple(Region(name) for name in validation), test, {})
+    box = _box(block, training, shapes_vox)
+    kept_out = {block.case: box.grown(block.margin_vox)}
+    return Split(training, (Region(block.case, box),), test, kept_out)
+
+
+def _part(
+    rule: Sequence[str] | float, key: str, names: Sequence[str], shuffled: Sequence[str]
+) -> tuple[str, ...]:
+    if isinstance(rule, float):
+        count = max(1, round(rule * len(names))) if rule else 0
+        return tuple(sorted(shuffled[:count]))
+    for name, times in Counter(rule).items():
+        if name not in names:
+            wanted = _few(names)
+            raise ParamsError(f"{_KEY}.{key}: labelled cases", wanted=wanted, got=repr(name))
+        if times > 1:
+            raise ParamsError(f"{_KEY}.{key}", wanted="each case once", got=f"{name} twice")
+    return tuple(sorted(rule))
+
+
+def _box(
+    block: params.ValidationBlock, training: Sequence[str], shapes_vox: Mapping[str, Vox3]
+) -> Box:
+    key = f"{_KEY}.validation"
+    if block.case not in training:
+        wanted = f"a training case: {_few(training)}"
+        raise ParamsError(f"{key}.case", wanted=wanted, got=repr(block.case))
+    box = Box(block.start_vox, block.stop_vox)
+    scan = Box((0, 0, 0), shapes_vox[block.case])
+    if 0 in box.size_vox or box.meet(scan) != box:
+        wanted = f"start_vox < stop_vox <= {list(scan.stop_vox)}, the scan of {block.case}"
+        got = f"{list(box.start_vox)} to {list(box.stop_vox)}"
+        raise ParamsError(key, wanted=wanted, got=got)
+    return box
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def split_to_json(split: Split) -> dict[str, Any]:
+    """A split as plain values for JSON."""
+    return {
+        "training": list(split.training),
+        "validation": [
+            {"case": region.case, "box": box_to_json(region.box) if region.box else None}
+            for region in split.validation
+        ],
+        "test": list(split.test),
+        "kept_out": {case: box_to_json(box) for case, box in split.kept_out.items()},
+    }
+
+
+def split_from_json(values: Mapping[str, Any]) -> Split:
+    """The inverse of `split_to_json`."""
+    return Split(
+        training=tuple(values["training"]),
+        validation=tuple(
+            Region(region["case"], box_from_json(region["box"]) if region["box"] else None)
+            for region in values["validation"]
+        ),
+        test=tuple(values["test"]),
+        kept_out={case: box_from_json(box) for case, box in values["kept_out"].items()},
+    )
+
+
+def box_to_json(box: Box) -> dict[str, list[int]]:
+    """A box as plain values for JSON."""
+    return {"start_vox": list(box.start_vox), "stop_vox": list(box.stop_vox)}
+
+
+def box_from_json(values: Mapping[str, Any]) -> Box:
+    """The inverse of `box_to_json`."""
+    return Box(vox3(values["start_vox"]), vox3(values["stop_vox"]))
