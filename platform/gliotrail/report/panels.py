@@ -1,0 +1,250 @@
+"""One plane of a scan as a panel, and panels laid out as a sheet at one common scale.
+
+Radiological view: axial and coronal planes are seen from the patient's feet and front, so the
+patient's left is on the viewer's right; sagittal planes have the front on the left. Arrays are RAS+
+(i left to right, j posterior to anterior, k inferior to superior).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
+
+from gliotrail.report.colours import FAINT, FOREGROUND, label_colours, rgb
+from gliotrail.report.figures import add_legend, add_text, add_title, new_figure
+
+Spacing = tuple[float, float, float]
+Window = tuple[float, float]
+Plane = npt.NDArray[Any]
+"""Pixels (rows, columns) as they are looked at: the first row is on top."""
+
+PLANES: Final[Mapping[str, int]] = {"axial": 2, "coronal": 1, "sagittal": 0}
+"""Each plane's name and the array axis that it is cut across."""
+_SIDES = {"axial": ("R", "L"), "coronal": ("R", "L"), "sagittal": ("A", "P")}
+_BARS_MM = (1, 2, 5, 10, 20, 50)
+
+_MARGIN_IN = 0.15
+_NAMES_IN = 0.85
+_GAP_IN = 0.06
+_LINE_IN = 0.24
+_LEAST_WIDTH_IN = 6.6
+
+
+def cut(volume_IJK: npt.NDArray[Any], plane: str, index: int) -> Plane:
+    """One plane as it is looked at: anterior or superior up, right or front on the left."""
+    return np.asarray(np.take(volume_IJK, index, axis=PLANES[plane])[::-1, ::-1].T)
+
+
+def pixel_mm(spacing_mm: Spacing, plane: str) -> tuple[float, float]:
+    """Width and height of a plane's pixel."""
+    width, height = (mm for axis, mm in enumerate(spacing_mm) if axis != PLANES[plane])
+    return width, height
+
+
+def size_mm(shape: Sequence[int], spacing_mm: Spacing, plane: str) -> tuple[float, float]:
+    """Width and height of a plane of a volume (I, J, K)."""
+    width, height = (n for axis, n in enumerate(shape) if axis != PLANES[plane])
+    width_mm, height_mm = pixel_mm(spacing_mm, plane)
+    return width * width_mm, height * height_mm
+
+
+def brain_mask(image_CIJK: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Where there is brain, in raw or standardised intensities alike: (I, J, K).
+
+    Background is what equals a corner of its axial slice in every channel. (It is 0 in raw scans,
+    and another number in each slice of scans standardised by slice.)
+    """
+    background = np.zeros(image_CIJK.shape[1:], bool)
+    for i, j in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        corner = image_CIJK[:, i, j, :][:, None, None, :]
+        background |= (image_CIJK == corner).all(axis=0)
+    return ~background if not background.all() else ~np.zeros_like(background)
+
+
+def grey_window(image_IJK: npt.NDArray[Any], brain: npt.NDArray[np.bool_]) -> Window:
+    """The intensities that are drawn black and white: percentiles 1 and 99.7 over the brain."""
+    low, high = np.percentile(image_IJK[brain], (1, 99.7))
+    return float(low), float(high) if high > low else float(low) + 1
+
+
+def greys(plane: Plane, brain: Plane, window: Window) -> Plane:
+    """Intensities as greys from 0 to 1; background is black."""
+    low, high = window
+    grey = np.clip((plane.astype(np.float32) - low) / (high - low), 0, 1)
+    return np.where(brain, grey, 0)
+
+
+def show_greys(axes: Axes, grey: Plane, pixel_size_mm: tuple[float, float]) -> None:
+    """Draw greys; one unit of the axes is one mm, the origin is the upper left corner."""
+    axes.imshow(
+        grey, cmap="gray", vmin=0, vmax=1, interpolation="bilinear",
+        extent=_extent(grey, pixel_size_mm),
+    )  # fmt: skip
+    axes.set_autoscale_on(False)
+
+
+def show_fill(
+    axes: Axes, codes: Plane, paints: Mapping[int, tuple[str, float]], pixel_size_mm: Any
+) -> None:
+    """Fill voxels by their code; `paints` gives each code's colour and how opaque it is."""
+    rgba = np.zeros((*codes.shape, 4))
+    for code, (colour, alpha) in paints.items():
+        rgba[codes == code] = (*rgb(colour), alpha)
+    axes.imshow(rgba, interpolation="nearest", extent=_extent(codes, pixel_size_mm))
+
+
+def show_outlines(
+    axes: Axes, labels: Plane, pixel_size_mm: tuple[float, float], width_pt: float = 1.1
+) -> None:
+    """Outline every class in its colour; open where a class runs out of the panel."""
+    width_mm, height_mm = pixel_size_mm
+    for label, colour in enumerate(label_colours(), start=1):
+        mask = np.pad(labels == label, 1, mode="edge").astype(float)
+        if mask.any() and not mask.all():
+            rows, columns = (np.arange(n) - 0.5 for n in mask.shape)
+            lines = axes.contour(
+                columns * width_mm, rows * height_mm, mask,
+                levels=[0.5], colors=[colour], linewidths=width_pt,
+            )  # fmt: skip
+            lines.set_path_effects([withStroke(linewidth=width_pt + 1.2, foreground="#00000099")])
+
+
+def mark_sides(axes: Axes, plane: str) -> None:
+    """Letters for the patient's right and left, or front and back."""
+    for letter, x, side in zip(_SIDES[plane], (0.02, 0.98), ("left", "right"), strict=True):
+        axes.text(
+            x, 0.98, letter, transform=axes.transAxes, ha=side, va="top", fontsize=8,
+            weight="bold", color=FOREGROUND,
+            path_effects=[withStroke(linewidth=2, foreground="black")],
+        )  # fmt: skip
+
+
+def mark_cuts(axes: Axes, x_mm: float, y_mm: float) -> None:
+    """Faint lines where the other two planes cut this one."""
+    axes.axvline(x_mm, color=FOREGROUND, linewidth=0.5, alpha=0.35)
+    axes.axhline(y_mm, color=FOREGROUND, linewidth=0.5, alpha=0.35)
+
+
+def caption(axes: Axes, text: str) -> None:
+    """Literal text at the foot of a panel."""
+    axes.text(
+        0.03, 0.03, text, transform=axes.transAxes, va="bottom", fontsize=7, color=FOREGROUND,
+        parse_math=False, path_effects=[withStroke(linewidth=2, foreground="black")],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A figure with its panels, row by row, and its scale."""
+
+    figure: Figure
+    panels: tuple[tuple[Axes, ...], ...]
+    inch_per_mm: float
+
+
+def new_sheet(
+    *,
+    widths_mm: Sequence[float],
+    heights_mm: Sequence[float],
+    title: str,
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    legends: Sequence[Sequence[tuple[Artist, str]]],
+    note: str,
+) -> Sheet:
+    """Lay out columns of `widths_mm` and rows of `heights_mm` at one scale, with one scale bar.
+
+    Below the panels are the scale bar and one line for each legend, then the note.
+    """
+    n_rows, n_columns = len(heights_mm), len(widths_mm)
+    gaps_in = (n_columns - 1) * _GAP_IN
+    scale = min(
+        (10.2 - _NAMES_IN - 2 * _MARGIN_IN - gaps_in) / sum(widths_mm),
+        2.5 / max(widths_mm),
+        7.5 / sum(heights_mm),
+    )
+    width_in = _NAMES_IN + 2 * _MARGIN_IN + gaps_in + sum(widths_mm) * scale
+    top_in = 0.75 if any(column_names) else 0.5
+    foot_in = _LINE_IN * (len(legends) + 1) + 0.25
+    panels_in = sum(heights_mm) * scale + (n_rows - 1) * _GAP_IN
+    height_in = top_in + panels_in + foot_in
+    figure = new_figure(max(width_in, _LEAST_WIDTH_IN), height_in)
+    width_in = figure.get_size_inches()[0]
+
+    add_title(figure, _MARGIN_IN, height_in - 0.26, title)
+    panels, y_in = [], height_in - top_in
+    for row, (name, high_mm) in enumerate(zip(row_names, heights_mm, strict=True)):
+        y_in -= high_mm * scale
+        add_text(figure, _MARGIN_IN, y_in + high_mm * scale / 2, name)
+        x_in, line = _NAMES_IN + _MARGIN_IN, []
+        for column, wide_mm in zip(column_names, widths_mm, strict=True):
+            if row == 0:
+                middle_in = x_in + wide_mm * scale / 2
+                add_text(figure, middle_in, height_in - 0.62, column, ha="center")
+            rectangle_in = (x_in, y_in, wide_mm * scale, high_mm * scale)
+            line.append(_panel(figure, rectangle_in))
+            x_in += wide_mm * scale + _GAP_IN
+        panels.append(tuple(line))
+        y_in -= _GAP_IN
+
+    y_in = foot_in - 0.28
+    left_in = _NAMES_IN + _MARGIN_IN
+    bar_mm = scale_bar_mm(max(widths_mm))
+    _scale_bar(figure, _MARGIN_IN, y_in, bar_mm, scale)
+    for entries in legends:
+        add_legend(
+            figure, entries, loc="center left", ncol=len(entries), columnspacing=1.1,
+            handletextpad=0.5, handlelength=1.6, borderaxespad=0,
+            bbox_to_anchor=(left_in / width_in, y_in / height_in),
+        )  # fmt: skip
+        y_in -= _LINE_IN
+    add_text(figure, left_in, y_in, note, color=FAINT, fontsize=7.5)
+    return Sheet(figure, tuple(panels), scale)
+
+
+def scale_bar_mm(panel_mm: float) -> int:
+    """A round length of at most half a panel's width (at least 1 mm)."""
+    return max([mm for mm in _BARS_MM if mm <= panel_mm / 2] or [_BARS_MM[0]])
+
+
+def swatch(colour: str, alpha: float = 1) -> Patch:
+    """A filled box for a legend."""
+    return Patch(facecolor=(*rgb(colour), alpha), edgecolor="none")
+
+
+def outlined(colour: str, alpha: float = 0) -> Patch:
+    """An outlined box for a legend, with a translucent fill."""
+    return Patch(facecolor=(*rgb(colour), alpha), edgecolor=colour, linewidth=1.3)
+
+
+def _extent(plane: Plane, pixel_size_mm: tuple[float, float]) -> tuple[float, float, float, float]:
+    rows, columns = plane.shape[:2]
+    width_mm, height_mm = pixel_size_mm
+    return 0, columns * width_mm, rows * height_mm, 0
+
+
+def _panel(figure: Figure, rectangle_in: tuple[float, float, float, float]) -> Axes:
+    width_in, height_in = figure.get_size_inches()
+    x, y, w, h = rectangle_in
+    axes = figure.add_axes((x / width_in, y / height_in, w / width_in, h / height_in))
+    axes.set_facecolor("black")
+    axes.set_axis_off()
+    return axes
+
+
+def _scale_bar(figure: Figure, x_in: float, y_in: float, bar_mm: float, scale: float) -> None:
+    width_in, height_in = figure.get_size_inches()
+    bar = Rectangle(
+        (x_in / width_in, (y_in - 0.06) / height_in), bar_mm * scale / width_in, 0.035 / height_in,
+        transform=figure.transFigure, facecolor=FOREGROUND, edgecolor="none",
+    )  # fmt: skip
+    bar.set_gid("scale bar")
+    figure.add_artist(bar)
+    add_text(figure, x_in, y_in + 0.06, f"{bar_mm:g} mm", fontsize=8)
