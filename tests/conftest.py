@@ -5,4 +5,5 @@ pytest_plugins = (
     "tests.support.needs",
     "tests.support.rooms",
     "tests.support.projects",
+    "tests.support.scans",
 )

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import requests
+import urllib3
 
 from gliotrail.errors import DataError
 from gliotrail.progress import progress
@@ -46,7 +47,7 @@ def download(url: str, path: Path, md5: str, tries: int = 5, wait_s: float = 1.0
         try:
             _go_on(url, part)
             break
-        except (requests.ConnectionError, requests.Timeout, _InterruptedError) as error:
+        except _BROKEN as error:
             failures = 1 if _size(part) > furthest else failures + 1
             furthest = max(furthest, _size(part))
             if failures >= tries:
@@ -68,6 +69,14 @@ def download(url: str, path: Path, md5: str, tries: int = 5, wait_s: float = 1.0
 
 class _InterruptedError(Exception):
     """Worth another try."""
+
+
+_BROKEN = (
+    requests.ConnectionError,
+    requests.Timeout,
+    urllib3.exceptions.HTTPError,
+    _InterruptedError,
+)
 
 
 def _go_on(url: str, part: Path) -> None:
@@ -94,7 +103,7 @@ def _go_on(url: str, part: Path) -> None:
             part.open("ab" if start else "wb") as stream,
             progress(total, "download", "bytes", done=start) as advance,
         ):
-            for block in answer.iter_content(_BLOCK_BYTES):
+            while block := answer.raw.read1(_BLOCK_BYTES):  # what is there, so nothing is lost
                 stream.write(block)
                 advance(len(block))
     if total and _size(part) < total:
@@ -112,8 +121,8 @@ def unpack(archive: Path, folder: Path) -> None:
             sparse file in it; two members of a name; no room on the disk.
     """
     n_bytes = archive.stat().st_size
-    _check_room(folder.parent, n_bytes)
     folder.mkdir(parents=True)
+    _check_room(folder, n_bytes)
     try:
         with (
             tarfile.open(archive, "r:") as tar,

@@ -219,7 +219,7 @@ def _shape(fields: Any, path: Path) -> tuple[int, ...]:
 def _dtype(fields: Any, path: Path) -> np.dtype[Any]:
     try:
         dtype: np.dtype[Any] = np.dtype(fields.get_data_dtype())
-    except HeaderDataError:
+    except (HeaderDataError, KeyError):
         dtype = np.dtype(object)
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         got = f"code {fields['datatype']}"

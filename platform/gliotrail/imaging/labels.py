@@ -36,7 +36,7 @@ _CHANNEL_NAMES = {
 }  # fmt: skip
 
 
-def channel_name(name: str) -> str:
+def channel_name(name: str, where: object = None) -> str:
     """The standard name of a channel: `t1ce`, `T1gd` and `t1c` are all T1gd.
 
     Raises:
@@ -44,7 +44,8 @@ def channel_name(name: str) -> str:
     """
     standard = _CHANNEL_NAMES.get(name.strip().lower())
     if standard is None:
-        raise DataError("channel name", wanted=f"one of {', '.join(CHANNELS)}", got=repr(name))
+        wanted = f"one of {', '.join(CHANNELS)}"
+        raise DataError("channel name", where=where, wanted=wanted, got=repr(name))
     return standard
 
 
@@ -54,7 +55,7 @@ def channel_order(names: Sequence[str], where: object = None) -> tuple[int, ...]
     Raises:
         DataError: a channel is missing, doubled or unknown.
     """
-    standard = [channel_name(name) for name in names]
+    standard = [channel_name(name, where) for name in names]
     if sorted(standard) != sorted(CHANNELS):
         raise DataError(
             "channels", where=where, wanted=", ".join(CHANNELS), got=", ".join(map(str, names))

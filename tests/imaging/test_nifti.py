@@ -1,0 +1,315 @@
+import gzip
+import struct
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from gliotrail.errors import DataError
+from gliotrail.imaging.header import read_header
+from gliotrail.imaging.nifti import read_image, read_labels, write_labels
+from tests.support.scans import DEMO, rewrite, save
+
+CROP = DEMO / "crops/BRATS_119_crop_image.nii.gz"
+CROP_LABEL = DEMO / "crops/BRATS_119_crop_label.nii.gz"
+GEOMETRY = ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c",
+            "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y",
+            "srow_z")  # fmt: skip
+OBLIQUE = np.array([[0, -0.8, 0.1, 20], [-1.1, 0, 0, 5], [0.1, 0.2, -2.9, -7], [0, 0, 0, 1.0]])
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A small image to spoil."""
+    values = np.random.default_rng(1).integers(0, 900, (5, 6, 7, 4)).astype(np.int16)
+    return save(tmp_path / "image.nii.gz", values, OBLIQUE)
+
+
+@pytest.fixture
+def label(tmp_path: Path) -> Path:
+    """Labels on the grid of `image`, to spoil."""
+    values = np.random.default_rng(2).integers(0, 4, (5, 6, 7)).astype(np.uint8)
+    return save(tmp_path / "label.nii.gz", values, OBLIQUE)
+
+
+def poke(path: Path, offset: int, layout: str, *values: float) -> None:
+    """Overwrite header fields at a byte offset of the NIfTI-1 header."""
+    rewrite(path, lambda content: struct.pack_into(layout, content, offset, *values))
+
+
+def test_a_real_scan_is_read_as_nibabel_reads_it() -> None:
+    scan, reference = read_image(CROP), nib.load(CROP)
+    assert np.array_equal(scan.array, reference.get_fdata())
+    assert scan.array.dtype == np.float32
+    assert np.array_equal(scan.affine, reference.affine)
+    assert scan.spacing_mm == (1, 1, 1)
+    assert read_labels(CROP_LABEL, like=scan).array.dtype == np.uint8
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "f4", "f8"])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_every_kind_of_file_is_read(
+    tmp_path: Path, kind: type, order: str, dtype: str, name: str
+) -> None:
+    values = np.random.default_rng(3).integers(0, 100, (3, 4, 5, 4)).astype(order + dtype)
+    header = kind.header_class(endianness=order)
+    header.set_data_dtype(values.dtype)
+    nib.save(kind(values, OBLIQUE, header), tmp_path / name)
+    scan = read_image(tmp_path / name)
+    assert np.array_equal(scan.array, values)
+    assert scan.array.dtype == np.dtype(dtype)
+    assert np.allclose(scan.affine, OBLIQUE, atol=1e-6)
+
+
+def test_slope_and_intercept_are_honoured(image: Path) -> None:
+    raw = read_image(image).array
+    poke(image, 112, "<ff", 0.5, -3.0)
+    assert np.array_equal(read_image(image).array, raw * 0.5 - 3)
+    assert np.array_equal(read_image(image).array, nib.load(image).get_fdata())
+
+
+def test_a_header_extension_is_passed_over(image: Path) -> None:
+    before = read_image(image).array
+    extended = nib.load(image)
+    extended.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"who, when"))
+    nib.save(extended, image)
+    assert read_header(image).offset_bytes > 352
+    assert np.array_equal(read_image(image).array, before)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("order", "<>")
+def test_a_mask_keeps_the_input_s_geometry_byte_for_byte(
+    tmp_path: Path, kind: type, order: str
+) -> None:
+    header = kind.header_class(endianness=order)
+    header.set_data_dtype(np.int16)
+    image = kind(np.ones((5, 6, 7, 4), order + "i2"), OBLIQUE, header)
+    image.header.set_qform(OBLIQUE, code=3, strip_shears=True)  # a qform unlike the sform
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, tmp_path / "image.nii.gz")
+    scan = read_image(tmp_path / "image.nii.gz")
+    labels = np.random.default_rng(4).integers(0, 4, (5, 6, 7)).astype(np.uint8)
+    write_labels(tmp_path / "mask.nii.gz", labels, scan)
+    kept = nib.load(tmp_path / "image.nii.gz").header
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    for field in GEOMETRY:
+        assert mask.header[field].tobytes() == kept[field].tobytes(), field
+    assert mask.header.get_data_dtype() == np.uint8
+    assert np.array_equal(mask.dataobj, labels)
+    assert np.array_equal(mask.affine, scan.affine)
+    assert np.array_equal(read_labels(tmp_path / "mask.nii.gz", like=scan).array, labels)
+
+
+def test_equal_masks_are_equal_files(tmp_path: Path) -> None:
+    scan = read_image(CROP)
+    labels = read_labels(CROP_LABEL).array
+    write_labels(tmp_path / "one.nii.gz", labels, scan)
+    write_labels(tmp_path / "other.nii.gz", np.ascontiguousarray(labels), scan)
+    assert (tmp_path / "one.nii.gz").read_bytes() == (tmp_path / "other.nii.gz").read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros((5, 6), np.uint8), "shape: wanted 5 x 6 x 7, got 5 x 6"),
+        (np.full((5, 6, 7), 4, np.uint8), "label values: .* got 4"),
+    ],
+)
+def test_a_mask_that_is_none_is_not_written_over_a_good_one(
+    tmp_path: Path, image: Path, labels: np.ndarray, message: str
+) -> None:
+    (tmp_path / "mask.nii").write_text("a good one")
+    with pytest.raises(DataError, match=message):
+        write_labels(tmp_path / "mask.nii", labels, read_image(image))
+    assert (tmp_path / "mask.nii").read_text() == "a good one"
+
+
+def test_reading_leaves_a_file_as_it_was(image: Path) -> None:
+    before = (image.read_bytes(), image.stat().st_mtime_ns)
+    read_image(image).array[:] = 0
+    assert (image.read_bytes(), image.stat().st_mtime_ns) == before
+
+
+def refused(path: Path, message: str) -> None:
+    """Reading the image fails with one line that starts with the file's name."""
+    with pytest.raises(DataError, match=message) as caught:
+        read_image(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "image.nii.gz", "no such file")
+
+
+@pytest.mark.parametrize("share", [0.2, 0.9, 0.999])
+def test_a_truncated_gzip_is_refused(image: Path, share: float) -> None:
+    content = image.read_bytes()
+    image.write_bytes(content[: int(share * len(content))])
+    refused(image, "truncated file")
+
+
+def test_a_whole_gzip_of_too_few_voxels_is_refused(image: Path) -> None:
+    rewrite(image, lambda content: content[:-1])
+    refused(image, "truncated file")
+
+
+def test_a_damaged_gzip_is_refused(image: Path) -> None:
+    content = bytearray(image.read_bytes())
+    content[-6] ^= 1  # its check sum
+    image.write_bytes(content)
+    refused(image, "damaged file: got CRC check failed")
+
+
+def test_bytes_after_the_voxels_are_refused(image: Path) -> None:
+    rewrite(image, lambda content: content + b"0")
+    refused(image, "wanted an end after 5 x 6 x 7 x 4 voxels, got more bytes")
+
+
+def test_rubbish_after_the_gzip_stream_is_refused(image: Path) -> None:
+    image.write_bytes(image.read_bytes() + b"rubbish")
+    refused(image, "damaged file: got Not a gzipped file")
+
+
+@pytest.mark.parametrize("extra", [-1, 1])
+def test_a_plain_file_of_another_length_is_refused(image: Path, extra: int) -> None:
+    plain = image.with_suffix("")
+    content = gzip.decompress(image.read_bytes())
+    plain.write_bytes(content[:extra] if extra < 0 else content + b"0")
+    refused(plain, "truncated file" if extra < 0 else "bytes: wanted 2032 as it says, got 2033")
+
+
+def test_a_name_that_lies_about_gzip_is_refused(image: Path) -> None:
+    plain = image.with_suffix("")
+    plain.write_bytes(image.read_bytes())
+    refused(plain, "content: wanted plain NIfTI, got gzip")
+    image.write_bytes(gzip.decompress(image.read_bytes()))
+    refused(image, "content: wanted gzip, got something else")
+    image.write_bytes(b"")
+    refused(image, "content: wanted gzip, got an empty file")
+
+
+@pytest.mark.parametrize("name", ["image.img", "image.mgz", ".nii.gz", "image"])
+def test_another_extension_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    refused(tmp_path / name, "file name: wanted NAME.nii.gz or NAME.nii")
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "image.nii").mkdir()
+    refused(tmp_path / "image.nii", "can't be read: got Is a directory")
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 7), (5, 6, 7, 3), (5, 6, 7, 5), (5, 6, 7, 2, 2)])
+def test_anything_but_three_axes_and_four_channels_is_refused(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    path = save(tmp_path / "image.nii.gz", np.ones(shape, np.int16))
+    got = " x ".join(map(str, shape))
+    refused(path, f"shape: wanted I x J x K x 4 channels, got {got}$")
+
+
+def test_one_channel_needs_no_fourth_axis(label: Path) -> None:
+    assert read_image(label, channels=1).array.shape == (5, 6, 7, 1)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_refused(tmp_path: Path, value: float) -> None:
+    values = np.ones((5, 6, 7, 4), np.float32)
+    values[1, 2, 3, 2] = value
+    path = save(tmp_path / "image.nii.gz", values)
+    refused(path, "channel 2: wanted finite numbers, got 1 voxels of NaN or infinity")
+
+
+def test_a_small_file_can_t_ask_for_gigabytes(image: Path) -> None:
+    header = gzip.decompress(image.read_bytes())[:352]
+    image.write_bytes(gzip.compress(header))
+    poke(image, 42, "<4h", 1200, 1200, 1600, 4)
+    refused(image, "size: wanted at most 8 GiB of voxels, got 1200 x 1200 x 1600 x 4 of int16, 17")
+    poke(image, 42, "<4h", 900, 900, 600, 4)  # below the limit, yet no gzip is packed so well
+    refused(image, "truncated file")
+
+
+def test_the_limit_is_a_parameter(image: Path) -> None:
+    with pytest.raises(DataError, match="size: wanted at most"):
+        read_image(image, limit_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    ("offset", "layout", "values", "message"),
+    [
+        (40, "<h", (2,), r"dimensions: wanted 3 or 4, each at least 1, got dim \[2, 5, 6\]"),
+        (40, "<h", (-4,), "dimensions|header"),
+        (42, "<h", (0,), "dimensions"),
+        (44, "<h", (-6,), "dimensions"),
+        (70, "<h", (32,), "data type: wanted whole or real numbers, got code 32"),
+        (70, "<h", (999,), "data type: .*got code 999"),
+        (0, "<i", (347,), "header|format"),
+        (344, "<4s", (b"ni1\0",), "format: wanted NIfTI in one file"),
+        (108, "<f", (12.0,), "vox_offset: wanted from 348, got 12"),
+        (112, "<ff", (np.inf, 0), "scaling: wanted finite"),
+        (123, "<B", (1,), r"units of length: wanted 2 \(mm\), got 1"),
+        (252, "<hh", (0, 0), "orientation: wanted an sform or a qform, got none"),
+        (280, "<f", (np.nan,), "affine: wanted finite numbers, got NaN or infinity"),
+        (280, "<8f", (1, 0, 0, 0, 1, 0, 0, 0), "affine: wanted three axes, not in a plane"),
+        (280, "<4f", (0, 0, 0, 0), "affine: wanted three axes"),
+        (252, "<2h3f", (1, 0, 2.0, 2.0, 2.0), "affine: got"),
+    ],
+)
+def test_a_header_that_can_t_be_is_refused(
+    image: Path, offset: int, layout: str, values: tuple[float, ...], message: str
+) -> None:
+    poke(image, offset, layout, *values)
+    refused(image, message)
+
+
+def test_labels_of_another_shape_are_refused(tmp_path: Path, image: Path) -> None:
+    path = save(tmp_path / "label.nii.gz", np.ones((5, 6, 8), np.uint8), OBLIQUE)
+    with pytest.raises(DataError, match=r"shape: wanted 5 x 6 x 7 as .*image"):
+        read_labels(path, like=read_image(image))
+
+
+def test_labels_on_another_grid_are_refused(tmp_path: Path, image: Path) -> None:
+    scan = read_image(image)
+    for codes in ((-1, 1, 1, 1), (1, 1, 1, 1)):
+        moved = OBLIQUE @ np.diag(codes)
+        moved[0, 3] += 0.02 if codes[0] == 1 else 0
+        path = save(tmp_path / "label.nii.gz", np.ones((5, 6, 7), np.uint8), moved)
+        with pytest.raises(DataError, match=r"affine: wanted that of .*mm away"):
+            read_labels(path, like=scan)
+
+
+def test_rounding_of_an_affine_is_forgiven(tmp_path: Path, image: Path, label: Path) -> None:
+    moved = OBLIQUE.copy()
+    moved[:3, 3] += 1e-4
+    path = save(tmp_path / "moved.nii.gz", read_labels(label).array, moved)
+    assert read_labels(path, like=read_image(image)).shape_vox == (5, 6, 7)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(np.uint8, 4), (np.int16, -1), (np.float32, 1.5), (np.int32, 300), (np.float64, -2)],
+)
+def test_label_values_outside_0_to_3_are_refused(tmp_path: Path, dtype: type, value: float) -> None:
+    values = np.zeros((5, 6, 7), dtype)
+    values[4, 5, 6] = value
+    path = save(tmp_path / "label.nii.gz", values)
+    with pytest.raises(DataError, match=f"label values: wanted among 0, 1, 2, 3.*got {value:g}$"):
+        read_labels(path)
+
+
+def test_whole_numbers_stored_as_floats_are_labels(tmp_path: Path) -> None:
+    values = np.random.default_rng(5).integers(0, 4, (5, 6, 7)).astype(np.float32)
+    labels = read_labels(save(tmp_path / "label.nii.gz", values)).array
+    assert labels.dtype == np.uint8
+    assert np.array_equal(labels, values)
+
+
+def test_labels_with_a_channel_axis_are_refused(image: Path) -> None:
+    with pytest.raises(DataError, match=r"shape: wanted I x J x K, got 5 x 6 x 7 x 4"):
+        read_labels(image)
