@@ -29,7 +29,7 @@ if ! [ -f "$(1)/.installed" ]; then
 	"$(BASE_PYTHON)" -m venv --clear "$(1)"
 fi
 rm -f "$(1)/.installed"
-PIP_CONSTRAINT=$(2) "$(1)/bin/python" -m pip install --quiet --disable-pip-version-check $(4)
+PIP_CONSTRAINT=$(2) "$(1)/bin/python" -m pip install -qq --disable-pip-version-check $(4)
 echo "$$key" >"$(1)/.installed"
 echo "installation took $$SECONDS s"
 endef
