@@ -18,4 +18,5 @@ def _size() -> params.Size:
 
 if __name__ == "__main__":
     with one_line_errors():
-        patch(params.load().patch, load_prepared(Path("data/prepare")), _size(), Path("data/patch"))
+        section, size = params.load().patch, _size()
+        patch(section, load_prepared(Path("data/prepare")), size, Path("data/patch"))

@@ -199,6 +199,8 @@ class Train(Section):
     patch_size: PatchSizeOrSweep
     weight_decay: Annotated[Number, Field(ge=0, le=1)]
     warmup: Annotated[float, Field(ge=0, lt=1)]
+    average: Annotated[float, Field(ge=0, lt=1)]
+    keep: Literal["last", "best"]
     batch_size: Count
     epochs: Count
     epoch_voxels: Count
@@ -242,7 +244,8 @@ def validate(values: object, where: object = "params") -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        problems = error.errors()
+        # a mistyped key is also a missing one: name what is there
+        problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
         more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
         raise _as_params_error(problems[0], values, where, more) from None
 

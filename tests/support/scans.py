@@ -60,6 +60,13 @@ def save(path: Path, array: Any, affine: Any = None, **header: Any) -> Path:
     return path
 
 
+def with_values(path: Path, change: Callable[[Any], Any], affine: Any = None) -> None:
+    """Replace the array of a NIfTI file by `change` of it, and the affine if one is given."""
+    image = nib.load(path)
+    values = np.asarray(image.dataobj).copy()
+    save(path, change(values), image.affine if affine is None else affine)
+
+
 def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change a JSON file in place."""
     values = json.loads(path.read_text())

@@ -214,7 +214,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _mapped(path: Path, shape: Sequence[int]) -> npt.NDArray[Any]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError("prepared array", where=path, got=str(error)) from None
     if array.shape != tuple(shape):
         raise DataError("shape", where=path, wanted=tuple(shape), got=array.shape)
@@ -350,7 +350,7 @@ def _small_type(
 ) -> npt.NDArray[Any]:
     """A copy, channels in the order of CHANNELS, i fastest; int16 where that loses nothing."""
     low, high = ras_IJKC.min(), ras_IJKC.max()
-    if max(-float(low), float(high)) > np.finfo(np.float32).max:
+    if max(-float(low), float(high)) > float(np.finfo(np.float32).max):
         raise DataError("voxel values", where=path, wanted="within float32", got=f"{high:g}")
     limits = np.iinfo(np.int16)
     whole = (
