@@ -1,0 +1,169 @@
+"""Dice, sensitivity and specificity: of probabilities in tensors, and of label volumes as counts.
+
+Tensors are (B, C, I, J, K): sample, class, left-right, posterior-anterior, inferior-superior.
+Label volumes are (I, J, K) with the codes 0 to 3 of `imaging.labels`; each of the three CLASSES
+and of the three nested REGIONS is a set of codes, and TP, FP, FN, TN of all six come out of one
+4x4 table of how often which label was predicted where which label is true.
+
+Counts know no epsilon. Where truth or prediction is empty, this is the rule:
+
+| truth | prediction | Dice | sensitivity | surface Dice | HD95 |
+|---|---|---|---|---|---|
+| empty | empty | undefined | undefined | undefined | undefined |
+| empty | some | 0 | undefined | 0 | undefined |
+| some | empty | 0 | 0 | 0 | undefined |
+
+Undefined is None (NaN in a tensor), never a 0 or 1. Specificity is undefined only where the truth
+fills the grid. A mean is over the defined values alone, and always comes with `n`, how many they
+are; what was empty is named beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gliotrail.errors import DataError
+from gliotrail.imaging.labels import CLASSES, Labels
+
+if TYPE_CHECKING:  # nothing here needs torch at run time, so that scoring files starts fast
+    from torch import Tensor
+
+SPATIAL: Final = (2, 3, 4)
+EPS: Final = 1e-5
+N_LABELS: Final = len(CLASSES) + 1
+CLASS_LABELS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
+    {name: (label,) for label, name in enumerate(CLASSES, start=1)}
+)
+"""The label codes of each class, as REGIONS has those of each region."""
+_BLOCK_VOXELS: Final = 2**20
+
+
+def dice_coefficient(
+    probabilities_BCIJK: Tensor,
+    targets_BCIJK: Tensor,
+    eps: float = EPS,
+    threshold: float | None = 0.5,
+) -> Tensor:
+    """(2 sum(y p) + eps) / (sum(y) + sum(p) + eps) per sample and class (B, C).
+
+    p is whether the probability is above `threshold`; with None it is the probability itself.
+    A sample's Dice coefficient is the mean over its classes.
+    """
+    p, y = probabilities_BCIJK, targets_BCIJK.double()
+    p = (p if threshold is None else p > threshold).double()
+    return (2 * (y * p).sum(SPATIAL) + eps) / (y.sum(SPATIAL) + p.sum(SPATIAL) + eps)
+
+
+def sensitivity(
+    probabilities_BCIJK: Tensor, targets_BCIJK: Tensor, threshold: float = 0.5
+) -> Tensor:
+    """TP / (TP + FN) per sample and class (B, C); NaN where the truth is empty. Also: recall."""
+    truth, found = targets_BCIJK > 0.5, probabilities_BCIJK > threshold
+    return (truth & found).sum(SPATIAL).double() / truth.sum(SPATIAL)
+
+
+def specificity(
+    probabilities_BCIJK: Tensor, targets_BCIJK: Tensor, threshold: float = 0.5
+) -> Tensor:
+    """TN / (TN + FP) per sample and class (B, C); NaN where the truth is everywhere."""
+    free, found = targets_BCIJK <= 0.5, probabilities_BCIJK > threshold
+    return (free & ~found).sum(SPATIAL).double() / free.sum(SPATIAL)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Voxels of one class or region: true and false positives, false and true negatives."""
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+
+    @property
+    def ref(self) -> int:
+        """Voxels of the truth."""
+        return self.tp + self.fn
+
+    @property
+    def pred(self) -> int:
+        """Voxels of the prediction."""
+        return self.tp + self.fp
+
+    @property
+    def dice(self) -> float | None:
+        """2 TP / (2 TP + FP + FN); None where truth and prediction are empty."""
+        return _ratio(2 * self.tp, self.ref + self.pred)
+
+    @property
+    def sensitivity(self) -> float | None:
+        """TP / (TP + FN); None where the truth is empty."""
+        return _ratio(self.tp, self.ref)
+
+    @property
+    def specificity(self) -> float | None:
+        """TN / (TN + FP); None where the truth is everywhere."""
+        return _ratio(self.tn, self.tn + self.fp)
+
+
+def confusion(
+    ref_IJK: Labels, pred_IJK: Labels, where_IJK: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.int64]:
+    """How many voxels have the label r in the truth and p in the prediction, as [r, p] (4, 4).
+
+    One pass in blocks of a mebivoxel: the volumes may be memory-mapped. With `where_IJK`, only
+    the voxels inside it.
+
+    Raises:
+        DataError: shapes differ, or a label is not 0, 1, 2 or 3.
+    """
+    for name, other in (("prediction", pred_IJK), ("mask", where_IJK)):
+        if other is not None and other.shape != ref_IJK.shape:
+            raise DataError(f"shape of the {name}", wanted=ref_IJK.shape, got=other.shape)
+    counts = np.zeros(N_LABELS**2, np.int64)
+    step = max(1, _BLOCK_VOXELS // max(1, ref_IJK[:1].size))
+    for start in range(0, len(ref_IJK), step):
+        block = slice(start, start + step)
+        ref, pred = _codes(ref_IJK[block], "truth"), _codes(pred_IJK[block], "prediction")
+        joint = ref * np.uint8(N_LABELS) + pred
+        inside = joint.ravel() if where_IJK is None else joint[where_IJK[block]]
+        counts += np.bincount(inside, minlength=N_LABELS**2)
+    return counts.reshape(N_LABELS, N_LABELS)
+
+
+def counts_of(confusion_rp: npt.NDArray[np.int64], labels: Iterable[int]) -> Counts:
+    """The counts of a class or region, given as its label codes, from the 4x4 table."""
+    own = np.isin(np.arange(N_LABELS), list(labels))
+    tp, fp = confusion_rp[own][:, own].sum(), confusion_rp[~own][:, own].sum()
+    fn, tn = confusion_rp[own][:, ~own].sum(), confusion_rp[~own][:, ~own].sum()
+    return Counts(int(tp), int(fp), int(fn), int(tn))
+
+
+class Mean(NamedTuple):
+    """A mean over the defined values, and how many they are; None over none."""
+
+    value: float | None
+    n: int
+
+
+def mean_defined(values: Iterable[float | None]) -> Mean:
+    """The mean of all that is not None."""
+    defined = [value for value in values if value is not None]
+    return Mean(_ratio(sum(defined), len(defined)), len(defined))
+
+
+def _ratio(part: float, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _codes(labels: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
+    if labels.size and not (labels.min() >= 0 and labels.max() < N_LABELS):
+        raise DataError(
+            f"labels of the {name}", wanted="0, 1, 2, 3", got=f"{labels.min()} to {labels.max()}"
+        )
+    return labels.astype(np.uint8, copy=False)

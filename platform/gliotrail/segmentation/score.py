@@ -1,0 +1,200 @@
+"""A patient's score: every measure of a predicted label volume against the true one.
+
+All of it comes from the two label volumes alone, so that scoring a saved mask gives the numbers
+of `metrics.json` again. What is undefined, and what an empty class does: see `metrics`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from gliotrail.errors import DataError
+from gliotrail.imaging.geometry import Box, to_ras
+from gliotrail.imaging.header import check_same_grid
+from gliotrail.imaging.labels import CLASSES, REGIONS, Labels, to_msd
+from gliotrail.imaging.nifti import Scan, read_image
+from gliotrail.segmentation.metrics import (
+    CLASS_LABELS,
+    EPS,
+    confusion,
+    counts_of,
+    mean_defined,
+)
+from gliotrail.segmentation.surface import hd95_mm, surface_dice
+
+Scheme = Literal["msd", "brats21", "brats23"]
+SURFACE_TOLERANCE_MM: Final = 1.0
+"""How far a surface may be off and still count in `surface_dice`."""
+
+
+class _Rates(BaseModel):
+    """What is measured of a class or region, and averaged. None is undefined.
+
+    `*_brain` are over the voxels of the brain mask; None without one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    dice: float | None
+    sensitivity: float | None
+    specificity: float | None
+    hd95_mm: float | None
+    surface_dice: float | None
+    dice_brain: float | None
+    sensitivity_brain: float | None
+    specificity_brain: float | None
+
+
+class Measures(_Rates):
+    """One class or region."""
+
+    volume_ref_ml: float
+    volume_pred_ml: float
+
+
+class Means(_Rates):
+    """Means over three classes, or three regions: of each measure, over its `n` defined values."""
+
+    n: dict[str, int]
+
+
+class Empty(BaseModel):
+    """The classes and regions that have no voxel in the truth, and in the prediction."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ref: tuple[str, ...]
+    pred: tuple[str, ...]
+
+
+class Score(BaseModel):
+    """All measures of one patient. `model_dump()` is the JSON of `gliotrail score`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    classes: dict[str, Measures]
+    regions: dict[str, Measures]
+    mean_classes: Means
+    mean_regions: Means
+    empty: Empty
+    surface_tolerance_mm: float
+
+
+def score(
+    ref_IJK: Labels,
+    pred_IJK: Labels,
+    spacing_mm: Sequence[float],
+    brain: npt.NDArray[np.bool_] | None = None,
+    tolerance_mm: float = SURFACE_TOLERANCE_MM,
+) -> Score:
+    """Measure a prediction against the truth, both on the same grid.
+
+    Args:
+        ref_IJK: true labels, 0 to 3.
+        pred_IJK: predicted labels, 0 to 3.
+        spacing_mm: length of a voxel along i, j, k.
+        brain: where the brain is (I, J, K), for the measures `*_brain`.
+        tolerance_mm: of the surface Dice.
+
+    Raises:
+        DataError: shapes differ, other labels, or no usable spacing.
+    """
+    grid = confusion(ref_IJK, pred_IJK)
+    brain_grid = None if brain is None else confusion(ref_IJK, pred_IJK, brain)
+    box = Box.around((ref_IJK | pred_IJK) != 0).slices
+    ref_box, pred_box = ref_IJK[box], pred_IJK[box]
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+
+    @cache  # the class `enhancing` and the region ET are the same labels
+    def measures(labels: tuple[int, ...]) -> Measures:
+        counts = counts_of(grid, labels)
+        in_brain = None if brain_grid is None else counts_of(brain_grid, labels)
+        masks = np.isin(ref_box, labels), np.isin(pred_box, labels)
+        return Measures(
+            dice=counts.dice,
+            sensitivity=counts.sensitivity,
+            specificity=counts.specificity,
+            hd95_mm=hd95_mm(*masks, spacing_mm),
+            surface_dice=surface_dice(*masks, spacing_mm, tolerance_mm),
+            dice_brain=in_brain.dice if in_brain else None,
+            sensitivity_brain=in_brain.sensitivity if in_brain else None,
+            specificity_brain=in_brain.specificity if in_brain else None,
+            volume_ref_ml=counts.ref * voxel_ml,
+            volume_pred_ml=counts.pred * voxel_ml,
+        )
+
+    classes = {name: measures(labels) for name, labels in CLASS_LABELS.items()}
+    regions = {name: measures(labels) for name, labels in REGIONS.items()}
+    everything = {**classes, **regions}
+    return Score(
+        classes=classes,
+        regions=regions,
+        mean_classes=_means(classes),
+        mean_regions=_means(regions),
+        empty=Empty(
+            ref=tuple(name for name, of in everything.items() if of.volume_ref_ml == 0),
+            pred=tuple(name for name, of in everything.items() if of.volume_pred_ml == 0),
+        ),
+        surface_tolerance_mm=tolerance_mm,
+    )
+
+
+def score_files(ref: Path, pred: Path, ref_scheme: Scheme = "msd") -> Score:
+    """Score a mask file against another; orientations may differ, the voxels may not.
+
+    Args:
+        ref: true labels (.nii or .nii.gz), in the codes of `ref_scheme`.
+        pred: predicted labels, in the Decathlon's codes.
+        ref_scheme: `msd`, `brats21` or `brats23`.
+
+    Raises:
+        DataError: a file that can't be used, or grids that differ in more than orientation.
+    """
+    truth, prediction = _read_ras(ref, ref_scheme), _read_ras(pred, "msd")
+    check_same_grid(prediction.header, truth.header)
+    return score(truth.array, prediction.array, truth.spacing_mm)
+
+
+def soft_dice_loss_scan(
+    probabilities_CIJK: npt.NDArray[np.floating[Any]], labels_IJK: Labels, eps: float = EPS
+) -> float:
+    """The soft Dice loss of a whole scan: 1 - mean over classes, as `losses.soft_dice_loss`.
+
+    Sums are float64, a slice at a time: the probabilities may be memory-mapped.
+
+    Raises:
+        DataError: the shapes don't fit.
+    """
+    wanted = (len(CLASSES), *labels_IJK.shape)
+    if probabilities_CIJK.shape != wanted:
+        raise DataError("shape of the probabilities", wanted=wanted, got=probabilities_CIJK.shape)
+    overlap_C, size_C = np.zeros(len(CLASSES)), np.zeros(len(CLASSES))
+    codes_C11 = np.arange(1, len(CLASSES) + 1)[:, None, None]
+    for i in range(len(labels_IJK)):
+        p_CJK = probabilities_CIJK[:, i].astype(np.float64)
+        y_CJK = labels_IJK[i] == codes_C11
+        overlap_C += (p_CJK * y_CJK).sum(axis=(1, 2))
+        size_C += y_CJK.sum(axis=(1, 2)) + np.square(p_CJK).sum(axis=(1, 2))
+    return 1 - float(((2 * overlap_C + eps) / (size_C + eps)).mean())
+
+
+def _means(of: Mapping[str, Measures]) -> Means:
+    means = {
+        name: mean_defined(getattr(measures, name) for measures in of.values())
+        for name in _Rates.model_fields
+    }
+    values = {name: mean.value for name, mean in means.items()}
+    return Means(**values, n={name: mean.n for name, mean in means.items()})
+
+
+def _read_ras(path: Path, scheme: Scheme) -> Scan:
+    """Labels in the Decathlon's codes and in RAS+, with the header that they would then have."""
+    scan = read_image(path, channels=1)
+    labels, affine = to_ras(to_msd(scan.array[..., 0], scheme, where=path), scan.affine)
+    return Scan(labels, replace(scan.header, shape=labels.shape, affine=affine))
