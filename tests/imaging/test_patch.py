@@ -151,7 +151,7 @@ def test_a_patch_may_reach_past_the_brain_but_not_past_the_scan(
     prepared_demo: Prepared, tmp_path: Path
 ) -> None:
     both = trained_on(prepared_demo, "BRATS_009", "BRATS_119")
-    index = patch(patch_section(background_below=0.97), both, (160, 160, 16), tmp_path)
+    index = patch(patch_section(), both, (160, 160, 16), tmp_path)
     for number, name in enumerate(index.cases):
         case = prepared_demo.cases[name]
         corners = index.corner_vox[index.case_number == number]

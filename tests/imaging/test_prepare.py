@@ -264,6 +264,7 @@ def test_the_fingerprint_tells_what_the_scans_are_like(prepared_demo: Prepared) 
     assert one["brain_ml"] == brain.sum() / 1000
     for c, name in enumerate(("FLAIR", "T1w", "T1gd", "T2w")):
         values = np.sort(image[..., c][brain])
+        assert np.isclose(one["intensity"][name]["mean"], values.mean(dtype=np.float64))
         assert one["intensity"][name]["min"] == values[0]
         assert one["intensity"][name]["max"] == values[-1]
         assert abs(one["intensity"][name]["percentile_50"] - np.median(values)) <= 1
@@ -365,6 +366,9 @@ def test_what_prepare_did_not_write_is_not_loaded(prepared_crops: Prepared, tmp_
     (folder / "image.npy").write_bytes(b"")
     with pytest.raises(DataError, match=r"image.npy: prepared array: got"):
         load_prepared(tmp_path / "copy").cases["BRATS_009"].image_CIJK  # noqa: B018 - it opens
+    (folder.parent / "BRATS_119/case.json").write_text("{")
+    with pytest.raises(DataError, match=r"case.json: not JSON: got"):
+        load_prepared(tmp_path / "copy")
     edit_json(folder / "case.json", lambda values: values.update(format=0))
     with pytest.raises(DataError, match=r"BRATS_009: format: wanted 1; run the stage prepare"):
         load_prepared(tmp_path / "copy")

@@ -18,6 +18,7 @@ def case_fingerprint(
     scan: Scan,
     image_IJKC: npt.NDArray[Any],
     brain_IJK: npt.NDArray[np.bool_],
+    mean_std: Sequence[tuple[float, float]],
     counts: Sequence[int] | None,
 ) -> dict[str, Any]:
     """One case as plain values.
@@ -26,6 +27,7 @@ def case_fingerprint(
         scan: as in its file.
         image_IJKC: its brain box, channels in the order of CHANNELS.
         brain_IJK: where in it is brain.
+        mean_std: of each channel over the brain.
         counts: voxels per label, None where there are no labels.
     """
     voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
@@ -39,8 +41,8 @@ def case_fingerprint(
         "brain_ml": round(int(brain_IJK.sum()) * voxel_ml, 6),
         "voxels": classes,
         "intensity": {
-            name: _intensity(image_IJKC[..., channel][brain_IJK])
-            for channel, name in enumerate(CHANNELS)
+            name: {"mean": mean, "std": std} | _intensity(image_IJKC[..., channel][brain_IJK])
+            for channel, (name, (mean, std)) in enumerate(zip(CHANNELS, mean_std, strict=True))
         },
     }
 

@@ -50,6 +50,7 @@ __all__ = [
 Floats = npt.NDArray[np.float32]
 
 _FORMAT = 1
+_ARRAYS = ("file_affine", "affine_ras", "mean_C", "std_C", "slice_mean_CK", "slice_std_CK")
 _PEAK_BYTES_PER_VALUE = 20  # of a process; measured on 240x240x155x4: 7 float32, 18 scaled int16
 
 
@@ -200,14 +201,13 @@ def _load_case(folder: Path) -> PreparedCase:
     )
 
 
-_ARRAYS = ("file_affine", "affine_ras", "mean_C", "std_C", "slice_mean_CK", "slice_std_CK")
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError("no such file", where=path, do="run the stage prepare first") from None
+    except (OSError, ValueError) as error:
+        raise DataError("not JSON", where=path, got=str(error)) from None
     return values
 
 
@@ -291,7 +291,8 @@ def _prepare_all(
             for job in as_completed(jobs):
                 yield jobs[job], job.result()
         except BrokenProcessPool:
-            raise DataError("a process of prepare was killed", do="is memory short?") from None
+            do = "if memory is short, use fewer cores: taskset --cpu-list 0,1 COMMAND"
+            raise DataError("a process of prepare was killed", do=do) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -342,7 +343,7 @@ def _prepare_case(case: Case, channel_order: Sequence[int], folder: Path) -> dic
         "label_sha256": case.label and sha256(case.label),
     }
     write_json(folder / "case.json", values)
-    return case_fingerprint(scan, image_IJKC, brain_IJK, counts)
+    return case_fingerprint(scan, image_IJKC, brain_IJK, whole, counts)
 
 
 def _small_type(
