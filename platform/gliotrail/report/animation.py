@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from gliotrail.imaging.labels import CHANNELS, CLASSES
 from gliotrail.report.colours import label_colours, rgb, spoken
 from gliotrail.report.figures import write_whole
-from gliotrail.report.overlays import check_shapes, framed
+from gliotrail.report.overlays import check_fit, framed
 from gliotrail.report.panels import Spacing, brain_mask, cut, grey_window, greys, scale_bar_mm
 
 _N_GREYS = 40
@@ -42,7 +42,7 @@ def write_gif(
     Raises:
         DataError: shapes or channels don't fit.
     """
-    check_shapes(image_CIJK, channels, labels_IJK)
+    check_fit(image_CIJK, channels, shown, labels_IJK)
     brain = brain_mask(image_CIJK)
     box = framed(brain if labels_IJK is None else brain | (labels_IJK > 0))
     images = [image_CIJK[list(channels).index(name)] for name in shown]
@@ -106,7 +106,7 @@ def _frame(
         pen.text((right - 6, y), "L", fill=255, font=font, anchor="ra")
         pen.text(((left + right) // 2, y), name, fill=255, font=font, anchor="ma")
     foot = _HEAD_PX + high + 4
-    bar_mm = scale_bar_mm(panel_px / px_per_mm)
+    bar_mm = scale_bar_mm(panel_px / px_per_mm / 2)
     bar_px = round(bar_mm * px_per_mm)
     pen.rectangle((6, foot + 6, 5 + bar_px, foot + 8), fill=255)
     pen.text((12 + bar_px, foot), f"{bar_mm:g} mm", fill=255, font=font)

@@ -25,7 +25,7 @@ ERROR_COLOURS: Mapping[str, str] = {
     "false_positive": "#FF5CA8",
     "false_negative": "#FFFFFF",
 }
-SPLIT_COLOURS: Mapping[str, str] = {"train": "#9AA7B8", "val": "#FF9F40", "test": "#8A6CFF"}
+SPLIT_COLOURS: Mapping[str, str] = {"train": "#C9D1DB", "val": "#FF9F40", "test": "#8A6CFF"}
 
 BACKGROUND = "#15181C"
 FOREGROUND = "#F2F4F7"

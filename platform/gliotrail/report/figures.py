@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
@@ -29,18 +30,22 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     return Figure(figsize=(width_in, height_in), dpi=DPI, facecolor=BACKGROUND)
 
 
-def add_text(figure: Figure, x_in: float, y_in: float, text: str, **style: Any) -> None:
+def add_text(figure: Figure, x_in: float, y_in: float, text: str, **style: Any) -> Text:
     """Literal text at a place given in inches from the lower left corner."""
     width_in, height_in = figure.get_size_inches()
     look = {"color": FOREGROUND, "fontsize": 9, "va": "center", "parse_math": False, **style}
-    figure.text(x_in / width_in, y_in / height_in, text, **look)
+    return figure.text(x_in / width_in, y_in / height_in, text, **look)
 
 
 def add_title(figure: Figure, x_in: float, y_in: float, title: str) -> None:
     """The figure's title, cut with an ellipsis where it would not fit."""
-    fits = int((figure.get_size_inches()[0] - x_in) * 10)
-    cut = title if len(title) <= fits else title[: fits - 1] + "…"
-    add_text(figure, x_in, y_in, cut, fontsize=12, weight="bold")
+    text = add_text(figure, x_in, y_in, title, fontsize=12, weight="bold")
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    room_px = figure.bbox.width - 2 * x_in * figure.dpi
+    kept = title
+    while kept and (width_px := text.get_window_extent(renderer).width) > room_px:
+        kept = kept[: min(len(kept) - 1, int(len(kept) * room_px / width_px))]
+        text.set_text(f"{kept}…")
 
 
 def add_legend(

@@ -4,6 +4,7 @@ Images are (C, I, J, K) and labels (I, J, K), both RAS+; intensities may be raw 
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -71,8 +72,8 @@ def pick_slices(labels_IJK: npt.NDArray[Any], n: int) -> tuple[int, ...]:
 
 def centre_voxel(labels_IJK: npt.NDArray[Any] | None, image_CIJK: npt.NDArray[Any]) -> Vox3:
     """Where the tumour's largest sagittal, coronal and axial slice meet; else the brain's."""
-    mask = labels_IJK > 0 if labels_IJK is not None else np.zeros(1, bool)
-    mask = mask if mask.any() else brain_mask(image_CIJK)
+    labelled = labels_IJK is not None and labels_IJK.any()
+    mask = np.asarray(labels_IJK) > 0 if labelled else brain_mask(image_CIJK)
     areas = (mask.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3))
     return vox3([area.argmax() for area in areas])
 
@@ -108,17 +109,16 @@ def draw_prediction(
     Raises:
         DataError: shapes, channels or slices don't fit.
     """
-    check_shapes(image_CIJK, channels, labels_IJK, predicted_IJK)
+    check_fit(image_CIJK, channels, shown, labels_IJK, predicted_IJK)
     outside = [k for k in slices_k if not 0 <= k < image_CIJK.shape[3]]
     if outside or not slices_k:
-        raise DataError(
-            "slices", where=title, wanted=f"some of 0 to {image_CIJK.shape[3] - 1}", got=outside
-        )
+        wanted = f"some of 0 to {image_CIJK.shape[3] - 1}"
+        raise DataError("slices", where=title, wanted=wanted, got=outside or "none")
     brain = brain_mask(image_CIJK)
     box = framed(brain | (labels_IJK > 0) | (predicted_IJK > 0), in_plane_only=True)
     pixel = pixel_mm(spacing_mm, "axial")
     wide_mm, high_mm = size_mm(box.size_vox, spacing_mm, "axial")
-    sheet = new_sheet(
+    figure, panels = new_sheet(
         widths_mm=[wide_mm] * len(slices_k),
         heights_mm=[high_mm] * (len(shown) + 1),
         title=title,
@@ -148,7 +148,7 @@ def draw_prediction(
         image = image_CIJK[list(channels).index(name)]
         window = grey_window(image, brain)
         image, inside = image[box.slices], brain[box.slices]
-        for axes, k in zip(sheet.panels[row], slices_k, strict=True):
+        for axes, k in zip(panels[row], slices_k, strict=True):
             grey = greys(cut(image, "axial", k), cut(inside, "axial", k), window)
             if row < len(shown):
                 show_greys(axes, grey, pixel)
@@ -158,7 +158,7 @@ def draw_prediction(
                 show_greys(axes, grey * ERROR_GROUND, pixel)
                 show_fill(axes, cut(errors, "axial", k), paints, pixel)
             mark_sides(axes, "axial")
-    return sheet.figure
+    return figure
 
 
 def draw_case(
@@ -176,14 +176,19 @@ def draw_case(
         at_vox: where the planes meet; without it `centre_voxel` (see also `random_voxel`).
 
     Raises:
-        DataError: shapes or channels don't fit.
+        DataError: shapes, channels or the voxel don't fit.
     """
-    check_shapes(image_CIJK, channels, labels_IJK)
+    check_fit(image_CIJK, channels, (), labels_IJK)
+    shape = image_CIJK.shape[1:]
     at = at_vox or centre_voxel(labels_IJK, image_CIJK)
+    if not all(0 <= index < size for index, size in zip(at, shape, strict=True)):
+        raise DataError("voxel", where=title, wanted=f"within {shape}", got=at)
     brain = brain_mask(image_CIJK)
-    box = framed(brain if labels_IJK is None else brain | (labels_IJK > 0))
+    seen = brain.copy() if labels_IJK is None else brain | (labels_IJK > 0)
+    seen[at] = True
+    box = framed(seen)
     sizes_mm = {plane: size_mm(box.size_vox, spacing_mm, plane) for plane in PLANES}
-    sheet = new_sheet(
+    figure, panels = new_sheet(
         widths_mm=[max(width for width, _ in sizes_mm.values())] * len(channels),
         heights_mm=[height for _, height in sizes_mm.values()],
         title=title,
@@ -195,7 +200,7 @@ def draw_case(
     for column, image in enumerate(image_CIJK):
         window = grey_window(image, brain)
         for row, (plane, axis) in enumerate(PLANES.items()):
-            axes, pixel = sheet.panels[row][column], pixel_mm(spacing_mm, plane)
+            axes, pixel = panels[row][column], pixel_mm(spacing_mm, plane)
             index = at[axis] - box.start_vox[axis]
             inside = cut(brain[box.slices], plane, index)
             show_greys(axes, greys(cut(image[box.slices], plane, index), inside, window), pixel)
@@ -208,7 +213,7 @@ def draw_case(
             )
             mark_cuts(axes, right, down)
             mark_sides(axes, plane)
-    return sheet.figure
+    return figure
 
 
 def draw_patches(
@@ -231,12 +236,12 @@ def draw_patches(
     if not patches:
         raise DataError("patches", where=title, wanted="at least 1", got=0)
     for image_CIJK, labels_IJK, _ in patches:
-        check_shapes(image_CIJK, channels, labels_IJK, patches[0][1])
+        check_fit(image_CIJK, channels, (shown,), labels_IJK, patches[0][1])
     n_rows = -(-len(patches) // columns)
     n_columns = min(columns, len(patches))
     shape = patches[0][1].shape
     wide_mm, high_mm = size_mm(shape, spacing_mm, "axial")
-    sheet = new_sheet(
+    figure, panels = new_sheet(
         widths_mm=[wide_mm] * n_columns,
         heights_mm=[high_mm] * n_rows,
         title=title,
@@ -245,9 +250,8 @@ def draw_patches(
         legends=[_class_legend()],
         note=f"{_CONVENTION}; middle axial slice, k = {shape[2] // 2} of the patch",
     )
-    panels = [axes for row in sheet.panels for axes in row]
     pixel = pixel_mm(spacing_mm, "axial")
-    for axes, (image_CIJK, labels_IJK, name) in zip(panels, patches, strict=False):
+    for axes, (image_CIJK, labels_IJK, name) in zip(chain(*panels), patches, strict=False):
         image, brain = image_CIJK[list(channels).index(shown)], brain_mask(image_CIJK)
         middle = shape[2] // 2
         window = grey_window(image, brain)
@@ -256,7 +260,7 @@ def draw_patches(
         show_outlines(axes, cut(labels_IJK, "axial", middle), pixel)
         mark_sides(axes, "axial")
         caption(axes, name)
-    return sheet.figure
+    return figure
 
 
 def _class_legend() -> list[tuple[Artist, str]]:
@@ -282,18 +286,24 @@ def framed(mask_IJK: npt.NDArray[np.bool_], in_plane_only: bool = False) -> Box:
     return box
 
 
-def check_shapes(
+def check_fit(
     image_CIJK: npt.NDArray[Any],
     channels: Sequence[str],
+    shown: Sequence[str],
     *labels: npt.NDArray[Any] | None,
 ) -> None:
     """Refuse an image that is not (C, I, J, K) with these channels, or labels of another shape.
 
     Raises:
-        DataError: naming both shapes.
+        DataError: naming both.
     """
     if image_CIJK.ndim != 4 or len(channels) != len(image_CIJK):
         raise DataError("image shape", wanted=f"({len(channels)}, I, J, K)", got=image_CIJK.shape)
+    unknown = [name for name in shown if name not in channels]
+    if unknown:
+        raise DataError(
+            "channels shown", wanted=f"some of {', '.join(channels)}", got=", ".join(unknown)
+        )
     for volume in labels:
         if volume is not None and volume.shape != image_CIJK.shape[1:]:
             raise DataError("label shape", wanted=image_CIJK.shape[1:], got=volume.shape)

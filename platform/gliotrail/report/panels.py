@@ -6,7 +6,6 @@ patient's left is on the viewer's right; sagittal planes have the front on the l
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -30,16 +29,22 @@ PLANES: Final[Mapping[str, int]] = {"axial": 2, "coronal": 1, "sagittal": 0}
 _SIDES = {"axial": ("R", "L"), "coronal": ("R", "L"), "sagittal": ("A", "P")}
 _BARS_MM = (1, 2, 5, 10, 20, 50)
 
+_LEAST_BACKGROUND = 4
+"""Voxels of a slice; where its four corners are brain, each equals but itself."""
+_RIM = 0.8
+"""Outlines run within their class, 0.3 voxels from its edge: two that touch stay apart."""
+
 _MARGIN_IN = 0.15
 _NAMES_IN = 0.85
 _GAP_IN = 0.06
 _LINE_IN = 0.24
-_LEAST_WIDTH_IN = 6.6
+_LEAST_WIDTH_IN = 7.2
 
 
 def cut(volume_IJK: npt.NDArray[Any], plane: str, index: int) -> Plane:
     """One plane as it is looked at: anterior or superior up, right or front on the left."""
-    return np.asarray(np.take(volume_IJK, index, axis=PLANES[plane])[::-1, ::-1].T)
+    slices: npt.NDArray[Any] = np.moveaxis(volume_IJK, PLANES[plane], 0)
+    return np.asarray(slices[index])[::-1, ::-1].T
 
 
 def pixel_mm(spacing_mm: Spacing, plane: str) -> tuple[float, float]:
@@ -58,13 +63,19 @@ def size_mm(shape: Sequence[int], spacing_mm: Spacing, plane: str) -> tuple[floa
 def brain_mask(image_CIJK: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Where there is brain, in raw or standardised intensities alike: (I, J, K).
 
-    Background is what equals a corner of its axial slice in every channel. (It is 0 in raw scans,
-    and another number in each slice of scans standardised by slice.)
+    Background is what equals a corner of its axial slice in every channel, unless next to nothing
+    does. (It is 0 in raw scans, and another number in each slice of those standardised by slice.)
     """
+    corners = {
+        image_CIJK[:, i, j, :].tobytes(): image_CIJK[:, i, j, :]
+        for i, j in ((0, 0), (0, -1), (-1, 0), (-1, -1))
+    }
     background = np.zeros(image_CIJK.shape[1:], bool)
-    for i, j in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
-        corner = image_CIJK[:, i, j, :][:, None, None, :]
-        background |= (image_CIJK == corner).all(axis=0)
+    for corner_CK in corners.values():
+        same = image_CIJK[0] == corner_CK[0]
+        for channel, corner in zip(image_CIJK[1:], corner_CK[1:], strict=True):
+            same &= channel == corner
+        background |= same & (same.sum(axis=(0, 1)) > _LEAST_BACKGROUND)
     return ~background if not background.all() else ~np.zeros_like(background)
 
 
@@ -91,7 +102,10 @@ def show_greys(axes: Axes, grey: Plane, pixel_size_mm: tuple[float, float]) -> N
 
 
 def show_fill(
-    axes: Axes, codes: Plane, paints: Mapping[int, tuple[str, float]], pixel_size_mm: Any
+    axes: Axes,
+    codes: Plane,
+    paints: Mapping[int, tuple[str, float]],
+    pixel_size_mm: tuple[float, float],
 ) -> None:
     """Fill voxels by their code; `paints` gives each code's colour and how opaque it is."""
     rgba = np.zeros((*codes.shape, 4))
@@ -105,15 +119,19 @@ def show_outlines(
 ) -> None:
     """Outline every class in its colour; open where a class runs out of the panel."""
     width_mm, height_mm = pixel_size_mm
-    for label, colour in enumerate(label_colours(), start=1):
-        mask = np.pad(labels == label, 1, mode="edge").astype(float)
-        if mask.any() and not mask.all():
-            rows, columns = (np.arange(n) - 0.5 for n in mask.shape)
-            lines = axes.contour(
-                columns * width_mm, rows * height_mm, mask,
-                levels=[0.5], colors=[colour], linewidths=width_pt,
+    rows_mm = (np.arange(labels.shape[0] + 2) - 0.5) * height_mm
+    columns_mm = (np.arange(labels.shape[1] + 2) - 0.5) * width_mm
+    padded = np.pad(labels, 1, mode="edge")
+    masks = {colour: padded == label for label, colour in enumerate(label_colours(), start=1)}
+    masks = {colour: mask for colour, mask in masks.items() if mask.any() and not mask.all()}
+    # all dark rims first, so that none hides the line of a class beside it
+    for rim in (True, False):
+        for colour, mask in masks.items():
+            axes.contour(
+                columns_mm, rows_mm, mask.astype(float), levels=[_RIM],
+                colors=["black" if rim else colour], alpha=0.6 if rim else 1,
+                linewidths=width_pt + 1.2 * rim,
             )  # fmt: skip
-            lines.set_path_effects([withStroke(linewidth=width_pt + 1.2, foreground="#00000099")])
 
 
 def mark_sides(axes: Axes, plane: str) -> None:
@@ -140,15 +158,6 @@ def caption(axes: Axes, text: str) -> None:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A figure with its panels, row by row, and its scale."""
-
-    figure: Figure
-    panels: tuple[tuple[Axes, ...], ...]
-    inch_per_mm: float
-
-
 def new_sheet(
     *,
     widths_mm: Sequence[float],
@@ -158,10 +167,13 @@ def new_sheet(
     column_names: Sequence[str],
     legends: Sequence[Sequence[tuple[Artist, str]]],
     note: str,
-) -> Sheet:
+) -> tuple[Figure, list[list[Axes]]]:
     """Lay out columns of `widths_mm` and rows of `heights_mm` at one scale, with one scale bar.
 
     Below the panels are the scale bar and one line for each legend, then the note.
+
+    Returns:
+        the figure and its panels, row by row.
     """
     n_rows, n_columns = len(heights_mm), len(widths_mm)
     gaps_in = (n_columns - 1) * _GAP_IN
@@ -188,15 +200,14 @@ def new_sheet(
             if row == 0:
                 middle_in = x_in + wide_mm * scale / 2
                 add_text(figure, middle_in, height_in - 0.62, column, ha="center")
-            rectangle_in = (x_in, y_in, wide_mm * scale, high_mm * scale)
-            line.append(_panel(figure, rectangle_in))
+            line.append(_panel(figure, (x_in, y_in, wide_mm * scale, high_mm * scale)))
             x_in += wide_mm * scale + _GAP_IN
-        panels.append(tuple(line))
+        panels.append(line)
         y_in -= _GAP_IN
 
     y_in = foot_in - 0.28
     left_in = _NAMES_IN + _MARGIN_IN
-    bar_mm = scale_bar_mm(max(widths_mm))
+    bar_mm = scale_bar_mm(min(max(widths_mm) / 2, (_NAMES_IN - 0.1) / scale))
     _scale_bar(figure, _MARGIN_IN, y_in, bar_mm, scale)
     for entries in legends:
         add_legend(
@@ -206,12 +217,12 @@ def new_sheet(
         )  # fmt: skip
         y_in -= _LINE_IN
     add_text(figure, left_in, y_in, note, color=FAINT, fontsize=7.5)
-    return Sheet(figure, tuple(panels), scale)
+    return figure, panels
 
 
-def scale_bar_mm(panel_mm: float) -> int:
-    """A round length of at most half a panel's width (at least 1 mm)."""
-    return max([mm for mm in _BARS_MM if mm <= panel_mm / 2] or [_BARS_MM[0]])
+def scale_bar_mm(most_mm: float) -> int:
+    """The longest round length of at most `most_mm`, but at least 1 mm."""
+    return max([mm for mm in _BARS_MM if mm <= most_mm] or [_BARS_MM[0]])
 
 
 def swatch(colour: str, alpha: float = 1) -> Patch:
@@ -245,6 +256,5 @@ def _scale_bar(figure: Figure, x_in: float, y_in: float, bar_mm: float, scale: f
         (x_in / width_in, (y_in - 0.06) / height_in), bar_mm * scale / width_in, 0.035 / height_in,
         transform=figure.transFigure, facecolor=FOREGROUND, edgecolor="none",
     )  # fmt: skip
-    bar.set_gid("scale bar")
     figure.add_artist(bar)
     add_text(figure, x_in, y_in + 0.06, f"{bar_mm:g} mm", fontsize=8)
