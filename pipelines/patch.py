@@ -6,7 +6,7 @@ from pathlib import Path
 from gliotrail import params
 from gliotrail.errors import ParamsError, one_line_errors
 from gliotrail.imaging.patch import patch
-from gliotrail.imaging.prepare import load_prepared
+from gliotrail.imaging.prepared import load_prepared
 
 
 def _size() -> params.Size:

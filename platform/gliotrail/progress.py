@@ -62,12 +62,13 @@ def progress(total: int, what: str, unit: str, done: int = 0) -> Iterator[Callab
         if now_s - last_s >= SECONDS_BETWEEN_LINES and done < total:
             last_s = now_s
             eta_s = (total - done) * (now_s - start_s) / max(done - start, 1)
-            _line(f"{what}: {state()}, ETA {eta_s:.0f} s")
+            say(f"{what}: {state()}, ETA {eta_s:.0f} s")
 
     yield tell
-    _line(f"{what}: {state()}, {time.monotonic() - start_s:.1f} s")
+    say(f"{what}: {state()}, {time.monotonic() - start_s:.1f} s")
 
 
-def _line(text: str) -> None:
+def say(text: str) -> None:
+    """A line on standard error; above the bar, where there is one."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()

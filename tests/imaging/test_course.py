@@ -9,7 +9,7 @@ from gliotrail.errors import DataError
 from gliotrail.imaging.course import export_patches, read_course_patch, standardize_slices
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.patch import PatchIndex, patch
-from gliotrail.imaging.prepare import Prepared, read_labels_patch, read_patch
+from gliotrail.imaging.prepared import Prepared, read_labels_patch, read_patch
 from tests.support.scans import ROOT, patch_section
 
 COURSE = ROOT / "tests/data/course_patches"

@@ -15,8 +15,9 @@ from gliotrail import params
 from gliotrail.errors import DataError
 from gliotrail.imaging.geometry import Box, Vox3
 from gliotrail.imaging.patch import PatchIndex, _running_sums, patch, read_index
-from gliotrail.imaging.prepare import Prepared, PreparedCase, load_prepared, prepare
-from gliotrail.imaging.prepare import read_labels_patch as read_labels
+from gliotrail.imaging.prepare import prepare
+from gliotrail.imaging.prepared import Prepared, PreparedCase, load_prepared
+from gliotrail.imaging.prepared import read_labels_patch as read_labels
 from tests.support.scans import ROOT, patch_section, split_section, with_values
 
 

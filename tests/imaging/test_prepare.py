@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from gliotrail.errors import DataError, GliotrailError
 from gliotrail.imaging.geometry import Box, from_ras
 from gliotrail.imaging.header import read_header
-from gliotrail.imaging.prepare import (
+from gliotrail.imaging.prepare import prepare
+from gliotrail.imaging.prepared import (
     Prepared,
     PreparedCase,
     load_prepared,
-    prepare,
     read_labels_patch,
     read_patch,
 )

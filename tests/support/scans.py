@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from gliotrail import params
-from gliotrail.imaging.prepare import Prepared, load_prepared, prepare
+from gliotrail.imaging.prepare import prepare
+from gliotrail.imaging.prepared import Prepared, load_prepared
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "data/demo"

@@ -17,7 +17,7 @@ from gliotrail.files import replacing
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import CHANNELS, CLASSES, Labels
 from gliotrail.imaging.patch import PatchIndex
-from gliotrail.imaging.prepare import Prepared, read_labels_patch, read_patch
+from gliotrail.imaging.prepared import Prepared, read_labels_patch, read_patch
 from gliotrail.progress import progress
 
 Doubles = npt.NDArray[np.float64]

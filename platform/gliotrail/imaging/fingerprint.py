@@ -17,8 +17,7 @@ PERCENTILES = (0.5, 50.0, 99.5)
 def case_fingerprint(
     scan: Scan,
     image_IJKC: npt.NDArray[Any],
-    brain_IJK: npt.NDArray[np.bool_],
-    mean_std: Sequence[tuple[float, float]],
+    statistics: Mapping[str, npt.NDArray[np.float64]],
     counts: Sequence[int] | None,
 ) -> dict[str, Any]:
     """One case as plain values.
@@ -26,10 +25,11 @@ def case_fingerprint(
     Args:
         scan: as in its file.
         image_IJKC: its brain box, channels in the order of CHANNELS.
-        brain_IJK: where in it is brain.
-        mean_std: of each channel over the brain.
+        statistics: of each channel over the brain, as `prepared.brain_statistics`.
         counts: voxels per label, None where there are no labels.
     """
+    brain_IJK = (image_IJKC != 0).any(axis=3)
+    means, stds = statistics["mean_C"].tolist(), statistics["std_C"].tolist()
     voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
     classes = dict(zip(CLASSES, counts[1:], strict=True)) if counts else None
     return {
@@ -42,7 +42,7 @@ def case_fingerprint(
         "voxels": classes,
         "intensity": {
             name: {"mean": mean, "std": std} | _intensity(image_IJKC[..., channel][brain_IJK])
-            for channel, (name, (mean, std)) in enumerate(zip(CHANNELS, mean_std, strict=True))
+            for channel, (name, mean, std) in enumerate(zip(CHANNELS, means, stds, strict=True))
         },
     }
 

@@ -19,7 +19,7 @@ from gliotrail.errors import DataError
 from gliotrail.files import replacing
 from gliotrail.imaging.geometry import Box, Vox3, vox3
 from gliotrail.imaging.labels import CLASSES
-from gliotrail.imaging.prepare import Prepared, PreparedCase, read_labels_patch
+from gliotrail.imaging.prepared import Prepared, PreparedCase, read_labels_patch
 from gliotrail.params import Size, format_size
 from gliotrail.progress import progress
 

@@ -7,6 +7,7 @@ there is no tissue, hence no tumour.
 """
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from torch import nn
 
 from gliotrail.imaging.geometry import Box, vox3
 from gliotrail.imaging.labels import CLASSES, Labels
-from gliotrail.imaging.prepare import PreparedCase, read_patch
+from gliotrail.imaging.prepared import PreparedCase, case_of_array, read_patch
 from gliotrail.segmentation.unet import UNet3d, receptive_radius_vox, stride
 
 SLAB_VOXELS = 1_500_000
@@ -47,11 +48,28 @@ def predict_case(
     return predict_box(model, case, Box((0, 0, 0), case.ras_shape_vox), standardize, slab_voxels)
 
 
+def segment_array(
+    model: UNet3d,
+    image_CIJK: npt.NDArray[Any],
+    standardize: str,
+    threshold: float = 0.5,
+    affine_ras: npt.NDArray[np.float64] | None = None,
+) -> Labels:
+    """Raw values (C, I, J, K) of a whole scan in RAS+ -> labels (I, J, K).
+
+    Raises:
+        DataError: zeros alone.
+    """
+    affine = np.eye(4) if affine_ras is None else affine_ras
+    case = case_of_array(image_CIJK, affine, "the array")
+    return to_labels(predict_case(model, case, standardize), threshold)
+
+
 def to_labels(probabilities_CIJK: npt.NDArray[np.float32], threshold: float) -> Labels:
     """The class of largest probability among those above the threshold, background if none."""
-    winner = probabilities_CIJK.argmax(axis=0)
-    above = probabilities_CIJK.max(axis=0) > threshold
-    return ((winner + 1) * above).astype(np.uint8)
+    winner = probabilities_CIJK.argmax(axis=0).astype(np.uint8) + np.uint8(1)
+    winner[probabilities_CIJK.max(axis=0) <= threshold] = 0
+    return cast(Labels, winner)
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ told every step's numbers and may ask for a snapshot. Batch size and budget are 
 and many take the same steps, up to the rounding of sums.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -51,6 +52,8 @@ class Plan:
     learning_rate: float
     weight_decay: float
     warmup_steps: int
+    average: float
+    keep: str
     loss: str
     precision: str
 
@@ -80,15 +83,18 @@ class Plan:
 
 @dataclass
 class State:
-    """All that the next step depends on: tensors by name, and the steps that were taken."""
+    """All that the next step depends on: tensors by name, and the steps that were taken.
+
+    `kept_score` and `kept_step` are of the weights that `Plan.keep` asks for.
+    """
 
     step: int
     tensors: dict[str, Tensor]
-    best_score: float = -math.inf
-    best_step: int = 0
+    kept_score: float = -math.inf
+    kept_step: int = 0
 
     def weights(self, which: str) -> dict[str, Tensor]:
-        """The `last` or the `best` weights, by the network's own names."""
+        """The `last`, the `averaged` or the `kept` weights, by the network's own names."""
         of = f"{which}."
         return {n.removeprefix(of): t for n, t in self.tensors.items() if n.startswith(of)}
 
@@ -118,7 +124,7 @@ def fit(
         report: called after every step, on every worker.
 
     Returns:
-        the last state, with the best weights by validation in it.
+        the last state; the weights to use are its `kept` ones.
 
     Raises:
         TrainingError: the loss is no finite number.
@@ -129,12 +135,14 @@ def fit(
     names, parameters = zip(*model.named_parameters(), strict=True)
     optimizer = torch.optim.AdamW(parameters, weight_decay=plan.weight_decay)
     scaler = torch.amp.GradScaler(world.device.type, enabled=plan.precision == "float16")
-    best: dict[str, Tensor] = {}
+    averaged = copy.deepcopy(model)
+    kept: dict[str, Tensor] = {}
     state = state or State(0, {})
     if state.step:
         model.load_state_dict(state.weights("last"))
+        averaged.load_state_dict(state.weights("averaged"))
         _restore_optimizer(optimizer, names, state)
-        best = state.weights("best")
+        kept = state.weights("kept")
 
     epoch_started, epoch_steps, waited_s = time.perf_counter(), 0, 0.0
     steps = range(state.step, plan.steps)
@@ -153,6 +161,7 @@ def fit(
             raise _not_finite(loss, step, plan, batch)
         scaler.step(optimizer)
         scaler.update()
+        _average_into(averaged, model, plan.average, step)
 
         metrics = {f"train/{plan.loss}_loss": loss}
         if (step + 1) % plan.steps_per_epoch == 0 or step + 1 == plan.steps:
@@ -162,16 +171,17 @@ def fit(
                 "train/learning_rate": plan.learning_rate_at(step),
                 "train/voxels_per_s": voxels / elapsed_s,
                 "train/data_wait_share": waited_s / elapsed_s,
-                **validate(model),
+                **validate(averaged),
             }
-            if metrics[SCORE] > state.best_score:
-                best = {name: t.detach().clone() for name, t in model.state_dict().items()}
-                state.best_score, state.best_step = metrics[SCORE], step + 1
+            if plan.keep == "last" or metrics[SCORE] > state.kept_score:
+                kept = {name: t.detach().clone() for name, t in averaged.state_dict().items()}
+                state.kept_score, state.kept_step = metrics[SCORE], step + 1
             epoch_started, epoch_steps, waited_s = time.perf_counter(), 0, 0.0
 
         state.step = step + 1
-        report(step + 1, metrics, partial(_snapshot, state, model, best, optimizer, names))
-    return _snapshot(state, model, best, optimizer, names)
+        networks = (model, averaged, kept)
+        report(step + 1, metrics, partial(_snapshot, state, networks, optimizer, names))
+    return _snapshot(state, (model, averaged, kept), optimizer, names)
 
 
 def _loss_and_gradients(
@@ -199,6 +209,14 @@ def _loss_and_gradients(
     return flat[-1].item() / plan.batch_size
 
 
+@torch.no_grad()
+def _average_into(averaged: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of the weights, quick at first (Polyak and Juditsky, 1992)."""
+    share = 1 - min(decay, (1 + step) / (10 + step))
+    for slow, fast in zip(averaged.parameters(), model.parameters(), strict=True):
+        slow.lerp_(fast, share)
+
+
 def _to_device(tensor: Tensor, plan: Plan, world: World) -> Tensor:
     dtype = torch.float64 if plan.precision == "float64" else torch.float32
     return tensor.to(world.device, dtype, memory_format=torch.channels_last_3d)
@@ -216,18 +234,19 @@ def _not_finite(loss: float, step: int, plan: Plan, batch: Batch) -> TrainingErr
 
 def _snapshot(
     state: State,
-    model: nn.Module,
-    best: Mapping[str, Tensor],
+    networks: tuple[nn.Module, nn.Module, Mapping[str, Tensor]],
     optimizer: torch.optim.Optimizer,
     names: tuple[str, ...],
 ) -> State:
     """A copy that later steps don't change."""
+    model, averaged, kept = networks
     tensors = {f"last.{name}": t for name, t in model.state_dict().items()}
-    tensors |= {f"best.{name}": t for name, t in best.items()}
+    tensors |= {f"averaged.{name}": t for name, t in averaged.state_dict().items()}
+    tensors |= {f"kept.{name}": t for name, t in kept.items()}
     for place, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{key}.{names[place]}": t for key, t in values.items()}
     copied = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
-    return State(state.step, copied, state.best_score, state.best_step)
+    return State(state.step, copied, state.kept_score, state.kept_step)
 
 
 def _restore_optimizer(

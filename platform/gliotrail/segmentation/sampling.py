@@ -20,7 +20,7 @@ from torch import Tensor
 from gliotrail.imaging.geometry import Box, Vox3, vox3
 from gliotrail.imaging.labels import CHANNELS, CLASSES, class_masks
 from gliotrail.imaging.patch import PatchIndex
-from gliotrail.imaging.prepare import PreparedCase, read_labels_patch, read_patch
+from gliotrail.imaging.prepared import PreparedCase, read_labels_patch, read_patch
 from gliotrail.params import Augment
 
 
@@ -76,7 +76,7 @@ def change(
 
     The background stays exactly 0.
     """
-    flipped = [axis + 1 for axis in range(3) if rng.random() < augment.flip]
+    flipped = tuple(axis + 1 for axis in range(3) if rng.random() < augment.flip)
     n_channels = len(image_CIJK)
     scale = 1 + augment.intensity_scale * rng.uniform(-1, 1, (n_channels, 1, 1, 1))
     shift = augment.intensity_shift * rng.uniform(-1, 1, (n_channels, 1, 1, 1))

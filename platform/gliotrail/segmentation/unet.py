@@ -63,20 +63,23 @@ class UNet3d(nn.Module):
         check_size(tuple(image_BCIJK.shape[2:]), self.depth)
         x = image_BCIJK
         skips = []
-        for level, (first, second) in enumerate(self.down):  # type: ignore[misc]
+        for level, pair in enumerate(self.down):
+            first, second = pair.children()
             x = F.max_pool3d(x, 2) if level else x
             x = F.relu(second(F.relu(first(x))))
             skips.append(x)
         skips.pop()
-        for first, second in self.up:  # type: ignore[misc]
+        for pair in self.up:
+            first, second = pair.children()
             x = F.relu(second(F.relu(self._over_upsampled(first, x, skips.pop()))))
         return self.head(x)  # type: ignore[no-any-return]
 
-    def _over_upsampled(self, conv: nn.Conv3d, low: Tensor, skip: Tensor) -> Tensor:
+    def _over_upsampled(self, conv: nn.Module, low: Tensor, skip: Tensor) -> Tensor:
         """`conv` over [low upsampled by 2, skip]."""
         if self.up_convolution == "plain":
             upsampled = F.interpolate(low, scale_factor=2, mode="nearest")
             return conv(torch.cat([upsampled, skip], dim=1))  # type: ignore[no-any-return]
+        assert isinstance(conv, nn.Conv3d)
         kernel_low, kernel_skip = conv.weight.split([low.shape[1], skip.shape[1]], dim=1)
         taps = torch.tensor(_TAPS, dtype=conv.weight.dtype, device=conv.weight.device)
         kernel = torch.einsum("oiabc,xa,yb,zc->ioxyz", kernel_low, taps, taps, taps)

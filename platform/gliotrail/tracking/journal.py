@@ -10,7 +10,8 @@ A run's folder:
         *.png                    pictures
         manifest.json            the checksums of all that, and the name of the checkpoint before;
                                  written last: with it the checkpoint is final, without it nothing
-    finished.json                the run reached its plan's end
+    ended.json                   how the run ended: FINISHED, FAILED or KILLED, and why
+    artifacts/                   files that were there from the start
 
 The surviving history is the chain of final checkpoints back from the newest one of the newest
 attempt. Only its points are ever delivered, each with the time it was first written down, which
@@ -24,10 +25,13 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gliotrail.errors import TrackingError
 from gliotrail.files import write_durably
+
+MODEL_FILE: Final = "model.safetensors"
+"""The weights a finished run ended with, in its folder and in the stage's output."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,12 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def begin(self, description: Mapping[str, Any]) -> None:
-        """Write down what the run is, unless an earlier attempt did."""
-        if not (self.root / "run.json").exists():
+    def begin(self, description: Mapping[str, Any]) -> bool:
+        """Write down what the run is, unless an earlier attempt did; says whether it was new."""
+        new = not (self.root / "run.json").exists()
+        if new:
             write_durably(self.root / "run.json", _json(description))
+        return new
 
     def describe(self) -> dict[str, Any]:
         """What the run is.
@@ -107,13 +113,19 @@ class RunFolder:
             newest = chain[-1].previous
         return chain[::-1]
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """The run reached its plan's end."""
-        write_durably(self.root / "finished.json", _json(summary))
+    def end(self, status: str, reason: str, summary: Mapping[str, Any] | None = None) -> None:
+        """The run ended: FINISHED at its plan's end, FAILED or KILLED before it."""
+        now_ms = time.time_ns() // 1_000_000
+        ended = {"status": status, "reason": reason, "time_ms": now_ms, "summary": summary or {}}
+        write_durably(self.root / "ended.json", _json(ended))
 
-    def finished(self) -> dict[str, Any] | None:
-        """The summary, if the run reached its plan's end."""
-        path = self.root / "finished.json"
+    def reopen(self) -> None:
+        """A run that FAILED or was KILLED goes on."""
+        (self.root / "ended.json").unlink(missing_ok=True)
+
+    def ended(self) -> dict[str, Any] | None:
+        """How the run ended; None while it goes on."""
+        path = self.root / "ended.json"
         return dict(json.loads(path.read_text())) if path.is_file() else None
 
     def _final(self) -> Iterator[Checkpoint]:

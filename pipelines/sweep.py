@@ -1,0 +1,9 @@
+"""Stage `sweep`: trials over learning rate and patch size; the winner in results/sweep."""
+
+from gliotrail import params
+from gliotrail.distributed.sweep import sweep
+from gliotrail.errors import one_line_errors
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sweep(params.load())

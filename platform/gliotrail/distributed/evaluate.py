@@ -1,0 +1,194 @@
+"""Stage `evaluate`: segment and score the held-out patients, register the model, name the champion.
+
+Every measure comes from the label map that is saved, as counts without epsilon, so that scoring
+the saved mask gives `metrics.json` again.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from gliotrail.distributed.train import EXPERIMENT
+from gliotrail.errors import DataError
+from gliotrail.files import replacing, write_json
+from gliotrail.imaging.geometry import Box, from_ras
+from gliotrail.imaging.labels import CLASSES, REGIONS, Labels
+from gliotrail.imaging.nifti import read_image, write_labels
+from gliotrail.imaging.prepared import (
+    Prepared,
+    PreparedCase,
+    load_prepared,
+    read_labels_patch,
+    read_patch,
+)
+from gliotrail.params import Evaluate, Params
+from gliotrail.progress import progress, say
+from gliotrail.report.figures import figure_png
+from gliotrail.report.overlays import draw_prediction, pick_slices
+from gliotrail.segmentation.inference import predict_case, to_labels
+from gliotrail.segmentation.loop import SCORE, World
+from gliotrail.segmentation.metrics import mean_defined
+from gliotrail.segmentation.score import Score, score, soft_dice_loss_scan
+from gliotrail.segmentation.unet import UNet3d
+from gliotrail.segmentation.validation import validate
+from gliotrail.segmentation.weights import load
+from gliotrail.tracking.evaluation import record_evaluation
+from gliotrail.tracking.journal import MODEL_FILE
+from gliotrail.tracking.lineage import digest_of
+
+_MEASURES: Final = ("dice", "sensitivity", "specificity", "specificity_brain", "hd95_mm")
+MEASURES_VERSION: Final = 1
+"""Goes up when a measure's definition changes: champions are then judged again."""
+
+
+def evaluate(
+    params: Params,
+    prepared_folder: Path = Path("data/prepare"),
+    raw: Path = Path("data/fetch"),
+    trained: Path = Path("results/train"),
+    out: Path = Path("results/evaluate"),
+) -> None:
+    """Write masks, `metrics.json` and pictures to `out`; then tell MLflow and the registry.
+
+    Raises:
+        DataError, WeightsError: scans or weights that can't be used.
+        TrackingError: the outputs are written, but MLflow doesn't know the run.
+    """
+    section = params.evaluate
+    prepared = load_prepared(prepared_folder)
+    model, description = load(trained / MODEL_FILE)
+    scores: dict[str, Score] = {}
+    losses: dict[str, float] = {}
+    with replacing(out) as partial, progress(len(prepared.split.test), "evaluate", "cases") as done:
+        (partial / "masks").mkdir(parents=True)
+        (partial / "pictures").mkdir()
+        for name in prepared.split.test:
+            case = prepared.cases[name]
+            predicted, losses[name] = _predict(model, case, description.standardize, section)
+            scores[name] = _score(case, predicted)
+            _write_mask(partial / "masks" / f"{name}.nii.gz", case, raw, predicted)
+            (partial / "pictures" / f"{name}.png").write_bytes(_draw(case, predicted))
+            done(1)
+        write_json(partial / "metrics.json", summary(scores, losses))
+        write_json(
+            partial / "cases.json", {name: s.model_dump(mode="json") for name, s in scores.items()}
+        )
+    record(trained, out, prepared, section)
+
+
+def _predict(
+    model: UNet3d, case: PreparedCase, standardize: str, section: Evaluate
+) -> tuple[Labels, float]:
+    """Labels on the scan's RAS+ grid, and the soft Dice loss over the whole scan."""
+    probabilities_CIJK = predict_case(model, case, standardize)
+    ref_IJK = read_labels_patch(case, _whole(case))
+    return (
+        to_labels(probabilities_CIJK, section.threshold),
+        soft_dice_loss_scan(probabilities_CIJK, ref_IJK),
+    )
+
+
+def _score(case: PreparedCase, predicted_IJK: Labels) -> Score:
+    whole = _whole(case)
+    brain_IJK = (read_patch(case, whole, "none") != 0).any(axis=0)
+    return score(read_labels_patch(case, whole), predicted_IJK, case.spacing_mm, brain_IJK)
+
+
+def _whole(case: PreparedCase) -> Box:
+    return Box((0, 0, 0), case.ras_shape_vox)
+
+
+def _write_mask(path: Path, case: PreparedCase, raw: Path, predicted_IJK: Labels) -> None:
+    """The mask on the scan's own grid, with the geometry of its file."""
+    scans = [raw / "imagesTr" / f"{case.name}{ending}" for ending in (".nii.gz", ".nii")]
+    scan = next((path for path in scans if path.is_file()), None)
+    if scan is None:
+        raise DataError("no raw scan", where=scans[0], do="run `dvc repro fetch`")
+    write_labels(path, from_ras(predicted_IJK, case.file_affine), like=read_image(scan))
+
+
+def _draw(case: PreparedCase, predicted_IJK: Labels) -> bytes:
+    labels_IJK = read_labels_patch(case, _whole(case))
+    return figure_png(
+        draw_prediction(
+            read_patch(case, _whole(case), "none"),
+            labels_IJK,
+            predicted_IJK,
+            pick_slices(labels_IJK, 4),
+            case.spacing_mm,
+            f"{case.name}, held out",
+        )
+    )
+
+
+def summary(scores: Mapping[str, Score], losses: Mapping[str, float]) -> dict[str, Any]:
+    """DVC's metrics: means over the test cases, and how many of them have a defined Dice."""
+    values: dict[str, Any] = {
+        "cases": len(scores),
+        "soft_dice_loss": mean_defined(losses.values()).value,
+    }
+    for kind, names in (("classes", CLASSES), ("regions", tuple(REGIONS))):
+        for name in names:
+            of = [getattr(s, kind)[name] for s in scores.values()]
+            values[name] = {
+                measure: mean_defined(getattr(m, measure) for m in of).value
+                for measure in (
+                    "dice",
+                    "sensitivity",
+                    "specificity",
+                    "specificity_brain",
+                    "hd95_mm",
+                )
+            }
+            values[name]["defined"] = mean_defined(m.dice for m in of).n
+        values[f"mean_{kind}"] = mean_defined(values[name]["dice"] for name in names).value
+    return values
+
+
+def record(trained: Path, out: Path, prepared: Prepared, section: Evaluate) -> None:
+    """Add the scores to the training's run, register the model, and see who is champion.
+
+    It can be repeated: nothing is logged twice, and the run keeps its status.
+
+    Raises:
+        TrackingError: MLflow doesn't know the run.
+    """
+    run = json.loads((trained / "run.json").read_text())
+    metrics = json.loads((out / "metrics.json").read_text())
+    told = record_evaluation(
+        EXPERIMENT,
+        run,
+        trained / MODEL_FILE,
+        test_points(metrics),
+        [*sorted((out / "pictures").glob("*.png")), out / "metrics.json", out / "cases.json"],
+        judged_on=digest_of([MEASURES_VERSION, _validation_inputs(prepared)]),
+        rescore=lambda weights: _validation_score(weights, prepared, section),
+    )
+    say(told)
+
+
+def test_points(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """`test/dice_WT` and so on, of what is defined."""
+    points = {"test/soft_dice_loss": metrics["soft_dice_loss"]}
+    for name in (*CLASSES, *REGIONS):
+        for measure in ("dice", "sensitivity", "specificity", "hd95_mm"):
+            points[f"test/{measure}_{name}"] = metrics[name][measure]
+    for kind in ("classes", "regions"):
+        points[f"test/dice_mean_{kind}"] = metrics[f"mean_{kind}"]
+    return {key: float(value) for key, value in points.items() if value is not None}
+
+
+def _validation_inputs(prepared: Prepared) -> list[Any]:
+    return [
+        [region.case, str(region.box), prepared.cases[region.case].image_sha256,
+         prepared.cases[region.case].label_sha256]
+        for region in prepared.split.validation
+    ]  # fmt: skip
+
+
+def _validation_score(weights: Path, prepared: Prepared, section: Evaluate) -> float:
+    """What another model is worth on this validation data."""
+    model, description = load(weights)
+    regions, standardize = prepared.split.validation, description.standardize
+    return validate(model, prepared.cases, regions, standardize, section.threshold, World())[SCORE]

@@ -1,0 +1,33 @@
+"""What MLflow runs to load a model: a script, not a module of the package ('models from code').
+
+It goes into each logged model together with the package, so that the model needs no installation
+of Gliotrail where it is served.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel  # type: ignore[attr-defined]
+
+from gliotrail.segmentation.inference import segment_array
+from gliotrail.segmentation.weights import load
+
+
+class Segmenter(PythonModel):
+    """Image (4, I, J, K) in raw values, RAS+, FLAIR, T1w, T1gd, T2w -> labels (I, J, K)."""
+
+    def load_context(self, context: Any) -> None:
+        """Read the weights; their names and shapes are checked."""
+        self.model, self.description = load(Path(context.artifacts["weights"]))
+
+    def predict(
+        self, context: Any, model_input: npt.NDArray[Any], params: dict[str, Any] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Labels 0 background, 1 edema, 2 non-enhancing tumour, 3 enhancing tumour."""
+        return segment_array(self.model, np.asarray(model_input), self.description.standardize)
+
+
+set_model(Segmenter())
