@@ -20,6 +20,7 @@ CROPS_PARAMS: Mapping[str, Any] = {
     "prepare.split.validation.stop_vox": [64, 64, 32],
     "patch.sizes": ["16x16x8", "16x16x16"],
     "patch.per_case": 12,
+    "sweep.space.learning_rate.choice": [3e-3],
     "sweep.space.patch_size.choice": ["16x16x8", "16x16x16"],
     "sweep.epochs": 1,
     "train.model.base_filters": 4,
