@@ -3,40 +3,29 @@
 import csv
 import json
 import shutil
-import time
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-import torch.distributed
-from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
-from ray.train import report as ray_report
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2.api.exceptions import TrainingFailedError
-
-from gliotrail.distributed.cluster import Resources, cluster, resources
+from gliotrail.distributed.cluster import cluster, resources
 from gliotrail.distributed.training import (
     Training,
     describe,
     restore,
-    run_training,
     write_artifacts,
 )
 from gliotrail.distributed.watch import watching
-from gliotrail.errors import GliotrailError, ParamsError, TrainingError
+from gliotrail.distributed.workers import fit_on_workers
+from gliotrail.errors import GliotrailError, ParamsError
 from gliotrail.files import replacing, write_json
 from gliotrail.params import FROM_SWEEP, Params, parse_size
-from gliotrail.places import state_dir
 from gliotrail.progress import say
-from gliotrail.segmentation.loop import World
 from gliotrail.segmentation.weights import Description, to_bytes
 from gliotrail.tracking.journal import MODEL_FILE, Point, RunFolder
 from gliotrail.tracking.runs import Courier
 
 EXPERIMENT: Final = "gliotrail"
-_FAILURES_SURVIVED: Final = 3
 
 
 def train(
@@ -110,60 +99,6 @@ def resolve(params: Params, prepared: Path, patches: Path, sweep: Path) -> Train
         prepared=prepared.absolute(),
         patches=patches.absolute(),
     )
-
-
-def fit_on_workers(training: Training, run: RunFolder, wanted: Resources) -> None:
-    """Train on Ray Train's workers; a killed one is replaced, and all go on from the checkpoint.
-
-    Raises:
-        GliotrailError: what a worker raised.
-    """
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config={"training": training, "root": str(run.root)},
-        torch_config=TorchConfig(backend="nccl" if wanted.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=wanted.workers,
-            use_gpu=bool(wanted.gpus_per_worker),
-            resources_per_worker=wanted.per_worker(),
-        ),
-        run_config=RunConfig(
-            # Ray does nothing for a name that ended once; what resumes is our own folder
-            name=f"{run.root.name}-{time.time_ns()}",
-            storage_path=str(state_dir() / "ray"),
-            failure_config=FailureConfig(max_failures=_FAILURES_SURVIVED),
-        ),
-    )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        causes = getattr(error, "worker_failures", {}).values()
-        for cause in causes:
-            if isinstance(cause, GliotrailError):
-                raise cause from None
-        raise TrainingError("Ray's workers failed", got=str(error)) from error
-    failed = run.root / "failed.json"
-    if failed.is_file():
-        raise TrainingError(json.loads(failed.read_text())["error"])
-
-
-def _work(config: dict[str, Any]) -> None:
-    """What each of Ray Train's workers does."""
-    training, run = config["training"], RunFolder(Path(config["root"]))
-    context = get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    world = World(
-        rank,
-        workers,
-        sum_in_place=torch.distributed.all_reduce if workers > 1 else lambda tensor: None,
-        device=get_device(),
-    )
-    try:
-        run_training(training, run, world, lambda step, metrics: ray_report(dict(metrics)))
-    except TrainingError as error:
-        # the same on every worker, and again if tried again: nothing for Ray to mend
-        if rank == 0:
-            write_json(run.root / "failed.json", {"error": str(error)})
 
 
 def finish(training: Training, run: RunFolder) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel  # type: ignore[attr-defined]
 
@@ -23,9 +22,8 @@ class Segmenter(PythonModel):
         """Read the weights; their names and shapes are checked."""
         self.model, self.description = load(Path(context.artifacts["weights"]))
 
-    def predict(
-        self, context: Any, model_input: npt.NDArray[Any], params: dict[str, Any] | None = None
-    ) -> npt.NDArray[np.uint8]:
+    # no type hints: MLflow takes those of `predict` for a schema of its own
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
         """Labels 0 background, 1 edema, 2 non-enhancing tumour, 3 enhancing tumour."""
         return segment_array(self.model, np.asarray(model_input), self.description.standardize)
 

@@ -7,6 +7,7 @@ step can be repeated: a model is known by the SHA-256 of its weights.
 import hashlib
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -61,14 +62,19 @@ def save_pyfunc(weights: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         code = Path(place) / "gliotrail"
         shutil.copytree(root, code, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-        mlflow.pyfunc.save_model(
-            folder,
-            python_model=str(root / "tracking" / "pyfunc_model.py"),
-            artifacts={"weights": str(weights)},
-            code_paths=[str(code)],
-            signature=ModelSignature(inputs=Schema([image]), outputs=Schema([labels])),
-            pip_requirements=[f"{name}=={metadata.version(name)}".split("+")[0] for name in _NEEDS],
-        )
+        with warnings.catch_warnings():
+            # an input example would be stored with each model, to check what our tests check
+            warnings.filterwarnings("ignore", ".*input example was not provided")
+            mlflow.pyfunc.save_model(
+                folder,
+                python_model=str(root / "tracking" / "pyfunc_model.py"),
+                artifacts={"weights": str(weights)},
+                code_paths=[str(code)],
+                signature=ModelSignature(inputs=Schema([image]), outputs=Schema([labels])),
+                pip_requirements=[
+                    f"{need}=={metadata.version(need).split('+')[0]}" for need in _NEEDS
+                ],
+            )
 
 
 def register(

@@ -7,6 +7,7 @@ its own id, kept in the tag `gliotrail.id`, whatever id the server gave it.
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -40,7 +42,10 @@ def client() -> MlflowClient:
     # a training must not hang on a server that does: MLflow's own defaults wait for many minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     uri = tracking_uri()
+    mlflow.set_tracking_uri(uri)  # parts of MLflow make clients of their own
     if not uri.startswith("sqlite"):
         return MlflowClient(uri)
     state_dir().mkdir(parents=True, exist_ok=True)
@@ -59,37 +64,37 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def experiment_id(mlflow: MlflowClient, name: str) -> str:
+def experiment_id(server: MlflowClient, name: str) -> str:
     """The experiment of that name, made if need be; local artifacts lie in `.gliotrail/`."""
-    found = mlflow.get_experiment_by_name(name)
+    found = server.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
     local = tracking_uri().startswith("sqlite")
     location = (state_dir() / "artifacts" / name).as_uri() if local else None
     try:
-        return str(mlflow.create_experiment(name, artifact_location=location))
+        return str(server.create_experiment(name, artifact_location=location))
     except MlflowException:  # another process was first
-        found = mlflow.get_experiment_by_name(name)
+        found = server.get_experiment_by_name(name)
         if found is None:
             raise
         return str(found.experiment_id)
 
 
-def find_run(mlflow: MlflowClient, experiment: str, run_id: str) -> Run | None:
+def find_run(server: MlflowClient, experiment: str, run_id: str) -> Run | None:
     """The MLflow run that carries a run's own id."""
-    found = mlflow.search_runs(
-        [experiment_id(mlflow, experiment)], f"tags.`{ID_TAG}` = '{run_id}'", max_results=1
+    found = server.search_runs(
+        [experiment_id(server, experiment)], f"tags.`{ID_TAG}` = '{run_id}'", max_results=1
     )
     return found[0] if found else None
 
 
-def existing_run(mlflow: MlflowClient, experiment: str, run_id: str) -> Run:
+def existing_run(server: MlflowClient, experiment: str, run_id: str) -> Run:
     """Like `find_run`, for a run that must be there.
 
     Raises:
         TrackingError: there is none.
     """
-    found = find_run(mlflow, experiment, run_id)
+    found = find_run(server, experiment, run_id)
     if found is None:
         raise TrackingError(
             f"no run {run_id} in experiment {experiment}",
@@ -99,7 +104,7 @@ def existing_run(mlflow: MlflowClient, experiment: str, run_id: str) -> Run:
     return found
 
 
-def deliver(run: RunFolder, mlflow: MlflowClient) -> str:
+def deliver(run: RunFolder, server: MlflowClient) -> str:
     """Tell MLflow all that is final in a run's folder and was not told before.
 
     Returns:
@@ -112,22 +117,22 @@ def deliver(run: RunFolder, mlflow: MlflowClient) -> str:
         told = _Told(run)
         description = run.describe()
         if told.run_id is None:
-            told.save(run_id=_make_run(mlflow, run, description))
+            told.save(run_id=_make_run(server, run, description))
         run_id = str(told.run_id)
         history = run.history()
         names = [checkpoint.folder.name for checkpoint in history]
         start = names.index(told.upto) + 1 if told.upto in names else 0
         for checkpoint in history[start:]:
-            log_points(mlflow, run_id, checkpoint.points())
+            log_points(server, run_id, checkpoint.points())
             for picture in checkpoint.pictures():
-                _log_picture(mlflow, run_id, picture, checkpoint.step)
+                _log_picture(server, run_id, picture, checkpoint.step)
             told.save(upto=checkpoint.folder.name)
         ended = run.ended()
         if (run.root / MODEL_FILE).exists() and not told.model:
-            experiment = experiment_id(mlflow, description["experiment"])
-            told.save(model=log_model(mlflow, experiment, run_id, run.root / MODEL_FILE))
+            experiment = experiment_id(server, description["experiment"])
+            told.save(model=log_model(server, experiment, run_id, run.root / MODEL_FILE))
         if ended != told.ended:
-            _set_status(mlflow, run_id, ended)
+            _set_status(server, run_id, ended)
             told.save(ended=ended)
         return run_id
 
@@ -136,8 +141,8 @@ class _Told:
     """What a tracking server was told of a run so far; kept beside the run, one file a server."""
 
     def __init__(self, run: RunFolder) -> None:
-        server = hashlib.sha256(tracking_uri().encode()).hexdigest()[:12]
-        self._path = run.root / "delivered" / f"{server}.json"
+        address = hashlib.sha256(tracking_uri().encode()).hexdigest()[:12]
+        self._path = run.root / "delivered" / f"{address}.json"
         self._values = json.loads(self._path.read_text()) if self._path.is_file() else {}
 
     @property
@@ -161,11 +166,11 @@ class _Told:
         write_json(self._path, self._values)
 
 
-def log_points(mlflow: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
+def log_points(server: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
     """Log metrics with the times they already have: again is the same as once."""
     metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in points]
     for start in range(0, len(metrics), _BATCH):
-        mlflow.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+        server.log_batch(run_id, metrics=metrics[start : start + _BATCH])
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -179,13 +184,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _make_run(mlflow: MlflowClient, run: RunFolder, description: Mapping[str, Any]) -> str:
-    found = find_run(mlflow, description["experiment"], description["id"])
+def _make_run(server: MlflowClient, run: RunFolder, description: Mapping[str, Any]) -> str:
+    found = find_run(server, description["experiment"], description["id"])
     if found is None:
         parent = description.get("parent")
-        above = existing_run(mlflow, description["experiment"], parent) if parent else None
-        found = mlflow.create_run(
-            experiment_id(mlflow, description["experiment"]),
+        above = existing_run(server, description["experiment"], parent) if parent else None
+        found = server.create_run(
+            experiment_id(server, description["experiment"]),
             start_time=description["started_ms"],
             run_name=description["name"],
             tags={
@@ -197,7 +202,7 @@ def _make_run(mlflow: MlflowClient, run: RunFolder, description: Mapping[str, An
     run_id = str(found.info.run_id)
     params = [Param(key, value) for key, value in flatten(description["params"]).items()]
     for start in range(0, len(params), 100):
-        mlflow.log_batch(run_id, params=params[start : start + 100])
+        server.log_batch(run_id, params=params[start : start + 100])
     datasets = [
         DatasetInput(
             Dataset(d["name"], d["digest"], "dvc", json.dumps({"uri": d["path"]})),
@@ -206,25 +211,25 @@ def _make_run(mlflow: MlflowClient, run: RunFolder, description: Mapping[str, An
         for d in description["datasets"]
     ]
     if datasets:
-        mlflow.log_inputs(run_id, datasets=datasets)
+        server.log_inputs(run_id, datasets=datasets)
     for path in sorted((run.root / "artifacts").glob("*")):
-        mlflow.log_artifact(run_id, str(path))
+        server.log_artifact(run_id, str(path))
     return run_id
 
 
-def _log_picture(mlflow: MlflowClient, run_id: str, path: Path, step: int) -> None:
+def _log_picture(server: MlflowClient, run_id: str, path: Path, step: int) -> None:
     """As an image with a step, so that MLflow's slider moves through training."""
     with Image.open(path) as image:
-        mlflow.log_image(run_id, image.convert("RGB"), key=path.stem, step=step)
+        server.log_image(run_id, image.convert("RGB"), key=path.stem, step=step)
 
 
-def _set_status(mlflow: MlflowClient, run_id: str, ended: Mapping[str, Any] | None) -> None:
+def _set_status(server: MlflowClient, run_id: str, ended: Mapping[str, Any] | None) -> None:
     if ended is None:
-        mlflow.update_run(run_id, status="RUNNING")
+        server.update_run(run_id, status="RUNNING")
         return
     tags = [RunTag("gliotrail.ended", ended["reason"])]
-    mlflow.log_batch(run_id, tags=tags)
-    mlflow.set_terminated(run_id, ended["status"], end_time=ended["time_ms"])
+    server.log_batch(run_id, tags=tags)
+    server.set_terminated(run_id, ended["status"], end_time=ended["time_ms"])
 
 
 def _shown(uri: str) -> str:
