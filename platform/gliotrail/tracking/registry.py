@@ -59,6 +59,7 @@ def save_pyfunc(weights: Path, folder: Path) -> None:
     root = Path(gliotrail.__file__).parent
     image = TensorSpec(np.dtype("float32"), (len(CHANNELS), -1, -1, -1), name=None)
     labels = TensorSpec(np.dtype("uint8"), (-1, -1, -1), name=None)
+    needs = [f"{name}=={metadata.version(name).split('+')[0]}" for name in _NEEDS]
     with tempfile.TemporaryDirectory() as place:
         code = Path(place) / "gliotrail"
         shutil.copytree(root, code, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
