@@ -72,9 +72,7 @@ def save_pyfunc(weights: Path, folder: Path) -> None:
                 artifacts={"weights": str(weights)},
                 code_paths=[str(code)],
                 signature=ModelSignature(inputs=Schema([image]), outputs=Schema([labels])),
-                pip_requirements=[
-                    f"{need}=={metadata.version(need).split('+')[0]}" for need in _NEEDS
-                ],
+                pip_requirements=needs,
             )
 
 
