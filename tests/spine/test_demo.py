@@ -46,9 +46,10 @@ def held(process):
 @pytest.mark.timeout(1800)
 def test_the_demo_ends_within_ten_minutes_and_has_nothing_to_do_again(tmp_path, peak_bytes):
     project = clone_into(tmp_path)
-    venv = f"VENV={Path(sys.executable).parents[1]}"
+    # with this environment, and without installing the clone into it
+    demo = ["make", "-o", "setup", "demo", f"VENV={Path(sys.executable).parents[1]}"]
     started = perf_counter()
-    subprocess.run(["make", "demo", venv], cwd=project.root, env=project.env, check=True)
+    subprocess.run(demo, cwd=project.root, env=project.env, check=True)
     took_s = perf_counter() - started
 
     started = perf_counter()

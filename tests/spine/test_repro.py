@@ -1,0 +1,66 @@
+"""One whole `dvc repro` on the crops, and what a change runs again."""
+
+import json
+import re
+import resource
+
+import nibabel as nib
+import pytest
+from ruamel.yaml import YAML
+
+from gliotrail.imaging.labels import CLASSES, REGIONS
+from tests.support.projects import CROPS_PARAMS, ROOT, set_params
+
+
+@pytest.fixture
+def project(reproduced_copy):
+    yield reproduced_copy
+    reproduced_copy.run("git", "checkout", "--quiet", "params.yaml")
+    reproduced_copy.run("dvc", "checkout", "--quiet", "--force")
+
+
+def stages_run(log):
+    return re.findall(r"Running stage '([^']+)'", log)
+
+
+def test_one_repro_runs_every_stage_once(reproduced):
+    stages = list(YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"])
+    ran = stages_run(reproduced.log)
+    assert len(ran) == len(set(ran))
+    assert list(dict.fromkeys(name.partition("@")[0] for name in ran)) == stages
+    assert {n.partition("@")[2] for n in ran} - {""} == set(CROPS_PARAMS["patch.sizes"])
+
+
+def test_it_ends_in_measures_of_the_held_out_patient_and_a_mask_on_its_own_grid(reproduced):
+    results = reproduced.project.root / "results/evaluate"
+    measures = json.loads((results / "metrics.json").read_text())
+    assert {*CLASSES, *REGIONS} <= set(measures)
+    scan = nib.load(reproduced.project.root / "raw/labelsTr/BRATS_119.nii.gz")
+    (mask,) = (results / "masks").glob("BRATS_119*.nii.gz")
+    assert nib.load(mask).shape == scan.shape
+    assert (nib.load(mask).affine == scan.affine).all()
+
+
+def test_a_second_repro_has_nothing_to_do_and_takes_three_seconds(reproduced):
+    before_s = cpu_s()
+    assert stages_run(reproduced.project.run("dvc", "repro").stdout) == []
+    assert cpu_s() - before_s <= 3
+
+
+def cpu_s():
+    """Of the commands run so far. One process: on an idle machine that is its wall-clock time."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_a_change_of_training_runs_no_data_stage(project):
+    set_params(project.root / "params.yaml", {"train.epochs": 3})
+    assert stages_run(project.run("dvc", "repro", "--dry").stdout) == ["train"]
+
+
+def test_a_patch_size_put_in_front_runs_alone_and_costs_kilobytes(project):
+    sizes = ["8x8x8", *CROPS_PARAMS["patch.sizes"]]
+    set_params(project.root / "params.yaml", {"patch.sizes": sizes})
+    assert stages_run(project.run("dvc", "repro", "patch").stdout) == ["patch@8x8x8"]
+    written = (project.root / "data/patch/8x8x8").rglob("*")
+    assert 0 < sum(path.stat().st_size for path in written) < 100_000
