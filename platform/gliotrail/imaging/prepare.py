@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import psutil
 
 from gliotrail import params
@@ -25,7 +24,7 @@ from gliotrail.imaging.geometry import Box, Vox3, spacing_mm, to_ras, vox3
 from gliotrail.imaging.header import check_channels, check_same_grid, read_header
 from gliotrail.imaging.labels import CHANNELS, voxels_per_label
 from gliotrail.imaging.nifti import read_image, read_labels
-from gliotrail.imaging.prepared import FORMAT, brain_statistics
+from gliotrail.imaging.prepared import FORMAT, brain_statistics, small_type
 from gliotrail.imaging.split import (
     box_to_json,
     make_split,
@@ -127,7 +126,7 @@ def _prepare_case(case: Case, channel_order: Sequence[int], folder: Path) -> dic
     box = Box.around(inside)
     if 0 in box.size_vox:
         raise DataError("voxel values", where=case.image, wanted="a brain", got="zeros alone")
-    image_IJKC = _small_type(ras[box.slices], channel_order, case.image)
+    image_IJKC = small_type(ras[box.slices], channel_order, case.image)
     statistics = brain_statistics(image_IJKC)
     folder.mkdir(parents=True)
     np.save(folder / "image.npy", image_IJKC)
@@ -150,27 +149,3 @@ def _prepare_case(case: Case, channel_order: Sequence[int], folder: Path) -> dic
     }
     write_json(folder / "case.json", values)
     return case_fingerprint(scan, image_IJKC, statistics, counts)
-
-
-def _small_type(
-    ras_IJKC: npt.NDArray[Any], channel_order: Sequence[int], path: Path
-) -> npt.NDArray[Any]:
-    """A copy, channels in the order of CHANNELS, i fastest; int16 where that loses nothing."""
-    low, high = ras_IJKC.min(), ras_IJKC.max()
-    if max(-float(low), float(high)) > float(np.finfo(np.float32).max):
-        raise DataError("voxel values", where=path, wanted="within float32", got=f"{high:g}")
-    limits = np.iinfo(np.int16)
-    whole = (
-        limits.min <= low
-        and high <= limits.max
-        and (
-            ras_IJKC.dtype.kind in "iu"
-            or all(
-                np.array_equal(channel, np.rint(channel)) for channel in np.moveaxis(ras_IJKC, 3, 0)
-            )
-        )
-    )
-    small = np.empty(ras_IJKC.shape, np.int16 if whole else np.float32, order="F")
-    for channel, in_file in enumerate(channel_order):
-        small[..., channel] = ras_IJKC[..., in_file]
-    return small

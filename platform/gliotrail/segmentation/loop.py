@@ -9,7 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -100,7 +100,7 @@ class State:
 
 
 class Report(Protocol):
-    """What is told of each step. `step` counts from 1; `snapshot` copies the state when asked."""
+    """What is told of each step, counted from 1. `snapshot()` copies the state as it is then."""
 
     def __call__(
         self, step: int, metrics: Mapping[str, float], snapshot: Callable[[], State]
@@ -127,22 +127,20 @@ def fit(
         the last state; the weights to use are its `kept` ones.
 
     Raises:
-        TrainingError: the loss is no finite number.
+        TrainingError: the loss or a gradient is no finite number.
     """
     world = world or World()
     model.to(world.device, _DTYPES["float64"] if plan.precision == "float64" else None)
     model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    optimizer = torch.optim.AdamW(parameters, weight_decay=plan.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=plan.weight_decay)
     scaler = torch.amp.GradScaler(world.device.type, enabled=plan.precision == "float16")
     averaged = copy.deepcopy(model)
-    kept: dict[str, Tensor] = {}
-    state = state or State(0, {})
+    state = replace(state) if state else State(0, {})
+    kept = state.weights("kept")
     if state.step:
         model.load_state_dict(state.weights("last"))
         averaged.load_state_dict(state.weights("averaged"))
-        _restore_optimizer(optimizer, names, state)
-        kept = state.weights("kept")
+        _restore(model, optimizer, scaler, state)
 
     epoch_started, epoch_steps, waited_s = time.perf_counter(), 0, 0.0
     steps = range(state.step, plan.steps)
@@ -156,9 +154,11 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate_at(step)
         optimizer.zero_grad()
-        loss = _loss_and_gradients(model, batch, plan, scaler, world)
-        if not math.isfinite(loss):
-            raise _not_finite(loss, step, plan, batch)
+        flat = _gradients_and_loss(model, batch, plan, scaler, world)
+        loss = flat[-1].item()
+        # in float16 the scaler leaves out a step whose gradients are infinite
+        if not math.isfinite(loss) or (plan.precision != "float16" and not flat.isfinite().all()):
+            raise _not_finite(loss, step, plan, patches)
         scaler.step(optimizer)
         scaler.update()
         _average_into(averaged, model, plan.average, step)
@@ -180,14 +180,17 @@ def fit(
 
         state.step = step + 1
         networks = (model, averaged, kept)
-        report(step + 1, metrics, partial(_snapshot, state, networks, optimizer, names))
-    return _snapshot(state, (model, averaged, kept), optimizer, names)
+        report(step + 1, metrics, partial(_snapshot, state, networks, optimizer, scaler))
+    return _snapshot(state, (model, averaged, kept), optimizer, scaler)
 
 
-def _loss_and_gradients(
+def _gradients_and_loss(
     model: nn.Module, batch: Batch, plan: Plan, scaler: torch.amp.GradScaler, world: World
-) -> float:
-    """The global batch's mean loss; its gradients are left in the parameters of every worker."""
+) -> Tensor:
+    """The global batch's mean loss, after all its gradients, in one flat tensor.
+
+    The gradients are also left in the parameters, of every worker the same.
+    """
     parameters = list(model.parameters())
     loss_sum = torch.zeros((), device=world.device)
     if batch.samples:
@@ -197,16 +200,18 @@ def _loss_and_gradients(
         with torch.autocast(world.device.type, _DTYPES[plan.precision], enabled=reduced):
             logits = model(image)
         loss_sum = LOSSES[plan.loss](logits, targets).sum()
-        scaler.scale(loss_sum / plan.batch_size).backward()
+    mean = scaler.scale(loss_sum / plan.batch_size)
+    if batch.samples:
+        mean.backward()
     # one flat tensor, one sum: the same order of additions whatever the timing of the workers
     pieces = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = torch.cat([piece.reshape(-1) for piece in pieces] + [loss_sum.detach().reshape(1)])
+    flat = torch.cat([*(p.reshape(-1) for p in pieces), loss_sum.detach()[None] / plan.batch_size])
     world.sum_in_place(flat)
     start = 0
     for parameter in parameters:
         parameter.grad = flat[start : start + parameter.numel()].view_as(parameter)
         start += parameter.numel()
-    return flat[-1].item() / plan.batch_size
+    return flat
 
 
 @torch.no_grad()
@@ -222,12 +227,15 @@ def _to_device(tensor: Tensor, plan: Plan, world: World) -> Tensor:
     return tensor.to(world.device, dtype, memory_format=torch.channels_last_3d)
 
 
-def _not_finite(loss: float, step: int, plan: Plan, batch: Batch) -> TrainingError:
-    patches = "; ".join(f"{s.case} at {s.corner_vox}" for s in batch.samples)
+def _not_finite(loss: float, step: int, plan: Plan, patches: Patches) -> TrainingError:
+    """Names all patches of the step: which one it was, and on which worker, is not known."""
+    numbers = range(step * plan.batch_size, (step + 1) * plan.batch_size)
+    samples = "; ".join(f"{s.case} at {s.corner_vox}" for s in map(patches.sample, numbers))
+    what = "gradient" if math.isfinite(loss) else "loss"
     return TrainingError(
-        f"loss at step {step + 1}, learning rate {plan.learning_rate_at(step):.3g}, on {patches}",
-        wanted="a finite number",
-        got=loss,
+        f"{what} at step {step + 1}, learning rate {plan.learning_rate_at(step):.3g}, on {samples}",
+        wanted="finite numbers",
+        got="NaN or Inf" if math.isfinite(loss) else loss,
         do="lower train.learning_rate or look at these patches",
     )
 
@@ -236,26 +244,34 @@ def _snapshot(
     state: State,
     networks: tuple[nn.Module, nn.Module, Mapping[str, Tensor]],
     optimizer: torch.optim.Optimizer,
-    names: tuple[str, ...],
+    scaler: torch.amp.GradScaler,
 ) -> State:
     """A copy that later steps don't change."""
     model, averaged, kept = networks
     tensors = {f"last.{name}": t for name, t in model.state_dict().items()}
     tensors |= {f"averaged.{name}": t for name, t in averaged.state_dict().items()}
     tensors |= {f"kept.{name}": t for name, t in kept.items()}
-    for place, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{key}.{names[place]}": t for key, t in values.items()}
+    for name, parameter in model.named_parameters():
+        for key, t in optimizer.state[parameter].items():
+            tensors[f"optimizer.{key}.{name}"] = t
+    for key, number in scaler.state_dict().items():
+        tensors[f"scaler.{key}"] = torch.tensor(number)
     copied = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
     return State(state.step, copied, state.kept_score, state.kept_step)
 
 
-def _restore_optimizer(
-    optimizer: torch.optim.Optimizer, names: tuple[str, ...], state: State
+def _restore(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, state: State
 ) -> None:
-    moments: dict[int, dict[str, Tensor]] = {}
-    for place, name in enumerate(names):
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            moments.setdefault(place, {})[key] = state.tensors[f"optimizer.{key}.{name}"]
+    """The inverse of `_snapshot`, of what is no weights."""
     whole = optimizer.state_dict()
-    whole["state"] = moments
+    for place, (name, _) in enumerate(model.named_parameters()):
+        moments = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
+        # there are none yet where float16's first steps were left out
+        whole["state"][place] = {
+            key: state.tensors[of] for key, of in moments.items() if of in state.tensors
+        }
     optimizer.load_state_dict(whole)
+    if scaler.is_enabled():
+        keys = scaler.state_dict()
+        scaler.load_state_dict({key: state.tensors[f"scaler.{key}"].item() for key in keys})

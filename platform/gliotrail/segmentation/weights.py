@@ -56,8 +56,10 @@ def load(path: Path) -> tuple[UNet3d, Description]:
         WeightsError: no such file, no safetensors, another format, shapes that don't fit, or NaN.
     """
     state, description = read(path)
-    model = build(description.model)
-    load_into(model, state, description, CHANNELS, CLASSES, where=path)
+    with torch.device("meta"):  # the header may lie: compare shapes before memory is taken
+        model = build(description.model)
+    fitting = _fitting(model, state, description, CHANNELS, CLASSES, path)
+    model.to_empty(device="cpu").load_state_dict(fitting)
     return model, description
 
 
@@ -73,15 +75,15 @@ def read(path: Path) -> tuple[dict[str, Tensor], Description]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             if _KEY not in header:
-                raise WeightsError("metadata", where=path, wanted=_KEY, got=list(header) or "none")
+                raise WeightsError("not Gliotrail's weights", where=path, wanted=f"metadata {_KEY}")
             description = Description.model_validate_json(header[_KEY])
             return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WeightsError("not a whole safetensors file", where=path, got=str(error)) from None
     except ValidationError as error:
         problem = error.errors()[0]
-        what = ".".join(str(part) for part in problem["loc"])
-        raise WeightsError(f"description: {what}", where=path, got=problem["msg"]) from None
+        what = ".".join(["description", *map(str, problem["loc"])])
+        raise WeightsError(what, where=path, got=problem["msg"]) from None
 
 
 def load_into(
@@ -97,23 +99,36 @@ def load_into(
     Raises:
         WeightsError: a channel or class the weights don't know, shapes that don't fit, or NaN.
     """
+    model.load_state_dict(_fitting(model, state, description, channels, classes, where))
+
+
+def _fitting(
+    model: UNet3d,
+    state: Mapping[str, Tensor],
+    description: Description,
+    channels: Sequence[str],
+    classes: Sequence[str],
+    where: object,
+) -> dict[str, Tensor]:
+    """The weights in the network's type and order."""
     takes = _order(description.channels, channels, "channels", where)
     gives = _order(description.classes, classes, "classes", where)
-    ordered = dict(state)
-    try:
-        ordered[_FIRST] = state[_FIRST][:, takes]
-        for part in ("weight", "bias"):
-            ordered[f"{_HEAD}.{part}"] = state[f"{_HEAD}.{part}"][gives]
-    except (KeyError, IndexError) as error:
-        raise WeightsError("tensors", where=where, got=f"none for {error}") from None
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name in sorted(wanted.keys() | ordered.keys()):
-        got = tuple(ordered[name].shape) if name in ordered else "none"
-        if got != wanted.get(name, "none"):
-            raise WeightsError(f"{name}", where=where, wanted=wanted.get(name, "none"), got=got)
-        if not torch.isfinite(ordered[name]).all():
-            raise WeightsError(f"{name}", where=where, wanted="finite numbers", got="NaN or Inf")
-    model.load_state_dict(ordered)
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | state.keys()):
+        shapes = [tuple(of[name].shape) if name in of else "none" for of in (wanted, state)]
+        if shapes[0] != shapes[1]:
+            raise WeightsError(name, where=where, wanted=shapes[0], got=shapes[1])
+    fitting = {}
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise WeightsError(name, where=where, wanted="floating-point numbers", got=tensor.dtype)
+        fitting[name] = tensor.to(wanted[name].dtype)
+        if not fitting[name].isfinite().all():
+            raise WeightsError(name, where=where, wanted="finite numbers", got="NaN or Inf")
+    fitting[_FIRST] = fitting[_FIRST][:, takes]
+    for part in ("weight", "bias"):
+        fitting[f"{_HEAD}.{part}"] = fitting[f"{_HEAD}.{part}"][gives]
+    return fitting
 
 
 def _order(have: Sequence[str], want: Sequence[str], what: str, where: object) -> list[int]:
