@@ -154,7 +154,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Reproduced:
     """The one whole `dvc repro` of a test session, on the crops. Shared: change nothing in it."""
     project = use_crops(clone_into(tmp_path_factory.mktemp("reproduced")))
     started = perf_counter()
-    done = project.run("dvc", "repro", timeout_s=240)
+    done = project.run("dvc", "repro", timeout_s=280)
     return Reproduced(project, perf_counter() - started, done.stdout)
 
 
