@@ -7,7 +7,7 @@ there is no tissue, hence no tumour.
 """
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,8 @@ from gliotrail.imaging.labels import CLASSES, Labels
 from gliotrail.imaging.prepared import PreparedCase, case_of_array, read_patch
 from gliotrail.segmentation.unet import UNet3d, receptive_radius_vox, stride
 
-SLAB_VOXELS = 1_500_000
-"""How many voxels, halo included, go through the network at once: about 0.6 GiB at 8 filters."""
+SLAB_VALUES: Final = 48_000_000
+"""Voxels of a slab, halo included, times base filters: 32 bytes each, about 1.5 GiB."""
 
 
 def predict_box(
@@ -28,10 +28,11 @@ def predict_box(
     case: PreparedCase,
     box: Box,
     standardize: str,
-    slab_voxels: int = SLAB_VOXELS,
+    slab_values: int = SLAB_VALUES,
 ) -> npt.NDArray[np.float32]:
     """Probabilities (classes, I, J, K) for a box of the scan (RAS+ voxels)."""
     probabilities = np.zeros((len(CLASSES), *box.size_vox), np.float32)
+    slab_voxels = slab_values // model.base_filters
     for slab in _slabs(box.meet(case.box), case.box, model.depth, slab_voxels):
         seen = _with_halo(slab, case.box, model.depth)
         image_CIJK = read_patch(case, seen, standardize)
@@ -42,10 +43,10 @@ def predict_box(
 
 
 def predict_case(
-    model: UNet3d, case: PreparedCase, standardize: str, slab_voxels: int = SLAB_VOXELS
+    model: UNet3d, case: PreparedCase, standardize: str, slab_values: int = SLAB_VALUES
 ) -> npt.NDArray[np.float32]:
     """Probabilities (classes, I, J, K) for a whole scan, on its RAS+ grid."""
-    return predict_box(model, case, Box((0, 0, 0), case.ras_shape_vox), standardize, slab_voxels)
+    return predict_box(model, case, Box((0, 0, 0), case.ras_shape_vox), standardize, slab_values)
 
 
 def segment_array(
@@ -58,7 +59,7 @@ def segment_array(
     """Raw values (C, I, J, K) of a whole scan in RAS+ -> labels (I, J, K).
 
     Raises:
-        DataError: zeros alone.
+        DataError: as `case_of_array`.
     """
     affine = np.eye(4) if affine_ras is None else affine_ras
     case = case_of_array(image_CIJK, affine, "the array")
@@ -85,9 +86,11 @@ def _slabs(wanted: Box, whole: Box, depth: int, slab_voxels: int) -> Iterator[Bo
     """Cut `wanted` along i so that each piece, with its halo, has at most `slab_voxels`."""
     if 0 in wanted.size_vox:
         return
-    _, j, k = _with_halo(wanted, whole, depth).size_vox
-    radius = receptive_radius_vox(depth)
-    thickness = max(stride(depth), slab_voxels // (j * k) - 2 * (radius + stride(depth)))
+    i, j, k = _with_halo(wanted, whole, depth).size_vox
+    thickness = slab_voxels // (j * k)
+    if thickness < i:
+        halo = receptive_radius_vox(depth) + stride(depth)
+        thickness = max(stride(depth), thickness - 2 * halo)
     for start in range(wanted.start_vox[0], wanted.stop_vox[0], thickness):
         stop = min(start + thickness, wanted.stop_vox[0])
         yield Box((start, *wanted.start_vox[1:]), (stop, *wanted.stop_vox[1:]))

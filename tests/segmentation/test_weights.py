@@ -1,0 +1,235 @@
+import hashlib
+import json
+import os
+import pickle
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from gliotrail.errors import WeightsError
+from gliotrail.imaging.labels import CHANNELS, CLASSES
+from gliotrail.params import Model
+from gliotrail.segmentation.unet import UNet3d, initialize
+from gliotrail.segmentation.weights import Description, build, load, load_into, read, to_bytes
+
+KEY = "gliotrail-weights-1"
+DESCRIPTION = Description(model=Model(name="unet3d", depth=2, base_filters=4), standardize="brain")
+FIRST, HEAD = "down.0.0.weight", "head.weight"
+
+
+def network(seed: int = 1) -> UNet3d:
+    model = build(DESCRIPTION.model)
+    initialize(model, seed)
+    return model
+
+
+def image(channels: int = 4) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(1, channels, 4, 6, 8, generator=generator)
+
+
+def write(
+    path: Path, changes: Mapping[str, object] | None = None, **tensors: torch.Tensor | None
+) -> Path:
+    """A weights file with some tensors replaced (None: left out) and another description."""
+    state = {**network().state_dict(), **{n.replace("__", "."): t for n, t in tensors.items()}}
+    text = json.dumps(DESCRIPTION.model_dump(mode="json") | (dict(changes) if changes else {}))
+    kept = {name: tensor for name, tensor in state.items() if tensor is not None}
+    path.write_bytes(save(kept, metadata={KEY: text}))
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.safetensors"
+
+
+def test_what_is_written_is_read(path):
+    model = network()
+    description = DESCRIPTION.model_copy(update={"standardize": "slice"})
+    path.write_bytes(to_bytes(model.state_dict(), description))
+    again, told = load(path)
+    assert told == description
+    assert again.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+    assert again.head.weight.requires_grad
+    assert torch.equal(again(image()), model(image()))
+
+
+def test_double_precision_weights_are_rounded_to_the_network_s(path):
+    model = network().double()
+    path.write_bytes(to_bytes(model.state_dict(), DESCRIPTION))
+    again, _ = load(path)
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    assert torch.equal(again.head.weight, model.head.weight.float())
+
+
+SCRIPT = """
+import hashlib
+from tests.segmentation.test_weights import DESCRIPTION, network, to_bytes
+print(hashlib.sha256(to_bytes(network().state_dict(), DESCRIPTION)).hexdigest())
+"""
+
+
+def test_equal_weights_are_equal_bytes_in_every_process():
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        for seed in ("1", "2")
+    ]
+    told = {process.communicate()[0].strip() for process in processes}
+    assert told == {hashlib.sha256(to_bytes(network().state_dict(), DESCRIPTION)).hexdigest()}
+
+
+def test_neither_the_order_nor_the_memory_of_tensors_is_in_the_bytes():
+    wanted = to_bytes(network().state_dict(), DESCRIPTION)
+    last = network().to(memory_format=torch.channels_last_3d).state_dict()
+    assert not last[FIRST].is_contiguous()
+    assert to_bytes(dict(reversed(last.items())), DESCRIPTION) == wanted
+    assert to_bytes(network(seed=2).state_dict(), DESCRIPTION) != wanted
+
+
+def test_permuted_channels_with_permuted_names_give_the_same_logits(path):
+    model, order = network(), [2, 0, 3, 1]
+    permuted = {"channels": [CHANNELS[n] for n in order]}
+    write(path, permuted, down__0__0__weight=model.state_dict()[FIRST][:, order])
+    torch.testing.assert_close(load(path)[0](image()), model(image()), rtol=0, atol=0)
+    write(path, down__0__0__weight=model.state_dict()[FIRST][:, order])
+    assert not torch.allclose(load(path)[0](image()), model(image()), rtol=0, atol=1e-2)
+
+
+def test_permuted_classes_with_permuted_names_give_the_same_logits(path):
+    model, order = network(), [2, 0, 1]
+    bias = torch.tensor([0.1, 0.2, 0.3])
+    with torch.no_grad():
+        model.head.bias.copy_(bias)
+    permuted = {"classes": [CLASSES[n] for n in order]}
+    weight = model.state_dict()[HEAD][order]
+    write(path, permuted, head__weight=weight, head__bias=bias[order])
+    torch.testing.assert_close(load(path)[0](image()), model(image()), rtol=0, atol=0)
+
+
+def test_a_network_can_ask_for_its_own_order_of_channels():
+    model, order = network(), [3, 1, 0, 2]
+    fed = build(DESCRIPTION.model)
+    channels = [CHANNELS[n] for n in order]
+    load_into(fed, model.state_dict(), DESCRIPTION, channels, CLASSES)
+    torch.testing.assert_close(fed(image()[:, order]), model(image()))
+
+
+@contextmanager
+def at_most_more(n_bytes: int) -> Iterator[None]:
+    """Refuse to this process memory beyond what it has and `n_bytes`."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (has + n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def truncated(at: int) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(write(path).read_bytes()[:at])
+
+
+def described(**changes: object) -> Callable[[Path], object]:
+    return lambda path: write(path, changes)
+
+
+def with_tensor(name: str, tensor: torch.Tensor | None) -> Callable[[Path], object]:
+    return lambda path: write(path, **{name.replace(".", "__"): tensor})
+
+
+def with_metadata(**metadata: str) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(save(network().state_dict(), metadata=metadata))
+
+
+MODEL = DESCRIPTION.model.model_dump()
+SHAPE = (4, 4, 3, 3, 3)
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "nothing": (lambda path: None, "no such file"),
+    "a folder": (Path.mkdir, "no such file"),
+    "empty": (Path.touch, "not a whole safetensors file"),
+    "cut in the header": (truncated(1000), "not a whole safetensors file"),
+    "cut in the tensors": (truncated(-1), "not a whole safetensors file"),
+    "text": (lambda path: path.write_text("{}" * 100), "not a whole safetensors file"),
+    "no metadata": (with_metadata(), "not Gliotrail's weights: wanted metadata"),
+    "other metadata": (with_metadata(format="pt"), "not Gliotrail's weights: wanted metadata"),
+    "no JSON": (with_metadata(**{KEY: "{"}), "description: got Invalid JSON"),
+    "no model": (with_metadata(**{KEY: "{}"}), "description.model: got Field required"),
+    "a later field": (described(rotation=1), "description.rotation: got Extra inputs"),
+    "too deep": (described(model=MODEL | {"depth": 60}), "description.model.depth: got"),
+    "58 GB": (
+        described(model=MODEL | {"depth": 6, "base_filters": 512}),
+        "down.0.0.bias: wanted (512,), got (4,)",
+    ),
+    "another depth": (
+        described(model=MODEL | {"depth": 3}), "down.2.0.bias: wanted (16,), got none"),
+    "other channels": (
+        described(channels=["FLAIR", "T1w", "T1gd", "PD"]),
+        "channels: wanted FLAIR, T1w, T1gd, T2w, got FLAIR, T1w, T1gd, PD"),
+    "a channel missing": (described(channels=CHANNELS[:3]), "channels: wanted FLAIR, T1w, T1gd"),
+    "a class twice": (
+        described(classes=["edema", "edema", "enhancing"]), "classes: wanted edema, non_enhancing"),
+    "NaN": (
+        with_tensor(FIRST, torch.full(SHAPE, float("nan"))),
+        f"{FIRST}: wanted finite numbers, got NaN or Inf"),
+    "beyond float32": (
+        with_tensor(FIRST, torch.full(SHAPE, 1e300, dtype=torch.float64)),
+        f"{FIRST}: wanted finite numbers, got NaN or Inf"),
+    "complex numbers": (
+        with_tensor(FIRST, torch.zeros(SHAPE, dtype=torch.complex64)),
+        f"{FIRST}: wanted floating-point numbers, got torch.complex64"),
+    "another shape": (
+        with_tensor(FIRST, torch.zeros(2, 3)), f"{FIRST}: wanted {SHAPE}, got (2, 3)"),
+    "a tensor missing": (with_tensor("head.bias", None), "head.bias: wanted (3,), got none"),
+    "a tensor too many": (
+        with_tensor("more.bias", torch.zeros(3)), "more.bias: wanted none, got (3,)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_file_that_can_t_be_used_is_one_clear_line(what, path):
+    spoil, line = BAD[what]
+    spoil(path)
+    with at_most_more(2**31), pytest.raises(WeightsError) as refused:
+        load(path)
+    assert str(refused.value).startswith(f"{path}: {line}")
+    assert "\n" not in str(refused.value)
+
+
+class Canary:
+    """Runs when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("dump", [lambda what, file: pickle.dump(what, file), torch.save])
+def test_a_pickle_under_the_name_of_safetensors_never_runs(dump, path, tmp_path):
+    canary = tmp_path / "canary"
+    with path.open("wb") as file:
+        dump({FIRST: Canary(canary)}, file)
+    for reader in (read, load):
+        with pytest.raises(WeightsError, match="not a whole safetensors file"):
+            reader(path)
+    assert not canary.exists()
+    with path.open("rb") as file:
+        torch.load(file, weights_only=False) if dump is torch.save else pickle.load(file)
+    assert canary.exists()
