@@ -1,0 +1,219 @@
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gliotrail.errors import DataError
+from gliotrail.imaging.geometry import Box
+from gliotrail.imaging.labels import class_masks
+from gliotrail.imaging.prepared import read_labels_patch, read_patch
+from gliotrail.params import Augment
+from gliotrail.segmentation.sampling import (
+    Batch,
+    Patches,
+    batches,
+    change,
+    part_of_step,
+)
+
+NONE = Augment(flip=0, intensity_scale=0, intensity_shift=0)
+EPOCH = range(7)
+BATCH_SIZE = 5
+
+
+def number_of(batch: Batch) -> list[int]:
+    return [sample.number for sample in batch.samples]
+
+
+def served(patches: Patches, workers: int) -> dict[int, tuple[object, ...]]:
+    """Of all workers of an epoch, by sample number: step, case, corner, seed, image, targets."""
+    merged: dict[int, tuple[object, ...]] = {}
+    for rank in range(workers):
+        stream = batches(patches, EPOCH, BATCH_SIZE, rank, workers)
+        for step, batch in zip(EPOCH, stream, strict=True):
+            for place, s in enumerate(batch.samples):
+                tensors = (batch.image_BCIJK[place], batch.targets_BCIJK[place])
+                assert s.number not in merged
+                told = (step, s.case, s.corner_vox, s.augmentation_seed)
+                merged[s.number] = (*told, *(t.numpy().tobytes() for t in tensors))
+    return merged
+
+
+def test_an_epoch_is_the_same_for_one_two_and_three_workers(patches: Patches) -> None:
+    alone = served(patches, 1)
+    assert list(alone) == list(range(35))
+    assert [told[0] for told in alone.values()] == [n // 5 for n in range(35)]
+    assert len({told[3] for told in alone.values()}) == 35
+    assert {told[1] for told in alone.values()} == {"BRATS_009", "BRATS_119"}
+    assert served(patches, 2) == alone
+    assert served(patches, 3) == alone
+    assert served(replace(patches, seed=8), 1) != alone
+
+
+@settings(deadline=None)
+@given(step=st.integers(0, 10**6), batch_size=st.integers(1, 9), workers=st.integers(1, 9))
+def test_workers_share_a_step_out_evenly(step: int, batch_size: int, workers: int) -> None:
+    parts = [part_of_step(step, batch_size, rank, workers) for rank in range(workers)]
+    numbers = sorted(n for part in parts for n in part)
+    assert numbers == list(range(step * batch_size, (step + 1) * batch_size))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_each_lap_visits_every_patch_once_in_an_order_of_its_own(patches: Patches) -> None:
+    n = len(patches.index)
+    rows = set(zip(patches.index.case_number, map(tuple, patches.index.corner_vox), strict=True))
+    wanted = {(patches.index.cases[case], corner) for case, corner in rows}
+    laps = []
+    for lap in range(3):
+        samples = [patches.sample(number) for number in range(lap * n, (lap + 1) * n)]
+        laps.append([(s.case, s.corner_vox) for s in samples])
+        assert set(laps[-1]) == wanted
+        assert len(laps[-1]) == n == 14
+    assert laps[0] != laps[1] != laps[2] != laps[0]
+
+
+def test_a_sample_is_known_without_the_ones_before(patches: Patches) -> None:
+    numbers = [3, 14, 0, 500_000, 29, 3, 43, 60, 1]
+    forth = [patches.sample(n) for n in numbers]
+    assert [patches.sample(n) for n in reversed(numbers)] == forth[::-1]
+    first, again = patches.serve(forth[0]), patches.serve(forth[5])
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_the_same_patch_of_the_next_lap_is_changed_another_way(patches: Patches) -> None:
+    samples = [patches.sample(n) for n in range(28)]
+    one = samples[0]
+    two = next(s for s in samples[14:] if (s.case, s.corner_vox) == (one.case, one.corner_vox))
+    assert not np.array_equal(patches.serve(one)[0], patches.serve(two)[0])
+
+
+@pytest.mark.parametrize("standardize", ["brain", "slice", "none"])
+def test_unchanged_a_sample_is_what_the_scan_holds_there(
+    patches: Patches, standardize: str
+) -> None:
+    plain = replace(patches, augment=NONE, standardize=standardize)
+    sample = plain.sample(4)
+    image, targets = plain.serve(sample)
+    box, case = Box.at(sample.corner_vox, (16, 16, 8)), patches.cases[sample.case]
+    assert image.dtype == np.float32
+    assert np.array_equal(image, read_patch(case, box, standardize))
+    assert np.array_equal(targets, class_masks(read_labels_patch(case, box)))
+    assert targets.any()
+
+
+def half_brain(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values in part of a box, 0 elsewhere, and targets that follow from the values."""
+    rng = np.random.default_rng(seed)
+    image = rng.permutation(4 * 6 * 5 * 4).reshape(4, 6, 5, 4).astype(np.float32) + 1
+    image *= rng.random((6, 5, 4)) < 0.6
+    return image, targets_of(image)
+
+
+def targets_of(image: np.ndarray) -> np.ndarray:
+    return np.stack([(image[c] > 0) & (image[c] % 7 < 3) for c in range(3)])
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), flip=st.sampled_from([0.0, 0.3, 1.0]))
+def test_background_stays_0_and_each_channel_s_brain_is_scaled_and_shifted(
+    seed: int, flip: float
+) -> None:
+    image, targets = half_brain(seed)
+    augment = Augment(flip=flip, intensity_scale=0.2, intensity_shift=0.5)
+    changed, moved = change(image, targets, augment, np.random.default_rng(seed))
+    unflipped, _ = change(
+        image, targets, augment.model_copy(update={"flip": 0.0}), np.random.default_rng(seed)
+    )
+    brain = image.any(axis=0)
+    assert not unflipped[:, ~brain].any()
+    assert (changed == 0).all(axis=0).sum() == (~brain).sum()
+    assert moved.sum() == targets.sum()
+    factors = []
+    for before, after in zip(image[:, brain], unflipped[:, brain], strict=True):
+        (scale, shift), *_ = np.polyfit(before, after, 1, full=True)
+        assert np.abs(scale * before + shift - after).max() < 1e-3
+        assert 0.8 <= scale <= 1.2
+        assert abs(shift) <= 0.5 + 1e-3
+        factors.append(scale)
+    assert len({round(f, 6) for f in factors}) == 4
+
+
+def test_flips_move_image_and_targets_together_each_axis_with_its_probability() -> None:
+    image, targets = half_brain(1)
+    axes = [(), (1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3)]
+    for flip, expected in ((0.0, {(): 400}), (1.0, {(1, 2, 3): 400})):
+        assert flips(image, targets, axes, flip) == expected
+    counts = flips(image, targets, axes, 0.5)
+    # 50 each on average, with a std of 6.6
+    assert set(counts) == set(axes)
+    assert all(abs(n - 50) < 4 * 6.6 for n in counts.values())
+
+
+def flips(
+    image: np.ndarray, targets: np.ndarray, axes: list[tuple[int, ...]], flip: float
+) -> Mapping[tuple[int, ...], int]:
+    found: Counter[tuple[int, ...]] = Counter()
+    augment = Augment(flip=flip, intensity_scale=0, intensity_shift=0)
+    for seed in range(400):
+        changed, moved = change(image, targets, augment, np.random.default_rng(seed))
+        assert np.array_equal(moved, targets_of(changed))
+        found.update(a for a in axes if np.array_equal(changed, np.flip(image, a)))
+    return found
+
+
+def test_a_worker_too_many_gets_empty_batches(patches: Patches) -> None:
+    streams = [batches(patches, range(3), 2, rank, 3) for rank in range(3)]
+    for step, parts in enumerate(zip(*streams, strict=True)):
+        assert [number_of(batch) for batch in parts] == [[2 * step], [2 * step + 1], []]
+        assert parts[2].image_BCIJK.shape == (0, 4, 16, 16, 8)
+        assert parts[2].targets_BCIJK.shape == (0, 3, 16, 16, 8)
+        assert parts[1].targets_BCIJK.shape == (1, 3, 16, 16, 8)
+
+
+def test_no_steps_are_no_batches(patches: Patches) -> None:
+    assert list(batches(patches, range(5, 5), 2)) == []
+
+
+def test_steps_may_start_anywhere(patches: Patches) -> None:
+    late = list(batches(patches, range(3, 5), 4))
+    assert [number_of(batch) for batch in late] == [[12, 13, 14, 15], [16, 17, 18, 19]]
+
+
+def test_the_next_batch_is_read_while_the_one_before_is_worked_on(patches: Patches) -> None:
+    read = threading.Event()
+    readers = set()
+
+    class Watched(Patches):
+        def serve(self, sample):
+            readers.add(threading.current_thread())
+            if sample.number == 2:
+                read.set()
+            return super().serve(sample)
+
+    watched = Watched(**{name: getattr(patches, name) for name in patches.__dataclass_fields__})
+    stream = batches(watched, range(2), 2)
+    assert number_of(next(stream)) == [0, 1]
+    assert read.wait(10)
+    assert number_of(next(stream)) == [2, 3]
+    assert next(stream, None) is None
+    assert not any(reader.is_alive() for reader in readers - {threading.main_thread()})
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_goes_wrong_while_reading_arrives_with_the_batch(
+    patches: Patches, tmp_path: Path, first: bool
+) -> None:
+    cases = [patches.sample(n).case for n in range(6)]
+    broken = 0 if first else next(n for n in range(6) if cases[n] != cases[0])
+    gone = replace(patches.cases[cases[broken]], folder=tmp_path / "gone")
+    spoilt = replace(patches, cases={**patches.cases, cases[broken]: gone})
+    stream = batches(spoilt, range(6), 1)
+    assert [number_of(next(stream)) for _ in range(broken)] == [[n] for n in range(broken)]
+    with pytest.raises(DataError, match=r"gone/image\.npy"):
+        next(stream)
