@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from gliotrail.errors import DataError
 from gliotrail.imaging.labels import CLASSES, REGIONS, class_masks, from_msd
 from gliotrail.segmentation.losses import soft_dice_loss
-from gliotrail.segmentation.score import Score, score, score_files, soft_dice_loss_scan
+from gliotrail.segmentation.metrics import soft_dice_loss_scan
+from gliotrail.segmentation.score import Score, score, score_files
 from gliotrail.segmentation.surface import hd95_mm, surface_dice
 
 DEMO = Path(__file__).parents[2] / "data/demo"

@@ -269,7 +269,7 @@ def _restore(
         moments = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
         # there are none yet where float16's first steps were left out
         whole["state"][place] = {
-            key: state.tensors[of] for key, of in moments.items() if of in state.tensors
+            key: state.tensors[of].clone() for key, of in moments.items() if of in state.tensors
         }
     optimizer.load_state_dict(whole)
     if scaler.is_enabled():
