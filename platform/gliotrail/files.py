@@ -1,5 +1,6 @@
 """Writing so that a reader never sees half a file, and an earlier output outlives a failure."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -17,13 +18,15 @@ def replacing(path: Path) -> Iterator[Path]:
     On any error what was written is removed and what was at `path` before stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    _remove(partial)  # of a run that was killed
+    partial, old = (path.with_name(f".{path.name}.{end}") for end in ("partial", "old.partial"))
+    # left by a process that was killed, perhaps between the two renames below
+    _remove(partial)
+    if old.exists() and not path.exists():
+        old.rename(path)
+    _remove(old)
     try:
         yield partial
         if path.is_dir() and not path.is_symlink():  # a folder can't be renamed onto another
-            old = path.with_name(f".{path.name}.old.partial")
-            _remove(old)
             path.rename(old)
             partial.rename(path)
             _remove(old)
@@ -58,6 +61,15 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock between processes of this machine; the kernel lets go of a dead one's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def sha256(path: Path) -> str:

@@ -6,27 +6,30 @@ in one of DVC's temporary experiment folders, so that runs never scatter.
 
 import os
 import subprocess
+from functools import cache
 from pathlib import Path
 
 
 def state_dir() -> Path:
     """`.gliotrail/` of the main checkout; GLIOTRAIL_STATE overrides it."""
     override = os.environ.get("GLIOTRAIL_STATE")
-    return Path(override).absolute() if override else main_checkout() / ".gliotrail"
+    return Path(override).absolute() if override else main_checkout(Path.cwd()) / ".gliotrail"
 
 
-def main_checkout() -> Path:
-    """The checkout that worktrees and DVC's temporary folders belong to; else this folder."""
-    here = Path.cwd()
+@cache  # asked for again and again, and git takes some milliseconds
+def main_checkout(here: Path) -> Path:
+    """The checkout that a worktree or a temporary folder of DVC's belongs to; else the folder."""
     for folder in (here, *here.parents):
         if folder.parts[-3:] == (".dvc", "tmp", "exps"):
             here = folder.parents[2]
-    found = subprocess.run(
-        ["git", "rev-parse", "--path-format=absolute", "--git-common-dir"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    common = Path(found.stdout.strip())
-    return common.parent if found.returncode == 0 and common.name == ".git" else here
+    common = Path(git("rev-parse", "--path-format=absolute", "--git-common-dir", cwd=here))
+    return common.parent if common.name == ".git" else here
+
+
+def git(*words: str, cwd: Path | None = None) -> str:
+    """What a git command prints; nothing where it fails or there is no git."""
+    try:
+        done = subprocess.run(["git", *words], cwd=cwd, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

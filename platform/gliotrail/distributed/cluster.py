@@ -2,7 +2,9 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +19,15 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_LOCAL_SETTINGS = {
+    "RAY_AUTH_MODE": "disabled",  # nobody but this machine gets in
+    # processes that take seconds to start: idle workers that Ray Train can't use, and a watch for
+    # nodes that a cloud takes back
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+WORKERS = "GLIOTRAIL_WORKERS"
 
 
 @dataclass(frozen=True)
@@ -25,31 +36,45 @@ class Resources:
 
     workers: int
     cpus_per_worker: int
-    gpus_per_worker: float
+    gpus_per_worker: int
 
     def per_worker(self) -> dict[str, float]:
         """As Ray wants it."""
-        gpu = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
+        gpu = {"GPU": float(self.gpus_per_worker)} if self.gpus_per_worker else {}
         return {"CPU": float(self.cpus_per_worker)} | gpu
 
     def describe(self) -> str:
         """For messages: `2 workers of 1 CPU`."""
-        gpus = f" and {self.gpus_per_worker:g} GPU" if self.gpus_per_worker else ""
+        gpus = f" and {self.gpus_per_worker} GPU" if self.gpus_per_worker else ""
         return f"{self.workers} workers of {self.cpus_per_worker} CPU{gpus}"
 
 
 @contextmanager
-def cluster() -> Iterator[None]:
-    """Be connected to Ray; what was started here is stopped at the end.
+def cluster() -> Iterator[Callable[[], None]]:
+    """Connect to Ray in the background; what was started here is stopped at the end.
 
-    Raises:
-        ClusterError: nothing answers at RAY_ADDRESS.
+    >>> with cluster() as connected:
+    ...     import torch  # while Ray starts
+    ...     connected()
+
+    Yields:
+        `connected`, which waits for it and raises ClusterError where nothing answers.
     """
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody but this machine gets in
+    for name, value in (_SETTINGS if address else _SETTINGS | _LOCAL_SETTINGS).items():
+        os.environ.setdefault(name, value)
+    with ThreadPoolExecutor(1, "ray") as starter:
+        started = starter.submit(_connect, address)
+        try:
+            yield started.result
+        finally:
+            if started.exception() is None:
+                ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    # it warns that a thread can't handle signals; this process handles its own
+    logging.getLogger("ray._private.worker").addFilter(lambda r: "SIGTERM handler" not in r.msg)
     try:
         ray.init(
             address=address or "local",
@@ -62,10 +87,11 @@ def cluster() -> Iterator[None]:
         raise ClusterError(
             "no Ray cluster answers", where=f"RAY_ADDRESS={address}", got=str(error)
         ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
+
+
+def is_own() -> bool:
+    """Whether the cluster is one that ends with this process."""
+    return not os.environ.get("RAY_ADDRESS")
 
 
 def cpus_here() -> int:
@@ -73,38 +99,59 @@ def cpus_here() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def resources(default_workers: int | None = None) -> Resources:
+def resources(workers: int | None) -> Resources:
     """What one training takes of the connected cluster: GPUs where there are some.
 
-    GLIOTRAIL_WORKERS sets the number of workers; it changes how fast a result comes, never which.
+    Args:
+        workers: how many; None leaves it to what there is.
 
     Raises:
-        ParamsError: GLIOTRAIL_WORKERS is no whole number above 0.
-        ClusterError: the cluster will never have so much.
+        ClusterError: the cluster, as it is now, can't give so much.
     """
-    have = ray.cluster_resources()
-    cpus, gpus = int(have.get("CPU", 1)), int(have.get("GPU", 0))
-    workers = workers_wanted() or default_workers or (gpus or min(2, cpus))
-    wanted = Resources(workers, max(1, cpus // workers), 1.0 if gpus else 0.0)
-    if workers > cpus or workers * wanted.gpus_per_worker > gpus:
-        raise ClusterError(
-            "training can never start",
-            wanted=wanted.describe(),
-            got=f"a cluster of {cpus} CPUs and {gpus} GPUs",
-            do="lower GLIOTRAIL_WORKERS",
-        )
-    return wanted
+    nodes, cpus, gpus = _nodes(), _total("CPU"), _total("GPU")
+    workers = workers or gpus or min(2, cpus)
+    of_one = 1 if gpus else 0
+    # the most cores a worker can have, each worker on one node
+    for cpus_per_worker in range(max(1, cpus // max(1, workers)), 0, -1):
+        wanted = Resources(workers, cpus_per_worker, of_one)
+        if sum(_fitting(wanted, node) for node in nodes) >= workers >= 1:
+            return wanted
+    raise ClusterError(
+        "training can never start",
+        wanted=Resources(workers, 1, of_one).describe(),
+        got=f"a cluster of {cpus} CPUs and {gpus} GPUs",
+        do=f"lower {WORKERS}",
+    )
+
+
+def places() -> int:
+    """How many workers of one GPU, or of one core where there are no GPUs, run at a time."""
+    return _total("GPU") or _total("CPU")
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each node has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _total(name: str) -> int:
+    return sum(int(node.get(name, 0)) for node in _nodes())
+
+
+def _fitting(wanted: Resources, node: dict[str, float]) -> int:
+    """How many workers fit on a node."""
+    return min(int(node.get(name, 0) // n) for name, n in wanted.per_worker().items())
 
 
 def workers_wanted() -> int | None:
-    """GLIOTRAIL_WORKERS, if it is set.
+    """GLIOTRAIL_WORKERS, if it is set. It changes how fast a result comes, never which.
 
     Raises:
         ParamsError: it is no whole number above 0.
     """
-    text = os.environ.get("GLIOTRAIL_WORKERS")
-    if text is None:
+    text = os.environ.get(WORKERS)
+    if not text:
         return None
-    if not text.isdigit() or int(text) < 1:
-        raise ParamsError("GLIOTRAIL_WORKERS", wanted="a whole number above 0", got=repr(text))
+    if not re.fullmatch("[1-9][0-9]{0,4}", text):
+        raise ParamsError(WORKERS, wanted="a whole number above 0", got=repr(text))
     return int(text)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from gliotrail.distributed.train import EXPERIMENT
 from gliotrail.errors import DataError
 from gliotrail.files import replacing, write_json
 from gliotrail.imaging.geometry import Box, from_ras
@@ -28,8 +27,8 @@ from gliotrail.report.figures import figure_png
 from gliotrail.report.overlays import draw_prediction, pick_slices
 from gliotrail.segmentation.inference import predict_case, to_labels
 from gliotrail.segmentation.loop import SCORE, World
-from gliotrail.segmentation.metrics import mean_defined
-from gliotrail.segmentation.score import Score, score, soft_dice_loss_scan
+from gliotrail.segmentation.metrics import mean_defined, soft_dice_loss_scan
+from gliotrail.segmentation.score import Score, score
 from gliotrail.segmentation.unet import UNet3d
 from gliotrail.segmentation.validation import validate
 from gliotrail.segmentation.weights import load
@@ -57,6 +56,8 @@ def evaluate(
     """
     section = params.evaluate
     prepared = load_prepared(prepared_folder)
+    if not prepared.split.test:
+        raise DataError("no held-out patients", where=prepared_folder, do="set prepare.split.test")
     model, description = load(trained / MODEL_FILE)
     scores: dict[str, Score] = {}
     losses: dict[str, float] = {}
@@ -133,13 +134,7 @@ def summary(scores: Mapping[str, Score], losses: Mapping[str, float]) -> dict[st
             of = [getattr(s, kind)[name] for s in scores.values()]
             values[name] = {
                 measure: mean_defined(getattr(m, measure) for m in of).value
-                for measure in (
-                    "dice",
-                    "sensitivity",
-                    "specificity",
-                    "specificity_brain",
-                    "hd95_mm",
-                )
+                for measure in _MEASURES
             }
             values[name]["defined"] = mean_defined(m.dice for m in of).n
         values[f"mean_{kind}"] = mean_defined(values[name]["dice"] for name in names).value
@@ -157,19 +152,18 @@ def record(trained: Path, out: Path, prepared: Prepared, section: Evaluate) -> N
     run = json.loads((trained / "run.json").read_text())
     metrics = json.loads((out / "metrics.json").read_text())
     told = record_evaluation(
-        EXPERIMENT,
         run,
         trained / MODEL_FILE,
-        test_points(metrics),
+        measures_of(metrics),
         [*sorted((out / "pictures").glob("*.png")), out / "metrics.json", out / "cases.json"],
-        judged_on=digest_of([MEASURES_VERSION, _validation_inputs(prepared)]),
+        judged_on=digest_of([MEASURES_VERSION, section.threshold, _validation_inputs(prepared)]),
         rescore=lambda weights: _validation_score(weights, prepared, section),
     )
     say(told)
 
 
-def test_points(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """`test/dice_WT` and so on, of what is defined."""
+def measures_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """`test/dice_WT` and so on, for MLflow, of what is defined in `metrics.json`."""
     points = {"test/soft_dice_loss": metrics["soft_dice_loss"]}
     for name in (*CLASSES, *REGIONS):
         for measure in ("dice", "sensitivity", "specificity", "hd95_mm"):

@@ -1,13 +1,14 @@
 """What a terminal shows of a run while it goes on: read from the run's own journal."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from gliotrail.imaging.labels import REGIONS
 from gliotrail.progress import progress, say
 from gliotrail.segmentation.loop import SCORE
-from gliotrail.tracking.journal import Point, RunFolder, read_points
+from gliotrail.tracking.journal import Point, RunFolder, parse_lines
 
 
 @contextmanager
@@ -17,19 +18,18 @@ def watching(run: RunFolder, steps: int, what: str, every_s: float = 0.5) -> Ite
     with progress(steps, what, "steps") as advance:
 
         def follow() -> None:
-            shown = 0
-            told: set[int] = set()
+            shown, journal = 0, _Journal()
             while True:
                 last = done.wait(every_s)
-                points = live_points(run)
-                step = max((point.step for point in points), default=0)
-                if step > shown:
-                    advance(step - shown)
-                    shown = step
-                for point in points:
-                    if point.key == SCORE and point.step not in told:
-                        told.add(point.step)
-                        say(describe(points, point.step, steps))
+                by_step: dict[int, dict[str, float]] = {}
+                for point in journal.news(run):
+                    by_step.setdefault(point.step, {})[point.key] = point.value
+                for step, values in by_step.items():
+                    if step > shown:  # a new attempt may take some steps again
+                        advance(step - shown)
+                        shown = step
+                        if SCORE in values:
+                            say(f"step {step}/{steps}: {describe(values)}")
                 if last:
                     return
 
@@ -42,16 +42,31 @@ def watching(run: RunFolder, steps: int, what: str, every_s: float = 0.5) -> Ite
             thread.join(10)
 
 
-def live_points(run: RunFolder) -> list[Point]:
-    """The newest attempt's points so far."""
-    journals = sorted((run.root / "attempts").glob("*.jsonl"))
-    return read_points(Path(journals[-1])) if journals else []
+class _Journal:
+    """Reads on in the newest attempt's journal."""
+
+    def __init__(self) -> None:
+        self._path, self._read_bytes = Path(), 0
+
+    def news(self, run: RunFolder) -> list[Point]:
+        """The points since the last call."""
+        newest = max((run.root / "attempts").glob("*.jsonl"), default=None)
+        if newest is None:
+            return []
+        if newest != self._path:
+            self._path, self._read_bytes = newest, 0
+        with newest.open("rb") as file:
+            file.seek(self._read_bytes)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]  # the last line may be half written
+        self._read_bytes += len(whole)
+        return parse_lines(whole)
 
 
-def describe(points: list[Point], step: int, steps: int) -> str:
-    """One line about a validation."""
-    at = {point.key: point.value for point in points if point.step == step}
-    dice = " ".join(f"{name} {at.get(f'val/dice_{name}', 0):.3f}" for name in ("WT", "TC", "ET"))
-    loss = at.get("val/soft_dice_loss", float("nan"))
-    mean = f"mean {at[SCORE]:.3f}, soft Dice loss {loss:.3f}"
-    return f"step {step}/{steps}: validation Dice {dice}, {mean}"
+def describe(values: Mapping[str, float]) -> str:
+    """What a validation found, in one line."""
+    dice = [
+        f"{name} {values[key]:.3f}" for name in REGIONS if (key := f"val/dice_{name}") in values
+    ]
+    mean, loss = values[SCORE], values["val/soft_dice_loss"]
+    return f"validation Dice {' '.join(dice)}, mean {mean:.3f}, soft Dice loss {loss:.3f}"

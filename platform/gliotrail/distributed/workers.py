@@ -4,6 +4,7 @@ Nothing here imports MLflow: a worker is ready seconds sooner without it.
 """
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -14,8 +15,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train import report as ray_report
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from gliotrail.distributed.cluster import Resources
-from gliotrail.distributed.training import Training, run_training
+from gliotrail.distributed.cluster import Resources, is_own
+from gliotrail.distributed.driver import run_training
+from gliotrail.distributed.training import Training
 from gliotrail.errors import GliotrailError, TrainingError
 from gliotrail.files import write_json
 from gliotrail.places import state_dir
@@ -26,14 +28,31 @@ _FAILURES_SURVIVED: Final = 3
 _FAILED: Final = "failed.json"
 
 
+class _Trainer(TorchTrainer):
+    """Without helpers that start processes, seconds each, and that a training here has no use for.
+
+    Of Ray's own two: shards of Ray's datasets, and placement groups that outlive their trainer on
+    a cluster that outlives them both.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if is_own() else set())
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in callbacks if type(callback).__name__ not in unused]
+
+
 def fit_on_workers(training: Training, run: RunFolder, wanted: Resources) -> None:
     """Train on Ray Train's workers; a killed one is replaced, and all go on from the checkpoint.
 
     Raises:
-        GliotrailError: what a worker raised.
+        TrainingError: what a worker raised, or workers that were killed again and again.
+        KeyboardInterrupt: by Ctrl-C.
     """
-    (run.root / _FAILED).unlink(missing_ok=True)
-    trainer = TorchTrainer(
+    failed = run.root / _FAILED
+    failed.unlink(missing_ok=True)
+    # Ray does nothing for a name that ended once; what resumes is our own folder
+    name = f"{run.root.name}-{time.time_ns()}"
+    trainer = _Trainer(
         _work,
         train_loop_config={"training": training, "root": str(run.root)},
         torch_config=TorchConfig(backend="nccl" if wanted.gpus_per_worker else "gloo"),
@@ -43,8 +62,7 @@ def fit_on_workers(training: Training, run: RunFolder, wanted: Resources) -> Non
             resources_per_worker=wanted.per_worker(),
         ),
         run_config=RunConfig(
-            # Ray does nothing for a name that ended once; what resumes is our own folder
-            name=f"{run.root.name}-{time.time_ns()}",
+            name=name,
             storage_path=str(state_dir() / "ray"),
             failure_config=FailureConfig(max_failures=_FAILURES_SURVIVED),
         ),
@@ -52,17 +70,25 @@ def fit_on_workers(training: Training, run: RunFolder, wanted: Resources) -> Non
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        for cause in getattr(error, "worker_failures", {}).values():
-            if isinstance(cause, GliotrailError):
-                raise cause from None
-        raise TrainingError("Ray's workers failed", got=str(error)) from error
-    if (run.root / _FAILED).is_file():
-        raise TrainingError(json.loads((run.root / _FAILED).read_text())["error"])
+        raise TrainingError("Ray's workers failed", got=_last_line(error)) from error
+    except SystemExit:
+        raise KeyboardInterrupt from None  # Ray answers Ctrl-C by an exit, with code 0
+    finally:
+        shutil.rmtree(state_dir() / "ray" / name, ignore_errors=True)
+    if failed.is_file():
+        raise TrainingError(json.loads(failed.read_text())["error"])
+
+
+def _last_line(error: Exception) -> str:
+    """Of a message that is a traceback."""
+    return str(error).strip().rpartition("\n")[2]
 
 
 def _work(config: dict[str, Any]) -> None:
     """What each of Ray Train's workers does."""
     training, run = config["training"], RunFolder(Path(config["root"]))
+    if (run.root / _FAILED).is_file():
+        return
     context = get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     world = World(
@@ -73,7 +99,8 @@ def _work(config: dict[str, Any]) -> None:
     )
     try:
         run_training(training, run, world, lambda step, metrics: ray_report(dict(metrics)))
-    except TrainingError as error:
-        # the same on every worker, and again if tried again: nothing for Ray to mend
-        if rank == 0:
-            write_json(run.root / _FAILED, {"error": str(error)})
+    except GliotrailError as error:
+        # it would come again if tried again: the workers that Ray starts in place of these stop
+        write_json(run.root / _FAILED, {"error": str(error)})
+        if not isinstance(error, TrainingError):  # which all workers raise; others just one
+            raise

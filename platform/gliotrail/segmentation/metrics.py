@@ -167,3 +167,26 @@ def _codes(labels: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
             f"labels of the {name}", wanted="0, 1, 2, 3", got=f"{labels.min()} to {labels.max()}"
         )
     return labels.astype(np.uint8, copy=False)
+
+
+def soft_dice_loss_scan(
+    probabilities_CIJK: npt.NDArray[np.floating[Any]], labels_IJK: Labels, eps: float = EPS
+) -> float:
+    """The soft Dice loss of a whole scan: 1 - mean over classes, as `losses.soft_dice_loss`.
+
+    Sums are float64, a slice at a time: the probabilities may be memory-mapped.
+
+    Raises:
+        DataError: the shapes don't fit.
+    """
+    wanted = (len(CLASSES), *labels_IJK.shape)
+    if probabilities_CIJK.shape != wanted:
+        raise DataError("shape of the probabilities", wanted=wanted, got=probabilities_CIJK.shape)
+    overlap_C, size_C = np.zeros(len(CLASSES)), np.zeros(len(CLASSES))
+    codes_C11 = np.arange(1, len(CLASSES) + 1)[:, None, None]
+    for i in range(len(labels_IJK)):
+        p_CJK = probabilities_CIJK[:, i].astype(np.float64)
+        y_CJK = labels_IJK[i] == codes_C11
+        overlap_C += (p_CJK * y_CJK).sum(axis=(1, 2))
+        size_C += y_CJK.sum(axis=(1, 2)) + np.square(p_CJK).sum(axis=(1, 2))
+    return 1 - float(((2 * overlap_C + eps) / (size_C + eps)).mean())

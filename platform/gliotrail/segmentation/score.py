@@ -8,20 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from gliotrail.errors import DataError
 from gliotrail.imaging.geometry import Box, to_ras
 from gliotrail.imaging.header import check_same_grid
-from gliotrail.imaging.labels import CLASSES, REGIONS, Labels, to_msd
+from gliotrail.imaging.labels import REGIONS, Labels, to_msd
 from gliotrail.imaging.nifti import Scan, read_image
 from gliotrail.segmentation.metrics import (
     CLASS_LABELS,
-    EPS,
     confusion,
     counts_of,
     mean_defined,
@@ -159,29 +157,6 @@ def score_files(ref: Path, pred: Path, ref_scheme: Scheme = "msd") -> Score:
     truth, prediction = _read_ras(ref, ref_scheme), _read_ras(pred, "msd")
     check_same_grid(prediction.header, truth.header)
     return score(truth.array, prediction.array, truth.spacing_mm)
-
-
-def soft_dice_loss_scan(
-    probabilities_CIJK: npt.NDArray[np.floating[Any]], labels_IJK: Labels, eps: float = EPS
-) -> float:
-    """The soft Dice loss of a whole scan: 1 - mean over classes, as `losses.soft_dice_loss`.
-
-    Sums are float64, a slice at a time: the probabilities may be memory-mapped.
-
-    Raises:
-        DataError: the shapes don't fit.
-    """
-    wanted = (len(CLASSES), *labels_IJK.shape)
-    if probabilities_CIJK.shape != wanted:
-        raise DataError("shape of the probabilities", wanted=wanted, got=probabilities_CIJK.shape)
-    overlap_C, size_C = np.zeros(len(CLASSES)), np.zeros(len(CLASSES))
-    codes_C11 = np.arange(1, len(CLASSES) + 1)[:, None, None]
-    for i in range(len(labels_IJK)):
-        p_CJK = probabilities_CIJK[:, i].astype(np.float64)
-        y_CJK = labels_IJK[i] == codes_C11
-        overlap_C += (p_CJK * y_CJK).sum(axis=(1, 2))
-        size_C += y_CJK.sum(axis=(1, 2)) + np.square(p_CJK).sum(axis=(1, 2))
-    return 1 - float(((2 * overlap_C + eps) / (size_C + eps)).mean())
 
 
 def _means(of: Mapping[str, Measures]) -> Means:

@@ -24,8 +24,8 @@ from gliotrail.segmentation.metrics import (
     confusion,
     counts_of,
     mean_defined,
+    soft_dice_loss_scan,
 )
-from gliotrail.segmentation.score import soft_dice_loss_scan
 from gliotrail.segmentation.unet import UNet3d
 
 Watch = Callable[[Region, Labels], None]

@@ -5,25 +5,25 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 
+from gliotrail.tracking.delivery import log_points
+from gliotrail.tracking.journal import Point
 from gliotrail.tracking.registry import MODEL, download_weights, log_model, promote, register
-from gliotrail.tracking.runs import client, existing_run
+from gliotrail.tracking.runs import client, existing_run, one_line
 
 
 def record_evaluation(
-    experiment: str,
     run: Mapping[str, Any],
     weights: Path,
-    points: Mapping[str, float],
+    measures: Mapping[str, float],
     files: Sequence[Path],
     judged_on: str,
     rescore: Callable[[Path], float],
 ) -> str:
     """Log test scores and files, register the model, and see whether it is the new champion.
 
-    The run's status is not touched. Points get the model's step and the time the run ended, so
+    The run's status is not touched. Scores get the model's step and the time the run ended, so
     that logging them again is the same as once.
 
     Args:
@@ -35,23 +35,26 @@ def record_evaluation(
         one line to show.
 
     Raises:
-        TrackingError: MLflow doesn't know the run.
+        TrackingError: MLflow can't be reached, or doesn't know the run.
     """
-    mlflow = client()
-    found = existing_run(mlflow, experiment, run["id"])
-    run_id, ended = found.info.run_id, run["ended"]
-    step, score = ended["summary"]["step"], ended["summary"]["score"]
-    metrics = [Metric(key, value, ended["time_ms"], step) for key, value in points.items()]
-    mlflow.log_batch(run_id, metrics=metrics)
-    for path in files:
-        mlflow.log_artifact(run_id, str(path), "evaluation")
+    summary, time_ms = run["ended"]["summary"], run["ended"]["time_ms"]
+    score = float(summary["score"])
+    points = [Point(key, value, summary["step"], time_ms) for key, value in measures.items()]
+    with one_line():
+        server = client()
+        found = existing_run(server, run["experiment"], run["id"])
+        run_id = found.info.run_id
+        log_points(server, run_id, points)
+        for path in files:
+            server.log_artifact(run_id, str(path), "evaluation")
 
-    def rescore_version(holder: ModelVersion) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            return rescore(download_weights(mlflow, holder, Path(folder)))
+        def rescore_version(holder: ModelVersion) -> float:
+            with tempfile.TemporaryDirectory() as folder:
+                return rescore(download_weights(server, holder, Path(folder)))
 
-    model_id = log_model(mlflow, found.info.experiment_id, run_id, weights)
-    version = register(mlflow, run_id, model_id, weights, {"gliotrail.id": run["id"]})
-    won = promote(mlflow, version, score, judged_on, rescore_version)
+        experiment = found.info.experiment_id
+        model_id = log_model(server, experiment, run_id, weights, run["params"]["threshold"])
+        version = register(server, run_id, model_id, weights, {"gliotrail.id": run["id"]})
+        won = promote(server, version, score, judged_on, rescore_version)
     what = "champion" if won else "the champion stays the one before"
     return f"{MODEL} version {version.version}: validation Dice {score:.3f}, {what}"

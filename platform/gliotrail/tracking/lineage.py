@@ -1,31 +1,101 @@
-"""Where a run comes from: commit, data hashes, code, environment."""
+"""What a run is and where it comes from: params, commit, data hashes, code, environment."""
 
+import getpass
 import hashlib
 import json
 import platform
-import subprocess
 import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import gliotrail
 from gliotrail.params import read_yaml
+from gliotrail.places import git
+from gliotrail.tracking.journal import now_ms
 
 _PACKAGES = ("dvc", "mlflow", "numpy", "nibabel", "ray", "safetensors", "scipy", "torch")
 
 
-def git_commit() -> str:
-    """HEAD's hash, `-dirty` behind it if tracked files differ; `unknown` outside a checkout."""
-    head = _git("rev-parse", "HEAD")
-    if not head:
+@dataclass(frozen=True)
+class Origin:
+    """Where the runs of a command come from: flat tags, and DVC's digests by path."""
+
+    tags: Mapping[str, str]
+    digests: Mapping[str, str]
+
+    @classmethod
+    def now(cls) -> "Origin":
+        """Of the checkout in the current folder."""
+        return cls(provenance(), dvc_digests())
+
+
+def describe(
+    origin: Origin,
+    *,
+    experiment: str,
+    kind: str,
+    name: str,
+    params: Mapping[str, Any],
+    inputs: Any,
+    data: Sequence[str],
+    parent: str | None = None,
+) -> dict[str, Any]:
+    """A new run: what its folder and MLflow say of it.
+
+    Args:
+        kind: `train`, `sweep` or `trial`.
+        params: nested, as params.yaml has them.
+        inputs: all that the result depends on, as plain values.
+        data: paths of the data that went in; those that DVC knows become datasets.
+        parent: the own id of the run above.
+    """
+    known = [path for path in data if path in origin.digests]
+    return {
+        "id": uuid.uuid4().hex,
+        "experiment": experiment,
+        "name": name,
+        "parent": parent,
+        "started_ms": now_ms(),
+        "params": params,
+        "tags": {
+            **origin.tags,
+            "mlflow.source.name": f"pipelines.{kind}",
+            "mlflow.source.type": "JOB",
+            "gliotrail.kind": kind,
+            "gliotrail.inputs": digest_of(inputs),
+            **{f"dvc.{path}": origin.digests[path] for path in known},
+        },
+        "datasets": [
+            {"name": path, "digest": origin.digests[path], "path": path, "context": "training"}
+            for path in known
+        ],
+    }
+
+
+def provenance() -> dict[str, str]:
+    """Commit, person, versions, hardware and command, as flat tags."""
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "mlflow.source.git.commit": git("rev-parse", "HEAD") or "unknown",
+        "mlflow.user": _user(),
+        "gliotrail.uncommitted_changes": str(bool(changed)).lower(),
+        "env.python": platform.python_version(),
+        "env.machine": f"{platform.system()} {platform.machine()}",
+        "env.cpu": _cpu_model(),
+        "env.command": " ".join(Path(w).name if w.startswith("/") else w for w in sys.argv),
+        **{f"env.{package}": metadata.version(package) for package in _PACKAGES},
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
         return "unknown"
-    return f"{head}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else head
-
-
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def dvc_digests(lock: Path = Path("dvc.lock")) -> dict[str, str]:
@@ -39,14 +109,15 @@ def dvc_digests(lock: Path = Path("dvc.lock")) -> dict[str, str]:
     }
 
 
-def code_digest() -> str:
+def code_digest(*more: Path) -> str:
     """One hash of the code that decides what a training gives: imaging, segmentation, params.
 
-    Where a run happens and what is drawn of it (the other rooms) change no weight.
+    Where a run happens and what is drawn of it (the other rooms) change no weight; `more` are
+    files of theirs that do.
     """
     root = Path(gliotrail.__file__).parent
     sources = [root / "params.py", *(root / "imaging").glob("*.py")]
-    sources += (root / "segmentation").glob("*.py")
+    sources += [*(root / "segmentation").glob("*.py"), *more]
     digest = hashlib.sha256()
     for path in sorted(sources):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
@@ -57,17 +128,6 @@ def digest_of(values: Any) -> str:
     """A short hash of plain values, the same for equal values."""
     text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def environment() -> dict[str, str]:
-    """Versions and hardware, as flat tags."""
-    return {
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_model(),
-        "command": " ".join(Path(word).name if word.startswith("/") else word for word in sys.argv),
-        **{package: metadata.version(package) for package in _PACKAGES},
-    }
 
 
 def _cpu_model() -> str:

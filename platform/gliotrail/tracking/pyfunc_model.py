@@ -11,6 +11,7 @@ import numpy as np
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel  # type: ignore[attr-defined]
 
+from gliotrail.imaging.labels import Labels
 from gliotrail.segmentation.inference import segment_array
 from gliotrail.segmentation.weights import load
 
@@ -21,11 +22,18 @@ class Segmenter(PythonModel):
     def load_context(self, context: Any) -> None:
         """Read the weights; their names and shapes are checked."""
         self.model, self.description = load(Path(context.artifacts["weights"]))
+        self.threshold = float(context.model_config["threshold"])
 
-    # no type hints: MLflow takes those of `predict` for a schema of its own
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    # MLflow leaves np.ndarray alone; other hints it takes for a schema, and warns of none
+    def predict(
+        self,
+        context: Any,
+        model_input: np.ndarray,
+        params: dict[str, Any] | None = None,
+    ) -> Labels:
         """Labels 0 background, 1 edema, 2 non-enhancing tumour, 3 enhancing tumour."""
-        return segment_array(self.model, np.asarray(model_input), self.description.standardize)
+        standardize = self.description.standardize
+        return segment_array(self.model, model_input, standardize, self.threshold)
 
 
 set_model(Segmenter())

@@ -1,8 +1,9 @@
 """Deliver every run of this checkout that the tracking server doesn't wholly know."""
 
 from gliotrail.places import state_dir
+from gliotrail.tracking.delivery import deliver
 from gliotrail.tracking.journal import RunFolder
-from gliotrail.tracking.runs import client, deliver
+from gliotrail.tracking.runs import client
 
 
 def sync_all() -> tuple[int, dict[str, str]]:

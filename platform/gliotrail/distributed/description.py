@@ -1,0 +1,52 @@
+"""What a training's run says of itself from its start: name, params, origin, and the network."""
+
+from pathlib import Path
+from typing import Any
+
+from gliotrail.distributed.driver import plan_of
+from gliotrail.distributed.training import Training, data_paths
+from gliotrail.imaging.labels import CHANNELS, CLASSES
+from gliotrail.params import format_size
+from gliotrail.report.figures import figure_png
+from gliotrail.report.network import draw_network, layer_rows, parameter_table
+from gliotrail.segmentation.unet import count_parameters
+from gliotrail.segmentation.weights import build
+from gliotrail.tracking.lineage import Origin, describe
+
+
+def describe_training(
+    training: Training, origin: Origin, experiment: str, kind: str, parent: str | None = None
+) -> dict[str, Any]:
+    """As `lineage.describe`; `kind` is `train` or `trial`."""
+    size, inputs = format_size(training.size_vox), training.inputs()
+    trainable, other = count_parameters(build(training.section.model))
+    return describe(
+        origin,
+        experiment=experiment,
+        kind=kind,
+        name=f"{kind} lr={training.learning_rate:.1e} patch={size}",
+        params={
+            **inputs["train"],
+            "threshold": training.threshold,
+            "steps": plan_of(training).steps,
+            "parameters_trainable": trainable,
+            "parameters_other": other,
+        },
+        inputs=inputs,
+        data=data_paths(size),
+        parent=parent,
+    )
+
+
+def starting_artifacts(training: Training) -> dict[str, bytes]:
+    """Files by name: params.yaml, dvc.lock, a table and a drawing of the network."""
+    model = training.section.model
+    drawing = draw_network(model.depth, model.base_filters, len(CHANNELS), len(CLASSES))
+    files = {
+        "network.txt": parameter_table(layer_rows(build(model))).encode(),
+        "network.png": figure_png(drawing),
+    }
+    for path in (Path("params.yaml"), Path("dvc.lock")):
+        if path.is_file():
+            files[path.name] = path.read_bytes()
+    return files

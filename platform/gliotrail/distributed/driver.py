@@ -1,0 +1,183 @@
+"""One training, wherever it runs: the function that `train`'s workers and a sweep's trials call.
+
+It goes on from the run's last final checkpoint, and makes new ones.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from gliotrail.distributed.training import Training
+from gliotrail.errors import ParamsError, TrainingError
+from gliotrail.imaging.geometry import Box
+from gliotrail.imaging.labels import Labels
+from gliotrail.imaging.patch import read_index
+from gliotrail.imaging.prepared import Prepared, load_prepared, read_labels_patch, read_patch
+from gliotrail.imaging.split import Region
+from gliotrail.segmentation import weights
+from gliotrail.segmentation.loop import SCORE, Plan, State, World, fit
+from gliotrail.segmentation.sampling import Patches
+from gliotrail.segmentation.unet import UNet3d, check_size, initialize
+from gliotrail.segmentation.validation import validate
+from gliotrail.tracking.journal import RunFolder, Writer
+
+CHECKPOINT_EVERY_S: Final = 60.0
+
+OnEpoch = Callable[[int, Mapping[str, float]], None]
+"""Is told, on every worker, the step and the numbers of each epoch's end."""
+
+
+def check(trainings: Sequence[Training]) -> None:
+    """Refuse what can't be trained, before anything starts. All are on the same data.
+
+    Raises:
+        ParamsError: a size that the network can't halve, no validation data.
+        DataError: as `load_prepared`.
+    """
+    if not load_prepared(trainings[0].prepared).split.validation:
+        do = "name cases, a share or a block in prepare.split.validation"
+        raise ParamsError("no validation data to judge a training on", do=do)
+    for training in trainings:
+        check_size(training.size_vox, training.section.model.depth)
+
+
+def plan_of(training: Training) -> Plan:
+    """Steps and rates for the loop."""
+    section = training.section
+    return Plan.of(
+        epochs=section.epochs,
+        epoch_voxels=section.epoch_voxels,
+        size_vox=training.size_vox,
+        batch_size=section.batch_size,
+        warmup=section.warmup,
+        learning_rate=training.learning_rate,
+        weight_decay=section.weight_decay,
+        average=section.average,
+        keep=section.keep,
+        loss=section.loss,
+        precision=section.precision,
+    )
+
+
+def run_training(
+    training: Training, run: RunFolder, world: World, on_epoch: OnEpoch | None = None
+) -> State:
+    """Train to the plan's end, from the last final checkpoint if there is one.
+
+    Every worker calls it; worker 0 writes the run's folder.
+
+    Raises:
+        TrainingError, DataError, ParamsError: as the loop, the data and the params have it.
+        TrackingError: the checkpoint is damaged, or a newer attempt has taken the run.
+    """
+    prepared = load_prepared(training.prepared)
+    index = read_index(training.index_path)
+    section, plan = training.section, plan_of(training)
+    patches = Patches(index, prepared.cases, section.augment, section.standardize, section.seed)
+    model = weights.build(section.model)
+    initialize(model, section.seed)
+    writer = Writer(run) if world.rank == 0 else None  # before `restore`: no older one may go on
+    state = restore(run)
+    shown: dict[Region, Labels] = {}
+    last_checkpoint_s = time.monotonic()
+
+    def show(region: Region, labels_IJK: Labels) -> None:
+        if writer is not None and not shown:  # one picture: hundreds of scans would not fit
+            shown[region] = labels_IJK
+
+    def judge(network: torch.nn.Module) -> Mapping[str, float]:
+        assert isinstance(network, UNet3d)
+        return validate(
+            network,
+            prepared.cases,
+            prepared.split.validation,
+            section.standardize,
+            training.threshold,
+            world,
+            watch=show,
+        )
+
+    def report(step: int, metrics: Mapping[str, float], snapshot: Callable[[], State]) -> None:
+        nonlocal last_checkpoint_s
+        epoch_ends = SCORE in metrics
+        if writer is not None:
+            writer.write(step, metrics)
+            if epoch_ends or time.monotonic() - last_checkpoint_s > CHECKPOINT_EVERY_S:
+                for region, labels_IJK in shown.items():
+                    title = f"{region.case}, validation, step {step} of {plan.steps}"
+                    writer.attach("validation.png", _draw(prepared, region, labels_IJK, title))
+                writer.checkpoint(step, to_bytes(snapshot()))
+                last_checkpoint_s = time.monotonic()
+        shown.clear()
+        if epoch_ends and on_epoch is not None:
+            on_epoch(step, metrics)
+
+    try:
+        return fit(model, patches, plan, judge, report, world, state)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _draw(prepared: Prepared, region: Region, predicted_IJK: Labels, title: str) -> bytes:
+    """A validation region: truth, prediction, and where they part."""
+    # matplotlib takes a second to import, and only worker 0 draws, after the first epoch
+    from gliotrail.report.figures import figure_png
+    from gliotrail.report.overlays import draw_prediction, pick_slices
+
+    case = prepared.cases[region.case]
+    box = region.box or Box((0, 0, 0), case.ras_shape_vox)
+    image_CIJK, labels_IJK = read_patch(case, box, "brain"), read_labels_patch(case, box)
+    slices = pick_slices(labels_IJK, 4)
+    return figure_png(
+        draw_prediction(image_CIJK, labels_IJK, predicted_IJK, slices, case.spacing_mm, title)
+    )
+
+
+def restore(run: RunFolder) -> State | None:
+    """The state of the last final checkpoint, its checksum compared; None before the first.
+
+    Raises:
+        TrackingError: the checkpoint is damaged.
+    """
+    history = run.history()
+    return from_bytes(history[-1].state()) if history else None
+
+
+def result(training: Training, run: RunFolder) -> tuple[State, bytes]:
+    """The last state of a training that came to its plan's end, and the weights file it gives.
+
+    Raises:
+        TrainingError: it didn't come to its end.
+    """
+    state, steps = restore(run), plan_of(training).steps
+    if state is None or state.step < steps:
+        got = f"{state.step if state else 0} of {steps} steps"
+        raise TrainingError("training stopped early", got=got, do="run it again: it goes on")
+    section = training.section
+    description = weights.Description(model=section.model, standardize=section.standardize)
+    return state, weights.to_bytes(state.weights("kept"), description)
+
+
+def to_bytes(state: State) -> bytes:
+    """A state as safetensors; its few numbers go in as tensors of one element."""
+    numbers = {
+        "step": torch.tensor(state.step, dtype=torch.int64),
+        "kept_score": torch.tensor(state.kept_score, dtype=torch.float64),
+        "kept_step": torch.tensor(state.kept_step, dtype=torch.int64),
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
+    return save_tensors(tensors | numbers)
+
+
+def from_bytes(content: bytes) -> State:
+    """The inverse of `to_bytes`. Nothing is unpickled."""
+    tensors = load_tensors(content)
+    step = int(tensors.pop("step").item())
+    kept_score = float(tensors.pop("kept_score").item())
+    kept_step = int(tensors.pop("kept_step").item())
+    return State(step, tensors, kept_score, kept_step)

@@ -1,0 +1,179 @@
+"""From a run's folder to MLflow: everything exactly once, however often delivery is tried.
+
+The folder is the truth (see `journal`); MLflow is told of what is final in it. Each call here
+either is the same when made again (a metric is known by its time as well, a file by its name), or
+looks first. What was told is noted after it was, so a delivery that is broken off anywhere only
+makes calls again.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from gliotrail.files import locked, write_json
+from gliotrail.tracking.journal import MODEL_FILE, Checkpoint, Point, RunFolder, parse_lines
+from gliotrail.tracking.registry import log_model
+from gliotrail.tracking.runs import (
+    ID_TAG,
+    existing_run,
+    experiment_id,
+    find_run,
+    tracking_uri,
+)
+
+_BATCH: Final = 1000
+_LONGEST_PARAM: Final = 6000
+_THUMBNAIL_PX: Final = 256
+
+
+def deliver(run: RunFolder, server: MlflowClient) -> str:
+    """Tell MLflow all that is final in a run's folder and was not told before.
+
+    Returns:
+        MLflow's id of the run.
+
+    Raises:
+        MlflowException: the server refuses or can't be reached; try again later.
+        TrackingError: the folder is damaged, or the run above this one is not in MLflow.
+    """
+    with locked(run.root / "delivery.lock"):
+        notes = run.root / "delivered" / f"{_short(tracking_uri())}.json"
+        told = json.loads(notes.read_text()) if notes.is_file() else {}
+        if "run_id" in told and not _is_there(server, told["run_id"]):
+            told = {}  # a new database at the same address, or the run was deleted
+
+        def note(**changes: Any) -> None:
+            told.update(changes)
+            write_json(notes, told)
+
+        description = run.describe()
+        if "run_id" not in told:
+            note(run_id=_make_run(server, run, description))
+        run_id = str(told["run_id"])
+        history = run.history()
+        names = [checkpoint.folder.name for checkpoint in history]
+        start = names.index(told["upto"]) + 1 if told.get("upto") in names else 0
+        for checkpoint in history[start:]:
+            points = parse_lines(checkpoint.segment())
+            log_points(server, run_id, points)
+            for picture in checkpoint.pictures():
+                _log_picture(server, run_id, checkpoint, picture, points[-1].time_ms)
+            note(upto=checkpoint.folder.name)
+        ended = run.ended()
+        if (run.root / MODEL_FILE).is_file() and "model" not in told:
+            experiment = experiment_id(server, description["experiment"])
+            weights, threshold = run.root / MODEL_FILE, description["params"]["threshold"]
+            note(model=log_model(server, experiment, run_id, weights, threshold))
+        if ended != told.get("ended"):
+            _set_status(server, run_id, ended)
+            note(ended=ended)
+        return run_id
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _is_there(server: MlflowClient, run_id: str) -> bool:
+    try:
+        return str(server.get_run(run_id).info.lifecycle_stage) == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def _make_run(server: MlflowClient, run: RunFolder, description: Mapping[str, Any]) -> str:
+    experiment = description["experiment"]
+    found = find_run(server, experiment, description["id"])
+    if found is None:
+        parent = description.get("parent")
+        above = existing_run(server, experiment, parent) if parent else None
+        found = server.create_run(
+            experiment_id(server, experiment),
+            start_time=description["started_ms"],
+            run_name=description["name"],
+            tags={
+                ID_TAG: description["id"],
+                **description["tags"],
+                **({"mlflow.parentRunId": above.info.run_id} if above else {}),
+            },
+        )
+    run_id = str(found.info.run_id)
+    params = [Param(key, value) for key, value in flatten(description["params"]).items()]
+    for start in range(0, len(params), 100):
+        server.log_batch(run_id, params=params[start : start + 100])
+    datasets = [
+        DatasetInput(
+            Dataset(d["name"], d["digest"], "dvc", json.dumps({"uri": d["path"]})),
+            [InputTag("mlflow.data.context", d["context"])],
+        )
+        for d in description["datasets"]
+    ]
+    if datasets:
+        server.log_inputs(run_id, datasets=datasets)
+    for path in sorted((run.root / "artifacts").glob("*")):
+        server.log_artifact(run_id, str(path))
+    return run_id
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested params as `model.depth` -> `2`, as MLflow wants them."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)[:_LONGEST_PARAM]
+    return flat
+
+
+def log_points(server: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
+    """Log metrics with the times they already have: again is the same as once."""
+    metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in points]
+    for start in range(0, len(metrics), _BATCH):
+        server.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+
+
+def _log_picture(
+    server: MlflowClient, run_id: str, checkpoint: Checkpoint, path: Path, time_ms: int
+) -> None:
+    """As an image with a step, so that MLflow's slider moves through training.
+
+    MLflow knows such images by their file names, and `log_image` makes up a new one at each call:
+    this gives the same picture the same name, so that it is there once.
+    """
+    made_up = uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id} {checkpoint.folder.name} {path.name}")
+    stem = f"{path.stem}+step+{checkpoint.step}+timestamp+{time_ms}+{made_up}"
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copyfile(path, Path(folder) / f"{stem}.png")
+        with Image.open(path) as image:
+            image.convert("RGB").resize(_fitting(*image.size)).save(
+                Path(folder) / f"{stem}+compressed.webp"
+            )
+        server.log_artifacts(run_id, folder, "images")
+    server.set_tag(run_id, "mlflow.loggedImages", "True")
+
+
+def _fitting(width: int, height: int) -> tuple[int, int]:
+    """The size of the small copy that MLflow shows in a list."""
+    scale = _THUMBNAIL_PX / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _set_status(server: MlflowClient, run_id: str, ended: Mapping[str, Any] | None) -> None:
+    if ended is None:
+        server.update_run(run_id, status="RUNNING")
+        return
+    server.log_batch(run_id, tags=[RunTag("gliotrail.ended", ended["reason"])])
+    server.set_terminated(run_id, ended["status"], end_time=ended["time_ms"])
