@@ -61,7 +61,7 @@ class PreparedCase:
     held_CIJK: npt.NDArray[Any] | None = None
 
     @cached_property
-    def image_CIJK(self) -> npt.NDArray[Any]:  # noqa: N802 - axes belong in names
+    def image_CIJK(self) -> npt.NDArray[Any]:
         """Raw values of the box, int16 or float32, memory-mapped."""
         if self.held_CIJK is not None:
             return self.held_CIJK
@@ -70,7 +70,7 @@ class PreparedCase:
         return np.moveaxis(_mapped(self.folder / "image.npy", shape), 3, 0)
 
     @cached_property
-    def labels_IJK(self) -> Labels | None:  # noqa: N802 - axes belong in names
+    def labels_IJK(self) -> Labels | None:
         """Labels of the box, uint8, memory-mapped; None where there are none."""
         if self.folder is None or self.voxels_per_label is None:
             return None
