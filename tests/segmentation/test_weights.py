@@ -1,10 +1,7 @@
-import hashlib
 import json
 import os
 import pickle
 import resource
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +13,10 @@ from safetensors.torch import save
 from gliotrail.errors import WeightsError
 from gliotrail.imaging.labels import CHANNELS, CLASSES
 from gliotrail.params import Model
+from gliotrail.segmentation.loop import World
 from gliotrail.segmentation.unet import UNet3d, initialize
 from gliotrail.segmentation.weights import Description, build, load, load_into, read, to_bytes
+from tests.support.gloo import Workers
 
 KEY = "gliotrail-weights-1"
 DESCRIPTION = Description(model=Model(name="unet3d", depth=2, base_filters=4), standardize="brain")
@@ -72,25 +71,14 @@ def test_double_precision_weights_are_rounded_to_the_network_s(path):
     assert torch.equal(again.head.weight, model.head.weight.float())
 
 
-SCRIPT = """
-import hashlib
-from tests.segmentation.test_weights import DESCRIPTION, network, to_bytes
-print(hashlib.sha256(to_bytes(network().state_dict(), DESCRIPTION)).hexdigest())
-"""
+def bytes_there(world: World) -> tuple[int, bytes]:
+    return os.getpid(), to_bytes(network().state_dict(), DESCRIPTION)
 
 
-def test_equal_weights_are_equal_bytes_in_every_process():
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        for seed in ("1", "2")
-    ]
-    told = {process.communicate()[0].strip() for process in processes}
-    assert told == {hashlib.sha256(to_bytes(network().state_dict(), DESCRIPTION)).hexdigest()}
+def test_equal_weights_are_equal_bytes_in_every_process(gloo: Workers):
+    told = dict(gloo(2, bytes_there))
+    assert len(told.keys() | {os.getpid()}) == 3
+    assert set(told.values()) == {to_bytes(network().state_dict(), DESCRIPTION)}
 
 
 def test_neither_the_order_nor_the_memory_of_tensors_is_in_the_bytes():
