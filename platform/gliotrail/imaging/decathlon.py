@@ -69,6 +69,17 @@ def read_dataset(root: Path) -> Dataset:
     return Dataset(root, order, tuple(cases))
 
 
+def check_case_name(name: str, where: object) -> None:
+    """Refuse a name that could not be a folder's and a picture's.
+
+    Raises:
+        DataError: naming it.
+    """
+    if not _NAME.fullmatch(name):
+        wanted = "letters, digits and . _ - (up to 100)"
+        raise DataError("case name", where=where, wanted=wanted, got=repr(name))
+
+
 def _read_json(where: Path) -> Mapping[str, Any]:
     if not where.is_file():
         raise DataError("no such file", where=where, do="a folder in the MSD layout is wanted")
@@ -116,9 +127,7 @@ def _cases(root: Path, values: Mapping[str, Any], where: Path) -> Iterable[Case]
             image = _inside(root, files["image"], where)
             label = None if "label" not in files else _inside(root, files["label"], where)
             name = image.name.removesuffix(".gz").removesuffix(".nii")
-            if not _NAME.fullmatch(name):
-                wanted = "letters, digits and . _ - (up to 100)"
-                raise DataError("case name", where=where, wanted=wanted, got=repr(name))
+            check_case_name(name, where)
             for path in filter(None, (image, label)):
                 if not path.is_file():
                     raise DataError("no such file", where=path, do=f"{where} lists it")

@@ -1,17 +1,18 @@
 """Scans and masks as NIfTI files: read with care, written on the same grid as they came from."""
 
 import gzip
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
 from gliotrail.errors import DataError
 from gliotrail.files import replacing
-from gliotrail.imaging.geometry import Affine, Vox3, spacing_mm
+from gliotrail.imaging.geometry import Affine, Vox3, from_ras, spacing_mm, to_ras
 from gliotrail.imaging.header import (
     BLOCK_BYTES,
     LARGEST_BYTES,
@@ -26,7 +27,7 @@ from gliotrail.imaging.header import (
     take_header,
     truncated,
 )
-from gliotrail.imaging.labels import CHANNELS, CLASSES, Labels, check_codes
+from gliotrail.imaging.labels import CHANNELS, CLASSES, Labels, check_codes, from_msd
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,31 +98,89 @@ def read_labels(path: Path, like: Scan | None = None) -> Scan:
     return Scan(scan.array.astype(np.uint8, copy=False), scan.header)
 
 
-def write_labels(path: Path, labels: Labels, like: Scan) -> None:
+def read_channels(paths: Sequence[Path]) -> Scan:
+    """One scan (I, J, K, C) of a file a channel, on the first file's grid and in its axes order.
+
+    Raises:
+        DataError: as `read_image`; files that differ in more than orientation.
+    """
+    scans = [read_image(path, channels=1) for path in paths]
+    first = scans[0]
+    shape = (*first.shape_vox, len(scans))
+    together = np.empty(shape, np.result_type(*(scan.array for scan in scans)), order="F")
+    for channel, scan in enumerate(scans):
+        turned = in_ras(scan)
+        check_same_grid(turned.header, in_ras(first).header)
+        together[..., channel] = from_ras(turned.array[..., 0], first.affine)
+    return Scan(together, replace(first.header, shape=shape))
+
+
+def in_ras(scan: Scan) -> Scan:
+    """The same in RAS+: its array is a view; the header tells this grid, its `raw` the file's."""
+    array, affine = to_ras(scan.array, scan.affine)
+    return Scan(array, replace(scan.header, shape=array.shape, affine=affine))
+
+
+def write_labels(path: Path, labels: Labels, like: Scan, scheme: str = "msd") -> None:
     """Write labels (I, J, K) on the grid of `like`, in its axes order, as uint8.
 
     qform, sform, their codes, pixdim and units are the same bytes as in `like`. The file appears
     at once or not at all, and equal masks are equal files.
 
+    Args:
+        path: a `.nii` or `.nii.gz`.
+        labels: the Decathlon's.
+        like: the scan that they are of.
+        scheme: the codes to write: `msd`, `brats21` or `brats23`.
+
     Raises:
         DataError: another shape than `like`, other values than 0..3, or another file name.
     """
-    if labels.shape != like.shape_vox:
-        raise DataError("shape", where=path, wanted=by(like.shape_vox), got=by(labels.shape))
     check_codes(labels, where=path)
+    _write_like(path, from_msd(labels, scheme), like, datatype=2)
+
+
+def write_probabilities(
+    path: Path, probabilities_IJKC: npt.NDArray[np.float32], like: Scan
+) -> None:
+    """Write a probability a class and voxel (I, J, K, C) as float32; else as `write_labels`."""
+    _write_like(path, probabilities_IJKC, like, datatype=16)
+
+
+def write_image(path: Path, image: npt.NDArray[Any], affine: Affine) -> None:
+    """Write an array (I, J, K) or (I, J, K, C) as a new file, in mm, in its own data type.
+
+    The file appears at once or not at all, and equal images are equal files.
+
+    Raises:
+        DataError: another file name.
+    """
+    file = nib.Nifti1Image(image, affine)
+    file.header.set_xyzt_units("mm")
+    _save(path, file.to_bytes(), compresslevel=1)
+
+
+def _write_like(path: Path, array: npt.NDArray[Any], like: Scan, datatype: int) -> None:
+    """Write an array whose first three axes are those of `like`, with its geometry."""
+    if array.shape[:3] != like.shape_vox:
+        raise DataError("shape", where=path, wanted=by(like.shape_vox), got=by(array.shape))
     raw = like.header.raw
     fields = parse(raw, like.header.path).copy()
     changes = {
-        "dim": [3, *labels.shape, 1, 1, 1, 1],
-        "datatype": 2, "bitpix": 8, "vox_offset": len(raw) + 4,
+        "dim": [array.ndim, *array.shape, *[1] * (7 - array.ndim)],
+        "datatype": datatype, "bitpix": 8 * array.dtype.itemsize, "vox_offset": len(raw) + 4,
         "scl_slope": 1, "scl_inter": 0, "cal_max": 0, "cal_min": 0,
         "intent_code": 0, "intent_name": b"", "aux_file": b"",
     }  # fmt: skip
     for field, value in changes.items():
         fields[field] = value
-    content = fields.binaryblock + bytes(4) + labels.astype(np.uint8).tobytes(order="F")
+    ordered = array.astype(array.dtype.newbyteorder(fields.endianness), copy=False)
+    _save(path, fields.binaryblock + bytes(4) + ordered.tobytes(order="F"), compresslevel=6)
+
+
+def _save(path: Path, content: bytes, compresslevel: int) -> None:
     if is_packed(path):
-        content = gzip.compress(content, compresslevel=6, mtime=0)
+        content = gzip.compress(content, compresslevel, mtime=0)
     with replacing(path) as partial:
         partial.write_bytes(content)
 
