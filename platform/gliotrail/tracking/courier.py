@@ -27,9 +27,6 @@ class Courier:
         self._thread.start()
 
     def _work(self) -> None:
-        from gliotrail.tracking.delivery import deliver
-        from gliotrail.tracking.runs import client
-
         told: dict[Path, object] = {}
         pause_s = self._every_s
         while True:
@@ -38,6 +35,9 @@ class Courier:
                 for run in self._runs:
                     now = _progress_of(run)
                     if now is not None and told.get(run.root) != now:
+                        from gliotrail.tracking.delivery import deliver
+                        from gliotrail.tracking.runs import client
+
                         deliver(run, client())
                         told[run.root] = now
             except Exception as error:  # noqa: BLE001 - whatever a server does, training goes on
@@ -70,9 +70,10 @@ def tracked(run: RunFolder, parts: Sequence[RunFolder] = ()) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        killed = isinstance(error, KeyboardInterrupt)
-        told = str(error) if isinstance(error, GliotrailError) else repr(error)
-        run.end("KILLED" if killed else "FAILED", told[:500])
+        if run.has_begun() and not run.is_finished():
+            killed = isinstance(error, KeyboardInterrupt)
+            told = str(error) if isinstance(error, GliotrailError) else repr(error)
+            run.end("KILLED" if killed else "FAILED", told[:500])
         raise
     finally:
         late = courier.close()

@@ -7,8 +7,9 @@ from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
 
-from gliotrail.tracking.delivery import log_points
-from gliotrail.tracking.journal import Point
+from gliotrail.places import state_dir
+from gliotrail.tracking.delivery import deliver, log_points
+from gliotrail.tracking.journal import Point, RunFolder
 from gliotrail.tracking.registry import MODEL, download_weights, log_model, promote, register
 from gliotrail.tracking.runs import client, existing_run, one_line
 
@@ -42,6 +43,9 @@ def record_evaluation(
     points = [Point(key, value, summary["step"], time_ms) for key, value in measures.items()]
     with one_line():
         server = client()
+        folder = RunFolder(state_dir() / "runs" / run["tags"]["gliotrail.inputs"])
+        if folder.has_begun():  # it is here that it was trained, perhaps while MLflow was away
+            deliver(folder, server)
         found = existing_run(server, run["experiment"], run["id"])
         run_id = found.info.run_id
         log_points(server, run_id, points)

@@ -140,7 +140,8 @@ def promote(
 
     note(challenger, score)
     holder = champion(server)
-    if holder is not None and holder.version != challenger.version:
+    # a database says 1 where a server says "1"
+    if holder is not None and str(holder.version) != str(challenger.version):
         if holder.tags.get(_JUDGED_ON) == judged_on:
             held = float(holder.tags[_SCORE])
         else:

@@ -1,0 +1,114 @@
+"""Deliver runs in processes that are killed before their n-th call to MLflow, or note of one.
+
+A script, so that nothing but MLflow is loaded in the process that is forked, and no connection to
+the database is open in it.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+from gliotrail.tracking import delivery
+from gliotrail.tracking.delivery import deliver
+from gliotrail.tracking.journal import MODEL_FILE, RunFolder
+from gliotrail.tracking.runs import client
+from tests.support.told import told
+from tests.tracking.conftest import begun, go_on, model_file
+
+
+def in_a_process(work: Callable[[], object]) -> int:
+    """What became of it, as `os.waitstatus_to_exitcode` has it."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except Exception:  # noqa: BLE001 - a forked process must not return
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def die_before(n: int) -> None:
+    """Make this process kill itself before the n-th call to MLflow or note of what was told."""
+    calls, depth = 0, 0
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **more: Any) -> Any:
+            nonlocal calls, depth
+            calls += depth == 0  # MLflow's own calls to itself don't count
+            if calls == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+            depth += 1
+            try:
+                return call(*args, **more)
+            finally:
+                depth -= 1
+
+        return wrapped
+
+    for name, call in list(vars(MlflowClient).items()):
+        if callable(call) and not name.startswith("_"):
+            setattr(MlflowClient, name, counted(call))
+    delivery.write_json = counted(delivery.write_json)  # type: ignore[attr-defined]
+
+
+def kill_everywhere(make: Callable[[Path], RunFolder], folder: Path, pictures: int) -> int:
+    """Deliver run after run, each killed one call later; see that the next delivery mends it.
+
+    Returns:
+        how many deliveries were killed.
+    """
+    server = client()
+    for n in range(1, 100):
+        run = make(folder / str(n))
+
+        def broken_off(run: RunFolder = run, n: int = n) -> None:
+            die_before(n)
+            deliver(run, server)
+
+        ended = in_a_process(broken_off)
+        assert ended in {0, -signal.SIGKILL}, (n, ended)
+        of = told(server, deliver(run, server))
+        assert of["points"] == sorted((p.key, p.step, p.value, p.time_ms) for p in run.points())
+        assert len(of["files"]) == 1 + 2 * pictures, of["files"]  # params.yaml, with small copies
+        assert len(of["datasets"]) == 2, of["datasets"]
+        assert of["status"] == "FINISHED"
+        has_model = (run.root / MODEL_FILE).exists()
+        assert [status for _, status, _ in of["models"]] == ["READY"] * has_model, of["models"]
+        assert of["outputs"] == [model_id for model_id, _, _ in of["models"]]
+        experiments = [e.experiment_id for e in server.search_experiments()]
+        own_id = f"tags.`gliotrail.id` = '{run.describe()['id']}'"
+        assert len(server.search_runs(experiments, own_id)) == 1
+        if ended == 0:
+            return n - 1
+    raise AssertionError("it never came to its end")
+
+
+def with_points(root: Path) -> RunFolder:
+    """A run with two checkpoints, that has ended."""
+    run = begun(root)
+    go_on(run, [1, 2])
+    run.end("FINISHED", "trained to the end")
+    return run
+
+
+def with_a_model_left(root: Path) -> RunFolder:
+    """A run of which all is delivered but a model and its end."""
+    run = begun(root)
+    deliver(run, client())
+    model_file(run.root / MODEL_FILE)
+    run.end("FINISHED", "trained to the end")
+    return run
+
+
+if __name__ == "__main__":
+    print("points", kill_everywhere(with_points, Path(sys.argv[1]) / "points", pictures=2))
+    print("model", kill_everywhere(with_a_model_left, Path(sys.argv[1]) / "model", pictures=0))

@@ -1,0 +1,120 @@
+import hashlib
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from gliotrail.files import locked, replacing, sha256, write_durably, write_json
+
+FORK = multiprocessing.get_context("fork")
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def make(folder: Path, text: str) -> None:
+    with replacing(folder) as partial:
+        partial.mkdir()
+        (partial / "a").write_text(text)
+
+
+def test_a_file_and_a_folder_are_replaced_as_a_whole(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        make(tmp_path / "folder", text)
+        with replacing(tmp_path / "deep/file") as partial:
+            partial.write_text(text)
+        assert content(tmp_path / "folder") == {"a": text}
+        assert (tmp_path / "deep/file").read_text() == text
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "deep", "file", "folder"]
+
+
+def test_on_an_error_what_was_there_stays(tmp_path: Path) -> None:
+    make(tmp_path / "folder", "one")
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "folder") as partial:
+        partial.mkdir()
+        (partial / "a").write_text("half")
+        raise ZeroDivisionError
+    assert content(tmp_path / "folder") == {"a": "one"}
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_killed_between_the_renames_of_a_folder_the_next_one_finds_the_old_or_new(
+    n: int, tmp_path: Path
+) -> None:
+    def die() -> None:
+        rename, seen = Path.rename, 0
+
+        def counted(path: Path, target: Path) -> Path:
+            nonlocal seen
+            seen += 1
+            if seen == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(path, target)
+
+        Path.rename = counted  # type: ignore[method-assign]
+        make(tmp_path / "folder", "two")
+
+    make(tmp_path / "folder", "one")
+    process = FORK.Process(target=die)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "folder"):
+        raise ZeroDivisionError
+    assert content(tmp_path / "folder") == {"a": "one"}
+    make(tmp_path / "folder", "three")
+    assert content(tmp_path / "folder") == {"a": "three"}
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    make(tmp_path / "cache", "one")
+    (tmp_path / "out").symlink_to(tmp_path / "cache")
+    with replacing(tmp_path / "out") as partial:
+        partial.write_text("two")
+    assert (tmp_path / "out").read_text() == "two"
+    assert content(tmp_path / "cache") == {"a": "one"}
+
+
+def test_equal_values_are_equal_bytes_and_nan_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "one.json", {"b": 1, "a": [1.5]})
+    write_json(tmp_path / "two.json", {"a": [1.5], "b": 1})
+    assert sha256(tmp_path / "one.json") == sha256(tmp_path / "two.json")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "one.json", {"a": float("nan")})
+    assert sha256(tmp_path / "one.json") == sha256(tmp_path / "two.json")
+
+
+def test_what_is_written_durably_is_there(tmp_path: Path) -> None:
+    write_durably(tmp_path / "deep/file", b"one")
+    write_durably(tmp_path / "deep/file", b"two")
+    assert (tmp_path / "deep/file").read_bytes() == b"two"
+    assert sha256(tmp_path / "deep/file") == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_lock_is_one_processs_at_a_time_and_a_dead_ones_is_free(tmp_path: Path) -> None:
+    def hold() -> None:
+        with locked(tmp_path / "lock"):
+            (tmp_path / "held").touch()
+            time.sleep(60)
+
+    def take() -> None:
+        with locked(tmp_path / "lock"):
+            (tmp_path / "taken").touch()
+
+    holder, taker = FORK.Process(target=hold), FORK.Process(target=take)
+    holder.start()
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    taker.start()
+    taker.join(0.3)
+    assert taker.is_alive()
+    assert not (tmp_path / "taken").exists()
+    holder.kill()
+    taker.join(10)
+    assert (tmp_path / "taken").exists()

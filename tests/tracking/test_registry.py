@@ -1,0 +1,129 @@
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from gliotrail.errors import TrackingError
+from gliotrail.files import sha256
+from gliotrail.tracking.registry import (
+    CHAMPION,
+    MODEL,
+    champion,
+    download_weights,
+    log_model,
+    promote,
+    register,
+)
+from gliotrail.tracking.runs import experiment_id
+from tests.tracking.conftest import model_file
+
+DATA, OTHER_DATA = "validated on this", "validated on that"
+
+
+def version(server: MlflowClient, folder: Path, seed: int) -> ModelVersion:
+    """Another registered model."""
+    experiment = experiment_id(server, "tests")
+    run_id = server.create_run(experiment).info.run_id
+    weights = model_file(folder / f"{seed}.safetensors", seed)
+    model_id = log_model(server, experiment, run_id, weights, threshold=0.5)
+    return register(server, run_id, model_id, weights, {})
+
+
+def never(holder: ModelVersion) -> float:
+    raise AssertionError("nobody is to be scored again")
+
+
+def test_the_same_model_is_one_model_and_one_version(server: MlflowClient, tmp_path: Path) -> None:
+    experiment = experiment_id(server, "tests")
+    run_id = server.create_run(experiment).info.run_id
+    weights = model_file(tmp_path / "model.safetensors")
+    models = {log_model(server, experiment, run_id, weights, threshold=0.5) for _ in range(2)}
+    assert len(models) == 1
+    versions = [register(server, run_id, min(models), weights, {"a": "b"}) for _ in range(2)]
+    assert [v.version for v in versions] == [versions[0].version] * 2
+    known = server.search_model_versions(f"name = '{MODEL}'")
+    assert [(v.run_id, v.tags["a"]) for v in known] == [(run_id, "b")]
+    assert known[0].tags["gliotrail.weights_sha256"] == sha256(weights)
+
+
+def test_other_weights_of_the_run_and_the_weights_of_another_run_are_other_versions(
+    server: MlflowClient, tmp_path: Path
+) -> None:
+    experiment = experiment_id(server, "tests")
+    numbers = set()
+    for run_id in [server.create_run(experiment).info.run_id for _ in range(2)]:
+        for seed in (1, 2):
+            weights = model_file(tmp_path / f"{seed}.safetensors", seed)
+            model_id = log_model(server, experiment, run_id, weights, threshold=0.5)
+            numbers.add(int(register(server, run_id, model_id, weights, {}).version))
+    assert numbers == {1, 2, 3, 4}
+
+
+def test_the_champion_moves_only_to_a_better_score(server: MlflowClient, tmp_path: Path) -> None:
+    versions = {
+        score: version(server, tmp_path, seed)
+        for seed, score in enumerate((0.5, 0.4, 0.50001, 0.6))
+    }
+    assert champion(server) is None
+    won = {score: promote(server, v, score, DATA, never) for score, v in versions.items()}
+    assert won == {0.5: True, 0.4: False, 0.50001: True, 0.6: True}
+    equal = version(server, tmp_path, seed=9)
+    assert not promote(server, equal, 0.6, DATA, never)
+    holder = champion(server)
+    assert holder is not None
+    assert holder.version == versions[0.6].version
+    assert promote(server, versions[0.6], 0.6, DATA, never)  # again: it still is
+
+
+@pytest.mark.parametrize(("held", "won"), [(0.9, False), (0.3, True)])
+def test_judged_on_other_data_the_champion_is_scored_again_first(
+    held: float, won: bool, server: MlflowClient, tmp_path: Path
+) -> None:
+    old, new = version(server, tmp_path, 1), version(server, tmp_path, 2)
+    assert promote(server, old, 0.5, OTHER_DATA, never)
+    asked = []
+
+    def rescore(holder: ModelVersion) -> float:
+        asked.append(holder.version)
+        return held
+
+    assert promote(server, new, 0.6, DATA, rescore) == won
+    assert asked == [old.version]
+    assert promote(server, new, 0.6, DATA, never) == won  # its new score is remembered
+    of = server.get_model_version(MODEL, old.version).tags
+    assert (of["gliotrail.score"], of["gliotrail.judged_on"]) == (repr(held), DATA)
+
+
+def test_a_version_that_was_made_champion_by_hand_is_scored_too(
+    server: MlflowClient, tmp_path: Path
+) -> None:
+    by_hand, new = version(server, tmp_path, 1), version(server, tmp_path, 2)
+    server.set_registered_model_alias(MODEL, CHAMPION, by_hand.version)
+    assert not promote(server, new, 0.6, DATA, lambda holder: 0.7)
+
+
+def test_a_server_that_fails_is_not_taken_for_one_without_a_champion(
+    server: MlflowClient, tmp_path: Path
+) -> None:
+    (tmp_path / "state/mlflow.db").write_bytes(b"no longer a database" * 100)
+    with pytest.raises((MlflowException, SQLAlchemyError)):
+        champion(server)
+
+
+def test_weights_come_back_and_a_changed_file_is_noticed(
+    server: MlflowClient, tmp_path: Path
+) -> None:
+    made = version(server, tmp_path, seed=3)
+    got = download_weights(server, made, tmp_path / "down")
+    assert got.read_bytes() == (tmp_path / "3.safetensors").read_bytes()
+
+    stored = [p for p in tmp_path.glob("state/artifacts/**/*.safetensors") if p.is_file()]
+    assert len(stored) == 1
+    content = bytearray(stored[0].read_bytes())
+    content[-1] ^= 1
+    stored[0].write_bytes(content)
+    with pytest.raises(TrackingError, match=f"{MODEL} version 1: sha256: wanted .*, got "):
+        download_weights(server, made, tmp_path / "again")
