@@ -8,7 +8,15 @@ import pytest
 
 from gliotrail.errors import DataError
 from gliotrail.imaging.header import read_header
-from gliotrail.imaging.nifti import read_image, read_labels, write_labels
+from gliotrail.imaging.nifti import (
+    in_ras,
+    read_channels,
+    read_image,
+    read_labels,
+    write_image,
+    write_labels,
+    write_probabilities,
+)
 from tests.support.scans import DEMO, rewrite, save
 
 CROP = DEMO / "crops/BRATS_119_crop_image.nii.gz"
@@ -94,10 +102,14 @@ def test_a_mask_keeps_the_input_s_geometry_byte_for_byte(
     scan = read_image(tmp_path / "image.nii.gz")
     labels = np.random.default_rng(4).integers(0, 4, (5, 6, 7)).astype(np.uint8)
     write_labels(tmp_path / "mask.nii.gz", labels, scan)
+    probabilities = np.random.default_rng(4).random((5, 6, 7, 3), np.float32)
+    write_probabilities(tmp_path / "p.nii.gz", probabilities, scan)
     kept = nib.load(tmp_path / "image.nii.gz").header
-    mask = nib.load(tmp_path / "mask.nii.gz")
+    mask, probability = nib.load(tmp_path / "mask.nii.gz"), nib.load(tmp_path / "p.nii.gz")
     for field in GEOMETRY:
         assert mask.header[field].tobytes() == kept[field].tobytes(), field
+        assert probability.header[field].tobytes() == kept[field].tobytes(), field
+    assert np.array_equal(probability.dataobj, probabilities)
     assert mask.header.get_data_dtype() == np.uint8
     assert np.array_equal(mask.dataobj, labels)
     assert np.array_equal(mask.affine, scan.affine)
@@ -127,6 +139,61 @@ def test_a_mask_that_is_none_is_not_written_over_a_good_one(
     with pytest.raises(DataError, match=message):
         write_labels(tmp_path / "mask.nii", labels, read_image(image))
     assert (tmp_path / "mask.nii").read_text() == "a good one"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "codes"),
+    [("msd", [0, 1, 2, 3]), ("brats21", [0, 2, 1, 4]), ("brats23", [0, 2, 1, 3])],
+)
+def test_a_mask_is_written_in_the_codes_of_a_scheme(tmp_path, image, scheme, codes):
+    labels = np.arange(5 * 6 * 7).reshape(5, 6, 7) % 4
+    write_labels(tmp_path / "mask.nii.gz", labels.astype(np.uint8), read_image(image), scheme)
+    written = np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj)
+    assert np.array_equal(written, np.array(codes)[labels])
+
+
+def test_a_file_a_channel_is_one_scan_on_the_first_file_s_grid(tmp_path, image):
+    whole = nib.load(image)
+    paths = []
+    for channel, axes in enumerate(("RAS", "LPS", "SAL", "PIR")):
+        one = nib.Nifti1Image(np.asarray(whole.dataobj)[..., channel], whole.affine)
+        start = nib.orientations.io_orientation(one.affine)
+        there = nib.orientations.axcodes2ornt(axes)
+        turned = one.as_reoriented(nib.orientations.ornt_transform(start, there))
+        paths.append(tmp_path / f"{channel}.nii.gz")
+        nib.save(turned, paths[-1])
+    for first in range(4):
+        order = [(first + n) % 4 for n in range(4)]
+        scan = read_channels([paths[n] for n in order])
+        assert scan.header.raw == read_header(paths[first]).raw
+        assert np.array_equal(scan.affine, read_header(paths[first]).affine)
+        expected = in_ras(read_image(image)).array[..., order]
+        assert np.array_equal(in_ras(scan).array, expected)
+
+
+def test_files_on_different_grids_are_no_scan(tmp_path, image):
+    one = save(tmp_path / "one.nii.gz", np.ones((5, 6, 7), np.int16), OBLIQUE)
+    thicker = OBLIQUE @ np.diag([1, 1, 1.1, 1])
+    moved = save(tmp_path / "moved.nii.gz", np.ones((5, 6, 7), np.int16), thicker)
+    other = save(tmp_path / "other.nii.gz", np.ones((5, 6, 8), np.int16), OBLIQUE)
+    for path, message in ((moved, "affine: wanted that of"), (other, "shape: wanted")):
+        with pytest.raises(DataError, match=message) as caught:
+            read_channels([one, path])
+        assert str(path) in str(caught.value)
+        assert str(one) in str(caught.value)
+    with pytest.raises(DataError, match="shape: wanted I x J x K, got 5 x 6 x 7 x 4"):
+        read_channels([image, one])
+
+
+def test_a_new_image_is_read_back(tmp_path):
+    for name in ("new.nii", "new.nii.gz"):
+        values = np.random.default_rng(1).integers(-9, 900, (5, 6, 7, 4)).astype(np.int16)
+        write_image(tmp_path / name, np.asfortranarray(values), OBLIQUE)
+        scan = read_image(tmp_path / name)
+        assert np.array_equal(scan.array, values)
+        assert scan.array.dtype == np.int16
+        assert np.allclose(scan.affine, OBLIQUE, atol=1e-6)
+        assert nib.load(tmp_path / name).header.get_xyzt_units()[0] == "mm"
 
 
 def test_reading_leaves_a_file_as_it_was(image: Path) -> None:

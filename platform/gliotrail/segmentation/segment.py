@@ -1,0 +1,132 @@
+"""A new patient: a scan as it came, in any orientation and spacing, to labels on its own grid.
+
+The scan is turned to RAS+, brought to the spacing that the networks know, predicted by each of
+them, and the probabilities are brought back before labels are taken of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from gliotrail.errors import DataError
+from gliotrail.imaging.geometry import Box, from_ras, spacing_mm, vox3
+from gliotrail.imaging.header import by
+from gliotrail.imaging.labels import CLASSES, Labels
+from gliotrail.imaging.nifti import Scan, in_ras
+from gliotrail.imaging.prepared import Floats, PreparedCase, case_of_array
+from gliotrail.imaging.resample import resample, shape_at
+from gliotrail.progress import progress
+from gliotrail.segmentation.inference import predict_box, to_labels
+from gliotrail.segmentation.unet import UNet3d
+from gliotrail.segmentation.weights import Description
+
+TRAINED_AT_MM: Final = 1.0
+"""The spacing of the scans that networks are trained on, along each axis."""
+LARGEST_SIDE_MM: Final = 640.0
+"""A scan that is longer is no head, or its spacing is wrong: refused before memory is taken."""
+_SAME_MM: Final = 1e-3
+_MOSTLY: Final = 0.499  # of a voxel in the brain; not 0.5, which rounding would decide
+_MIRRORS: Final = tuple(axes for n in range(4) for axes in combinations(range(3), n))
+
+Network = tuple[UNet3d, Description]
+"""What `weights.load` gives."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """Labels (I, J, K) and probabilities (I, J, K, classes), in the scan file's own axes."""
+
+    labels: Labels
+    probabilities: Floats
+
+
+def segment(
+    scan: Scan, networks: Sequence[Network], threshold: float = 0.5, tta: bool = False
+) -> Segmentation:
+    """Segment a scan (I, J, K, C), channels in the order of CHANNELS, raw values.
+
+    Args:
+        scan: as `read_image` or `read_channels` give it.
+        networks: their probabilities are averaged.
+        threshold: of the probability, above which a voxel is tumour.
+        tta: average over the scan's eight mirror images too. A mirrored scan then gives the
+            mirrored mask exactly, at eight times the work.
+
+    Raises:
+        DataError: no brain in it, values that are not finite, or a side that is too long.
+    """
+    ras = in_ras(scan)
+    image_CIJK = np.moveaxis(ras.array, 3, 0)
+    own_mm = spacing_mm(ras.affine)
+    shape_vox = vox3(image_CIJK.shape[1:])
+    resampled = max(abs(length - TRAINED_AT_MM) for length in own_mm) > _SAME_MM
+    if resampled:
+        longest_mm = max(n * length for n, length in zip(shape_vox, own_mm, strict=True))
+        if longest_mm > LARGEST_SIDE_MM:
+            got = f"{by(shape_vox)} voxels of {' x '.join(f'{length:g}' for length in own_mm)} mm"
+            wanted = f"sides of up to {LARGEST_SIDE_MM:g} mm"
+            raise DataError("size", where=scan.header.path, wanted=wanted, got=got)
+        image_CIJK = _brain_resampled(image_CIJK, own_mm)
+    case = case_of_array(image_CIJK, np.eye(4), str(scan.header.path))
+    probabilities_CIJK = _predict(case, networks, tta)
+    if resampled:
+        cube_mm = [TRAINED_AT_MM] * 3
+        probabilities_CIJK = np.stack(
+            [resample(p_IJK, cube_mm, shape_vox, own_mm) for p_IJK in probabilities_CIJK]
+        )
+    labels_IJK = to_labels(probabilities_CIJK, threshold)
+    return Segmentation(
+        from_ras(labels_IJK, scan.affine),
+        from_ras(np.moveaxis(probabilities_CIJK, 0, 3), scan.affine),
+    )
+
+
+def _brain_resampled(image_CIJK: npt.NDArray[Any], own_mm: Sequence[float]) -> Floats:
+    """The image at the networks' spacing, 0 outside the brain as it was."""
+    shape_vox = shape_at(image_CIJK.shape[1:], own_mm, TRAINED_AT_MM)
+    cube_mm = [TRAINED_AT_MM] * 3
+    brain_IJK = (image_CIJK != 0).any(axis=0)
+    outside_IJK = resample(brain_IJK, own_mm, shape_vox, cube_mm) < _MOSTLY
+    new_CIJK = np.empty((len(image_CIJK), *shape_vox), np.float32)
+    for new_IJK, channel_IJK in zip(new_CIJK, image_CIJK, strict=True):
+        new_IJK[:] = resample(channel_IJK, own_mm, shape_vox, cube_mm)
+        new_IJK[outside_IJK] = 0
+    return new_CIJK
+
+
+def _predict(case: PreparedCase, networks: Sequence[Network], tta: bool) -> Floats:
+    """Mean probabilities (classes, I, J, K) on the case's RAS+ grid."""
+    mirrors = _MIRRORS if tta else _MIRRORS[:1]
+    # float64: the sum of a few float32 is then exact, whatever the order of the mirror images
+    total_CIJK = np.zeros((len(CLASSES), *case.box.size_vox))
+    passes = len(networks) * len(mirrors)
+    with progress(passes, "segment", "passes") as advance:
+        for model, description in networks:
+            for axes in mirrors:
+                view = _mirrored(case, axes)
+                seen_CIJK = predict_box(model, view, view.box, description.standardize)
+                total_CIJK += np.flip(seen_CIJK, tuple(axis + 1 for axis in axes))
+                advance(1)
+    whole_CIJK = np.zeros((len(CLASSES), *case.ras_shape_vox), np.float32)
+    whole_CIJK[:, *case.box.slices] = total_CIJK / passes
+    return whole_CIJK
+
+
+def _mirrored(case: PreparedCase, axes: Sequence[int]) -> PreparedCase:
+    """The mirror image along some of i, j, k, with the same statistics. Its affine is not its."""
+    starts, stops = list(case.box.start_vox), list(case.box.stop_vox)
+    for axis in axes:
+        n = case.ras_shape_vox[axis]
+        starts[axis], stops[axis] = n - stops[axis], n - starts[axis]
+    slices = -1 if 2 in axes else 1
+    return replace(
+        case,
+        box=Box(vox3(starts), vox3(stops)),
+        held_CIJK=np.flip(case.image_CIJK, tuple(axis + 1 for axis in axes)),
+        slice_mean_CK=case.slice_mean_CK[:, ::slices],
+        slice_std_CK=case.slice_std_CK[:, ::slices],
+    )
