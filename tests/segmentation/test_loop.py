@@ -1,5 +1,4 @@
 import copy
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -7,10 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from gliotrail import params
 from gliotrail.errors import TrainingError
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.split import Region
@@ -20,7 +16,6 @@ from gliotrail.segmentation.sampling import Patches
 from gliotrail.segmentation.unet import UNet3d, initialize
 from gliotrail.segmentation.validation import validate
 from tests.support.gloo import Workers
-from tests.support.scans import ROOT
 
 PLAN = Plan(
     steps=8,
@@ -347,59 +342,3 @@ def test_a_gradient_that_is_no_number_stops_though_the_loss_is_one(patches: Patc
         model.head.weight.fill_(1)
     with pytest.raises(TrainingError, match=r"gradient at step 1, .* got NaN or Inf"):
         fit(model, patches, PLAN, lambda model: {SCORE: 0.0}, Seen())
-
-
-def test_the_learning_rate_rises_to_its_value_and_falls_to_nearly_0() -> None:
-    plan = replace(PLAN, steps=110, warmup_steps=10, learning_rate=0.2)
-    rates = [plan.learning_rate_at(step) for step in range(110)]
-    assert rates[:3] == pytest.approx([0.02, 0.04, 0.06])
-    assert rates[9] == rates[10] == 0.2
-    assert rates[60] == pytest.approx(0.1)
-    assert rates[109] == pytest.approx(0.1 * (1 + math.cos(0.99 * math.pi)))
-    assert np.all(np.diff(rates[:10]) > 0)
-    assert np.all(np.diff(rates[10:]) < 0)
-
-
-@pytest.mark.parametrize(
-    ("steps", "warmup_steps", "rates"),
-    [(1, 0, [1]), (1, 1, [1]), (2, 0, [1, 0.5]), (3, 3, [1 / 3, 2 / 3, 1])],
-)
-def test_the_learning_rate_of_the_shortest_plans(
-    steps: int, warmup_steps: int, rates: list[float]
-) -> None:
-    plan = replace(PLAN, steps=steps, warmup_steps=warmup_steps, learning_rate=1)
-    assert [plan.learning_rate_at(step) for step in range(steps)] == pytest.approx(rates)
-
-
-def plan_of(size_vox: tuple[int, int, int], **changes: Any) -> Plan:
-    rest = {"weight_decay": 0, "average": 0, "keep": "last", "loss": "dice_ce"}
-    values = {"epochs": 3, "epoch_voxels": 10**6, "batch_size": 4, "warmup": 0.1, **rest}
-    values |= {"learning_rate": 1e-3, "precision": "float32", **changes}
-    return Plan.of(size_vox=size_vox, **values)
-
-
-@given(
-    size=st.tuples(*[st.integers(1, 160)] * 3),
-    batch_size=st.integers(1, 16),
-    epoch_voxels=st.integers(1, 10**8),
-)
-@settings(deadline=None)
-def test_an_epoch_is_as_many_voxels_whatever_the_patch_size(
-    size: tuple[int, int, int], batch_size: int, epoch_voxels: int
-) -> None:
-    plan = plan_of(size, batch_size=batch_size, epoch_voxels=epoch_voxels)
-    step_voxels = batch_size * math.prod(size)
-    assert plan.steps == 3 * plan.steps_per_epoch
-    off = abs(plan.steps_per_epoch * step_voxels - epoch_voxels)
-    assert off <= step_voxels / 2 or (plan.steps_per_epoch == 1 and step_voxels > epoch_voxels)
-
-
-def test_the_demo_s_epochs_are_30_steps_of_its_largest_patch() -> None:
-    section = params.load(ROOT / "params.yaml").train
-    steps = [
-        plan_of(size, epochs=10, epoch_voxels=section.epoch_voxels).steps
-        for size in ((32, 32, 32), (48, 48, 16), (32, 32, 16))
-    ]
-    assert section.batch_size == 4
-    assert steps == [300, 270, 600]
-    assert plan_of((32, 32, 32), epochs=10, epoch_voxels=3932160).warmup_steps == 30
