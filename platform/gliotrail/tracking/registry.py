@@ -4,6 +4,7 @@ A model is weights as safetensors and a pyfunc from code: nothing of it is ever 
 step can be repeated: a model is known by the SHA-256 of its weights.
 """
 
+import re
 import shutil
 import tempfile
 import warnings
@@ -26,12 +27,15 @@ import gliotrail
 from gliotrail.errors import TrackingError
 from gliotrail.files import sha256
 from gliotrail.imaging.labels import CHANNELS
+from gliotrail.tracking.runs import client, one_line, shown, tracking_uri
 
 MODEL: Final = "gliotrail-unet3d"
 CHAMPION: Final = "champion"
 _NEEDS: Final = ("mlflow", "nibabel", "numpy", "pydantic", "ruamel.yaml", "safetensors", "torch")
 _SHA256: Final = "gliotrail.weights_sha256"
 _SCORE, _JUDGED_ON = "gliotrail.score", "gliotrail.judged_on"
+_ABSENT: Final = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+_URI: Final = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
 
 
 def log_model(
@@ -111,7 +115,7 @@ def champion(server: MlflowClient) -> ModelVersion | None:
         return server.get_model_version_by_alias(MODEL, CHAMPION)
     except MlflowException as error:
         # any other error must not look like a free throne
-        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+        if error.error_code in _ABSENT:
             return None
         raise
 
@@ -159,12 +163,42 @@ def download_weights(server: MlflowClient, version: ModelVersion, folder: Path) 
     Raises:
         TrackingError: the file is not the one that was registered.
     """
+    name = f"{version.name}/{version.version}"
     place = mlflow.artifacts.download_artifacts(
-        f"models:/{MODEL}/{version.version}", dst_path=str(folder), tracking_uri=server.tracking_uri
+        f"models:/{name}", dst_path=str(folder), tracking_uri=server.tracking_uri
     )
     found = sorted(Path(place).rglob("*.safetensors"))
     got = sha256(found[0]) if found else "no weights"
     wanted = version.tags.get(_SHA256)
     if got != wanted:
-        raise TrackingError(f"{MODEL} version {version.version}: sha256", wanted=wanted, got=got)
+        raise TrackingError(f"models:/{name}: sha256", wanted=wanted, got=got)
     return found[0]
+
+
+def fetch_weights(uri: str, folder: Path) -> Path:
+    """The weights file of `models:/NAME@ALIAS` or `models:/NAME/VERSION`, in a folder.
+
+    Raises:
+        TrackingError: another URI, no such model, a server that can't be reached, or a file that
+            is not the one that was registered.
+    """
+    match = _URI.fullmatch(uri)
+    if match is None:
+        wanted = "models:/NAME@ALIAS or models:/NAME/VERSION"
+        raise TrackingError("model URI", wanted=wanted, got=uri)
+    name, alias, number = match.groups()
+    with one_line():
+        server = client()
+        try:
+            if alias:
+                version = server.get_model_version_by_alias(name, alias)
+            else:
+                version = server.get_model_version(name, number)
+        except MlflowException as error:
+            if error.error_code not in _ABSENT:
+                raise
+            do = "train one with `dvc repro`, or name a weights file"
+            raise TrackingError(
+                f"{uri}: no such model", where=shown(tracking_uri()), do=do
+            ) from None
+        return download_weights(server, version, folder)

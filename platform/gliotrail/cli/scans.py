@@ -1,0 +1,116 @@
+"""Commands on single scans."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from gliotrail.cli.show import Json, number, print_json
+from gliotrail.errors import ParamsError
+from gliotrail.imaging.header import is_packed
+
+if TYPE_CHECKING:
+    from gliotrail.segmentation.segment import Network
+
+Scheme = Literal["msd", "brats21", "brats23"]
+CHAMPION = "models:/gliotrail-unet3d@champion"
+
+
+def score(
+    ref: Annotated[Path, typer.Argument(metavar="REF", help="True labels, .nii or .nii.gz.")],
+    pred: Annotated[
+        Path, typer.Argument(metavar="PRED", help="Predicted labels, in the Decathlon's codes.")
+    ],
+    ref_scheme: Annotated[Scheme, typer.Option(help="The label codes of REF.")] = "msd",
+    as_json: Json = False,
+) -> None:
+    """Measure a mask against the true one. Their orientations may differ, their voxels not."""
+    from gliotrail.segmentation.score import score_files
+
+    found = score_files(ref, pred, ref_scheme)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for column in ("", "Dice", "sensitivity", "specificity", "HD95 mm", "ref ml", "pred ml"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for kind in ("classes", "regions"):
+        mean = getattr(found, f"mean_{kind}")
+        for name, row in [*getattr(found, kind).items(), (f"mean_{kind}", mean)]:
+            cells = [number(getattr(row, key)) for key in ("dice", "sensitivity", "specificity")]
+            cells += [number(row.hd95_mm, 1)]
+            if row is not mean:
+                cells += [number(row.volume_ref_ml, 1), number(row.volume_pred_ml, 1)]
+            table.add_row(name, *cells, end_section=row is mean)
+    Console().print(table)
+    for names, where in ((found.empty.ref, ref), (found.empty.pred, pred)):
+        if names:
+            print(f"no voxel of {', '.join(names)} in {where}")
+
+
+def segment(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The mask to write.")],
+    scan: Annotated[
+        Path | None,
+        typer.Argument(metavar="SCAN", help="One 4-D file: FLAIR, T1w, T1gd, T2w."),
+    ] = None,
+    flair: Annotated[Path | None, typer.Option(help="Or four 3-D files: FLAIR,")] = None,
+    t1: Annotated[Path | None, typer.Option(help="T1,")] = None,
+    t1gd: Annotated[Path | None, typer.Option(help="T1 with contrast agent,")] = None,
+    t2: Annotated[Path | None, typer.Option(help="and T2.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Weights file or model URI, by default {CHAMPION}; several: averaged."),
+    ] = None,
+    probabilities: Annotated[
+        Path | None, typer.Option(help="A file for a probability a class and voxel.")
+    ] = None,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Average over mirror images, at 8 times the work.")
+    ] = False,
+    scheme: Annotated[Scheme, typer.Option(help="The mask's label codes.")] = "msd",
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Of the probability.")] = 0.5,
+) -> None:
+    """Segment a patient's scan, of any orientation and spacing; the mask is on the scan's grid."""
+    four = [flair, t1, t1gd, t2]
+    if (scan is None) == (None in four) or (scan and any(four)):
+        wanted = "one 4-D SCAN, or --flair, --t1, --t1gd and --t2"
+        got = [path.name for path in (scan, *four) if path] or "none"
+        raise ParamsError("scan", wanted=wanted, got=got)
+    paths = [path for path in (scan, *four) if path]
+    outputs = [path for path in (out, probabilities) if path]
+    for path in outputs:
+        is_packed(path)  # a wrong name is told before the work
+        if path.resolve() in {other.resolve() for other in paths} or outputs.count(path) > 1:
+            raise ParamsError("output", wanted="a file of its own", got=str(path))
+
+    from gliotrail.imaging.nifti import (
+        read_channels,
+        read_image,
+        write_labels,
+        write_probabilities,
+    )
+    from gliotrail.segmentation import segment as work
+
+    image = read_image(paths[0]) if scan else read_channels(paths)
+    done = work.segment(image, [_network(name) for name in model or [CHAMPION]], threshold, tta)
+    write_labels(out, done.labels, image, scheme)
+    if probabilities:
+        write_probabilities(probabilities, done.probabilities, image)
+    print(" and ".join(map(str, outputs)))
+
+
+def _network(name: str) -> "Network":
+    """The network of a weights file or of a model that the tracking server knows."""
+    from gliotrail.segmentation.weights import load
+
+    if not name.startswith("models:/"):
+        return load(Path(name))
+    from gliotrail.tracking.registry import fetch_weights
+
+    with tempfile.TemporaryDirectory() as folder:
+        return load(fetch_weights(name, Path(folder)))
