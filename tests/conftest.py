@@ -6,4 +6,5 @@ pytest_plugins = (
     "tests.support.rooms",
     "tests.support.projects",
     "tests.support.scans",
+    "tests.support.told",
 )

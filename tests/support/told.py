@@ -1,8 +1,27 @@
-"""All that MLflow knows of a run, to compare."""
+"""A fresh database of MLflow's, and all that MLflow knows of a run, to compare."""
 
-from typing import Any
+from __future__ import annotations
 
-from mlflow import MlflowClient
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:  # MLflow takes seconds to import
+    from mlflow import MlflowClient
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh SQLite file, to copy as `mlflow.db`; to make one takes seconds."""
+    from gliotrail.tracking.runs import client
+
+    state = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GLIOTRAIL_STATE", str(state))
+        patched.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow itself sets it
+        client()
+    return state / "mlflow.db"
 
 
 def told(server: MlflowClient, run_id: str) -> dict[str, Any]:

@@ -75,17 +75,6 @@ def finished(root: Path, steps: Sequence[int] = (1, 2, 3), score: float = 0.5) -
     return run
 
 
-@pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh SQLite file of MLflow's; to make one takes seconds."""
-    state = tmp_path_factory.mktemp("state")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLIOTRAIL_STATE", str(state))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        client()
-    return state / "mlflow.db"
-
-
 @pytest.fixture
 def server(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     """MLflow on a SQLite file of the test's own, at its default address."""

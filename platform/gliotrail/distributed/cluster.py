@@ -57,9 +57,14 @@ def cluster() -> Iterator[Callable[[], None]]:
     ...     import torch  # while Ray starts
     ...     connected()
 
+    Within another `cluster()` it is that one.
+
     Yields:
         `connected`, which waits for it and raises ClusterError where nothing answers.
     """
+    if ray.is_initialized():
+        yield lambda: None
+        return
     address = os.environ.get("RAY_ADDRESS")
     for name, value in (_SETTINGS if address else _SETTINGS | _LOCAL_SETTINGS).items():
         os.environ.setdefault(name, value)

@@ -35,13 +35,15 @@ def check(trainings: Sequence[Training]) -> None:
     """Refuse what can't be trained, before anything starts. All are on the same data.
 
     Raises:
-        ParamsError: a size that the network can't halve, no validation data.
+        ParamsError: a size that the network can't halve, no validation data, another `init`.
         DataError: as `load_prepared`.
     """
     if not load_prepared(trainings[0].prepared).split.validation:
         do = "name cases, a share or a block in prepare.split.validation"
         raise ParamsError("no validation data to judge a training on", do=do)
     for training in trainings:
+        if training.section.init != "scratch":
+            raise ParamsError("train.init", wanted="scratch", got=repr(training.section.init))
         check_size(training.size_vox, training.section.model.depth)
 
 
@@ -132,10 +134,16 @@ def _draw(prepared: Prepared, region: Region, predicted_IJK: Labels, title: str)
     case = prepared.cases[region.case]
     box = region.box or Box((0, 0, 0), case.ras_shape_vox)
     image_CIJK, labels_IJK = read_patch(case, box, "brain"), read_labels_patch(case, box)
-    slices = pick_slices(labels_IJK, 4)
-    return figure_png(
-        draw_prediction(image_CIJK, labels_IJK, predicted_IJK, slices, case.spacing_mm, title)
+    drawing = draw_prediction(
+        image_CIJK,
+        labels_IJK,
+        predicted_IJK,
+        pick_slices(labels_IJK, 4),
+        case.spacing_mm,
+        title,
+        first_k=box.start_vox[2],
     )
+    return figure_png(drawing)
 
 
 def restore(run: RunFolder) -> State | None:

@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from gliotrail.errors import DataError
 from gliotrail.files import replacing, write_json
 from gliotrail.imaging.geometry import Box, from_ras
+from gliotrail.imaging.header import read_header
 from gliotrail.imaging.labels import CLASSES, REGIONS, Labels
-from gliotrail.imaging.nifti import read_image, write_labels
+from gliotrail.imaging.nifti import Scan, write_labels
 from gliotrail.imaging.prepared import (
     Prepared,
     PreparedCase,
@@ -29,7 +32,6 @@ from gliotrail.segmentation.inference import predict_case, to_labels
 from gliotrail.segmentation.loop import SCORE, World
 from gliotrail.segmentation.metrics import mean_defined, soft_dice_loss_scan
 from gliotrail.segmentation.score import Score, score
-from gliotrail.segmentation.unet import UNet3d
 from gliotrail.segmentation.validation import validate
 from gliotrail.segmentation.weights import load
 from gliotrail.tracking.evaluation import record_evaluation
@@ -59,6 +61,7 @@ def evaluate(
     if not prepared.split.test:
         raise DataError("no held-out patients", where=prepared_folder, do="set prepare.split.test")
     model, description = load(trained / MODEL_FILE)
+    model.to(_device())
     scores: dict[str, Score] = {}
     losses: dict[str, float] = {}
     with replacing(out) as partial, progress(len(prepared.split.test), "evaluate", "cases") as done:
@@ -66,61 +69,37 @@ def evaluate(
         (partial / "pictures").mkdir()
         for name in prepared.split.test:
             case = prepared.cases[name]
-            predicted, losses[name] = _predict(model, case, description.standardize, section)
-            scores[name] = _score(case, predicted)
-            _write_mask(partial / "masks" / f"{name}.nii.gz", case, raw, predicted)
-            (partial / "pictures" / f"{name}.png").write_bytes(_draw(case, predicted))
+            whole = Box((0, 0, 0), case.ras_shape_vox)
+            image_CIJK, ref_IJK = read_patch(case, whole, "none"), read_labels_patch(case, whole)
+            probabilities_CIJK = predict_case(model, case, description.standardize)
+            pred_IJK = to_labels(probabilities_CIJK, section.threshold)
+            losses[name] = soft_dice_loss_scan(probabilities_CIJK, ref_IJK)
+            scores[name] = score(ref_IJK, pred_IJK, case.spacing_mm, (image_CIJK != 0).any(axis=0))
+            _write_mask(partial / "masks" / f"{name}.nii.gz", case, raw, pred_IJK)
+            drawing = draw_prediction(
+                image_CIJK,
+                ref_IJK,
+                pred_IJK,
+                pick_slices(ref_IJK, 4),
+                case.spacing_mm,
+                f"{name}, held out",
+            )
+            (partial / "pictures" / f"{name}.png").write_bytes(figure_png(drawing))
             done(1)
         write_json(partial / "metrics.json", summary(scores, losses))
-        write_json(
-            partial / "cases.json", {name: s.model_dump(mode="json") for name, s in scores.items()}
-        )
+        by_case = {name: s.model_dump(mode="json") for name, s in scores.items()}
+        write_json(partial / "cases.json", by_case)
     record(trained, out, prepared, section)
 
 
-def _predict(
-    model: UNet3d, case: PreparedCase, standardize: str, section: Evaluate
-) -> tuple[Labels, float]:
-    """Labels on the scan's RAS+ grid, and the soft Dice loss over the whole scan."""
-    probabilities_CIJK = predict_case(model, case, standardize)
-    ref_IJK = read_labels_patch(case, _whole(case))
-    return (
-        to_labels(probabilities_CIJK, section.threshold),
-        soft_dice_loss_scan(probabilities_CIJK, ref_IJK),
-    )
-
-
-def _score(case: PreparedCase, predicted_IJK: Labels) -> Score:
-    whole = _whole(case)
-    brain_IJK = (read_patch(case, whole, "none") != 0).any(axis=0)
-    return score(read_labels_patch(case, whole), predicted_IJK, case.spacing_mm, brain_IJK)
-
-
-def _whole(case: PreparedCase) -> Box:
-    return Box((0, 0, 0), case.ras_shape_vox)
-
-
-def _write_mask(path: Path, case: PreparedCase, raw: Path, predicted_IJK: Labels) -> None:
+def _write_mask(path: Path, case: PreparedCase, raw: Path, pred_IJK: Labels) -> None:
     """The mask on the scan's own grid, with the geometry of its file."""
     scans = [raw / "imagesTr" / f"{case.name}{ending}" for ending in (".nii.gz", ".nii")]
     scan = next((path for path in scans if path.is_file()), None)
     if scan is None:
         raise DataError("no raw scan", where=scans[0], do="run `dvc repro fetch`")
-    write_labels(path, from_ras(predicted_IJK, case.file_affine), like=read_image(scan))
-
-
-def _draw(case: PreparedCase, predicted_IJK: Labels) -> bytes:
-    labels_IJK = read_labels_patch(case, _whole(case))
-    return figure_png(
-        draw_prediction(
-            read_patch(case, _whole(case), "none"),
-            labels_IJK,
-            predicted_IJK,
-            pick_slices(labels_IJK, 4),
-            case.spacing_mm,
-            f"{case.name}, held out",
-        )
-    )
+    mask = from_ras(pred_IJK, case.file_affine)
+    write_labels(path, mask, like=Scan(mask, read_header(scan)))
 
 
 def summary(scores: Mapping[str, Score], losses: Mapping[str, float]) -> dict[str, Any]:
@@ -184,5 +163,11 @@ def _validation_inputs(prepared: Prepared) -> list[Any]:
 def _validation_score(weights: Path, prepared: Prepared, section: Evaluate) -> float:
     """What another model is worth on this validation data."""
     model, description = load(weights)
+    world = World(device=_device())
+    model.to(world.device)
     regions, standardize = prepared.split.validation, description.standardize
-    return validate(model, prepared.cases, regions, standardize, section.threshold, World())[SCORE]
+    return validate(model, prepared.cases, regions, standardize, section.threshold, world)[SCORE]
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

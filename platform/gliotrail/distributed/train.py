@@ -48,7 +48,7 @@ def _fit(training: Training, run: RunFolder, workers: int | None) -> None:
     with cluster() as connected:
         # seconds of imports, while Ray starts
         from gliotrail.distributed.description import describe_training, starting_artifacts
-        from gliotrail.distributed.driver import check, plan_of, result
+        from gliotrail.distributed.driver import check, plan_of
         from gliotrail.distributed.watch import watching
         from gliotrail.distributed.workers import fit_on_workers
         from gliotrail.tracking.lineage import Origin
@@ -61,6 +61,17 @@ def _fit(training: Training, run: RunFolder, workers: int | None) -> None:
         connected()
         with watching(run, plan_of(training).steps, "train"):
             fit_on_workers(training, run, resources(workers))
+    finish(training, run)
+
+
+def finish(training: Training, run: RunFolder) -> None:
+    """Write the model beside the journal, and end the run.
+
+    Raises:
+        TrainingError: the training did not come to its plan's end.
+    """
+    from gliotrail.distributed.driver import result
+
     state, model = result(training, run)
     with replacing(run.root / MODEL_FILE) as partial:
         partial.write_bytes(model)

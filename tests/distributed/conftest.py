@@ -1,0 +1,111 @@
+"""The crops, prepared and cut into patches of two sizes, and one Ray cluster for the whole room."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from gliotrail import params
+from gliotrail.distributed.cluster import cluster
+from gliotrail.distributed.training import Training
+from gliotrail.imaging.patch import patch
+from gliotrail.imaging.prepare import prepare
+from gliotrail.imaging.prepared import load_prepared
+from gliotrail.params import Params
+from tests.support.projects import CROPS_PARAMS, ROOT, set_params
+from tests.support.scans import lay_out_crops
+
+SMALL = {
+    **CROPS_PARAMS,
+    "sweep.space.learning_rate.choice": [1e-3, 1e-2],
+    "train.learning_rate": 3e-3,
+    "train.patch_size": "16x16x16",
+    "train.epochs": 3,
+    "train.model.base_filters": 2,
+}
+
+
+@dataclass(frozen=True)
+class Crops:
+    """The folders of the stages before training, and params.yaml for them."""
+
+    root: Path
+
+    @property
+    def prepared(self) -> Path:
+        return self.root / "prepare"
+
+    @property
+    def patches(self) -> Path:
+        return self.root / "patch"
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "raw"
+
+    def params(self, **changes: Any) -> Params:
+        """With other values; `__` in a keyword stands for the dot in a key."""
+        path = self.root / "params.yaml"
+        shutil.copyfile(ROOT / "params.yaml", path)
+        dotted = {key.replace("__", "."): value for key, value in changes.items()}
+        set_params(path, SMALL | dotted)
+        return params.load(path)
+
+    def training(self, **changes: Any) -> Training:
+        """What `train` does with these params."""
+        values = self.params(**changes)
+        return Training.of(values.train, values.evaluate.threshold, self.prepared, self.patches)
+
+
+@pytest.fixture(scope="session")
+def crops(tmp_path_factory: pytest.TempPathFactory) -> Crops:
+    """Shared: change nothing."""
+    made = Crops(tmp_path_factory.mktemp("crops"))
+    values = made.params()
+    prepare(values.prepare, lay_out_crops(made.raw), made.prepared, processes=1)
+    for size in values.patch.sizes:
+        patch(values.patch, load_prepared(made.prepared), size, made.patches)
+    return made
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Ray on two cores of this machine, whatever it has."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("gliotrail.distributed.cluster.cpus_here", lambda: 2)
+        with cluster() as connected:
+            connected()
+            yield
+
+
+@pytest.fixture(scope="module")
+def new_state(
+    tmp_path_factory: pytest.TempPathFactory, database: Path
+) -> Iterator[Callable[[], Path]]:
+    """Called, it gives this process another, empty place for runs and MLflow's database."""
+    with pytest.MonkeyPatch.context() as patched:
+
+        def move() -> Path:
+            state = tmp_path_factory.mktemp("state")
+            shutil.copy(database, state)
+            patched.setenv("GLIOTRAIL_STATE", str(state))
+            patched.delenv("MLFLOW_TRACKING_URI", raising=False)
+            return state
+
+        yield move
+
+
+def workers_of_ray() -> list[psutil.Process]:
+    """Ray Train's worker processes below this one."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline()[0].startswith("ray::RayTrainWorker"):
+                found.append(process)
+        except (psutil.Error, IndexError):
+            continue  # it has just ended
+    return found

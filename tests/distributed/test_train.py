@@ -1,0 +1,178 @@
+import csv
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from gliotrail.distributed.train import train
+from gliotrail.imaging.labels import CHANNELS, CLASSES
+from gliotrail.params import Params
+from gliotrail.segmentation import weights
+from gliotrail.tracking.journal import MODEL_FILE, RunFolder, parse_lines
+from gliotrail.tracking.runs import client, existing_run
+from tests.distributed.conftest import Crops, workers_of_ray
+from tests.support.scans import snapshot
+from tests.support.told import told
+
+STEPS, STEPS_PER_EPOCH = 16, 4
+LOSS = "train/soft_dice_loss"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training by real workers: where its state was, and its outputs."""
+
+    state: Path
+    out: Path
+    params: Params
+
+    @property
+    def run(self) -> RunFolder:
+        """Its folder; the only one there is."""
+        (path,) = self.state.glob("runs/*/run.json")
+        return RunFolder(path.parent)
+
+    @property
+    def losses(self) -> dict[int, float]:
+        return {p.step: p.value for p in self.run.points() if p.key == LOSS}
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return weights.read(self.out / MODEL_FILE)[0]
+
+
+def trained(crops: Crops, state: Path, workers: int) -> Trained:
+    done = Trained(state, state / "results/train", crops.params(train__epochs=4))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GLIOTRAIL_WORKERS", str(workers))
+        train(done.params, crops.prepared, crops.patches, state / "sweep", done.out)
+    return done
+
+
+@pytest.fixture(scope="module")
+def by_two(ray_cluster: None, crops: Crops, new_state: Callable[[], Path]) -> Trained:
+    """Trained by two workers. Shared: change nothing."""
+    return trained(crops, new_state(), workers=2)
+
+
+def in_state(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIOTRAIL_STATE", str(state))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def test_out_come_model_journal_and_curves(by_two: Trained) -> None:
+    _, description = weights.load(by_two.out / MODEL_FILE)
+    assert (description.channels, description.classes) == (CHANNELS, CLASSES)
+    says = json.loads((by_two.out / "run.json").read_text())
+    assert says == by_two.run.describe() | {"ended": by_two.run.ended()}
+    points = parse_lines((by_two.out / "journal.jsonl").read_bytes())
+    assert points == by_two.run.points()
+    assert max(Counter((p.key, p.step) for p in points).values()) == 1
+
+    with (by_two.out / "train.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, STEPS + 1))
+    assert [float(row["soft_dice_loss"]) for row in rows] == list(by_two.losses.values())
+    with (by_two.out / "validation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [4, 8, 12, 16]
+    assert float(rows[-1]["dice_mean_regions"]) == says["ended"]["summary"]["score"]
+    assert says["ended"]["summary"]["step"] == STEPS
+
+
+def test_mlflow_has_the_whole_run(by_two: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_state(by_two.state, monkeypatch)
+    server, says = client(), by_two.run.describe()
+    of = told(server, existing_run(server, "gliotrail", says["id"]).info.run_id)
+    assert of["points"] == sorted((p.key, p.step, p.value, p.time_ms) for p in by_two.run.points())
+    assert of["status"] == "FINISHED"
+    assert [status for _, status, _ in of["models"]] == ["READY"]
+    assert of["params"]["model.depth"] == "2"
+    assert of["params"]["learning_rate"] == "0.003"
+    assert of["params"]["patch_size"] == "16x16x16"
+    assert of["params"]["parameters_other"] == "0"
+    assert {"network.png", "network.txt"} < set(of["files"])
+    pictures = [name for name in of["files"] if name.endswith(".png") and "+step+" in name]
+    assert (
+        [f"+step+{step}+" in name for step in (4, 8, 12, 16) for name in pictures].count(True)
+        == len(pictures)
+        == STEPS // STEPS_PER_EPOCH
+    )
+
+
+def test_the_metric_keys_are_few_and_named_alike(by_two: Trained) -> None:
+    keys = {point.key for point in by_two.run.points()}
+    assert {key for key in keys if key.startswith("train/")} == {
+        LOSS, "train/learning_rate", "train/voxels_per_s", "train/data_wait_share",
+    }  # fmt: skip
+    of_classes = {f"val/{m}_{c}" for m in ("dice", "sensitivity", "specificity") for c in CLASSES}
+    of_regions = {f"val/dice_{region}" for region in ("WT", "TC", "ET")}
+    means = {"val/dice_mean_classes", "val/dice_mean_regions", "val/soft_dice_loss"}
+    assert {key for key in keys if key.startswith("val/")} <= of_classes | of_regions | means
+    assert len(keys) <= 19
+
+
+def test_the_same_inputs_are_not_trained_on_again(
+    by_two: Trained, crops: Crops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_state(by_two.state, monkeypatch)
+    server, says = client(), by_two.run.describe()
+    run_id = existing_run(server, "gliotrail", says["id"]).info.run_id
+    once, outputs = told(server, run_id), snapshot(by_two.out)
+    for path in by_two.out.iterdir():
+        path.unlink()
+    monkeypatch.setenv("GLIOTRAIL_WORKERS", "99")  # never asked for
+    train(by_two.params, crops.prepared, crops.patches, by_two.state, by_two.out)
+    assert snapshot(by_two.out) == outputs
+    assert [path.name for path in by_two.run.root.glob("attempts/*.jsonl")] == ["0001.jsonl"]
+    assert told(server, run_id) == once
+
+
+def test_one_worker_takes_the_same_steps(
+    by_two: Trained, crops: Crops, new_state: Callable[[], Path]
+) -> None:
+    by_one = trained(crops, new_state(), workers=1)
+    assert list(by_one.losses) == list(by_two.losses)
+    ten = range(1, 11)  # float32 itself diverges later
+    assert [by_one.losses[n] for n in ten] == pytest.approx(
+        [by_two.losses[n] for n in ten], rel=1e-4
+    )
+    for name, tensor in by_one.weights.items():
+        torch.testing.assert_close(tensor, by_two.weights[name], rtol=1e-2, atol=1e-4)
+    assert by_one.run.describe()["tags"]["gliotrail.inputs"] == by_one.run.root.name
+    assert by_one.run.root.name == by_two.run.root.name
+
+
+def kill_a_worker(state: Path, killed: list[int]) -> None:
+    """SIGKILL one of Ray's workers as soon as there is a checkpoint."""
+    while not list(state.glob("runs/*/checkpoints/*/manifest.json")):
+        time.sleep(0.01)
+    killed.append(workers_of_ray()[0].pid)
+    os.kill(killed[0], signal.SIGKILL)
+
+
+def test_a_worker_killed_in_mid_training_changes_nothing(
+    by_two: Trained, crops: Crops, new_state: Callable[[], Path]
+) -> None:
+    state, killed = new_state(), list[int]()
+    threading.Thread(target=kill_a_worker, args=(state, killed), daemon=True).start()
+    done = trained(crops, state, workers=2)
+    assert len(killed) == 1
+    assert len(list(done.run.root.glob("attempts/*.jsonl"))) == 2
+    assert done.losses == by_two.losses  # no gap, no double, and bit for bit the same
+    assert set(done.weights) == set(by_two.weights)
+    for name, tensor in done.weights.items():
+        assert torch.equal(tensor, by_two.weights[name])
+    server = client()
+    of = told(server, existing_run(server, "gliotrail", done.run.describe()["id"]).info.run_id)
+    assert Counter(key for key, *_ in of["points"])[LOSS] == STEPS
+    assert of["points"] == sorted((p.key, p.step, p.value, p.time_ms) for p in done.run.points())
+    assert of["status"] == "FINISHED"
