@@ -108,7 +108,7 @@ def _network(name: str) -> "Network":
     """The network of a weights file or of a model that the tracking server knows."""
     from gliotrail.segmentation.weights import load
 
-    if not name.startswith("models:/"):
+    if ":/" not in name:
         return load(Path(name))
     from gliotrail.tracking.registry import fetch_weights
 
