@@ -171,7 +171,8 @@ def download_weights(server: MlflowClient, version: ModelVersion, folder: Path) 
     got = sha256(found[0]) if found else "no weights"
     wanted = version.tags.get(_SHA256)
     if got != wanted:
-        raise TrackingError(f"models:/{name}: sha256", wanted=wanted, got=got)
+        what = f"{version.name} version {version.version}: sha256"
+        raise TrackingError(what, wanted=wanted, got=got)
     return found[0]
 
 
