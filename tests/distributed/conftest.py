@@ -1,7 +1,12 @@
 """The crops, prepared and cut into patches of two sizes, and one Ray cluster for the whole room."""
 
+import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +29,7 @@ SMALL = {
     "sweep.space.learning_rate.choice": [1e-3, 1e-2],
     "train.learning_rate": 3e-3,
     "train.patch_size": "16x16x16",
-    "train.epochs": 3,
+    "sweep.epochs": 2,
     "train.model.base_filters": 2,
 }
 
@@ -99,13 +104,37 @@ def new_state(
         yield move
 
 
-def workers_of_ray() -> list[psutil.Process]:
-    """Ray Train's worker processes below this one."""
+@contextmanager
+def a_worker_killed(state: Path, kind: str) -> Iterator[list[int]]:
+    """SIGKILL one of Ray's worker processes as soon as there is a checkpoint.
+
+    Args:
+        state: where the runs are.
+        kind: what Ray calls such a process.
+
+    Yields:
+        the id of the process, once it was killed.
+    """
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not list(state.glob("runs/*/checkpoints/*/manifest.json")):
+            time.sleep(0.01)
+        killed.append(_workers_of_ray(kind)[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    yield killed
+    thread.join(1)
+
+
+def _workers_of_ray(kind: str) -> list[int]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.cmdline()[0].startswith("ray::RayTrainWorker"):
-                found.append(process)
+            if process.cmdline()[0].startswith(f"ray::{kind}"):
+                found.append(process.pid)
         except (psutil.Error, IndexError):
             continue  # it has just ended
     return found

@@ -1,9 +1,5 @@
 import csv
 import json
-import os
-import signal
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +14,7 @@ from gliotrail.params import Params
 from gliotrail.segmentation import weights
 from gliotrail.tracking.journal import MODEL_FILE, RunFolder, parse_lines
 from gliotrail.tracking.runs import client, existing_run
-from tests.distributed.conftest import Crops, workers_of_ray
+from tests.distributed.conftest import Crops, a_worker_killed
 from tests.support.scans import snapshot
 from tests.support.told import told
 
@@ -151,20 +147,12 @@ def test_one_worker_takes_the_same_steps(
     assert by_one.run.root.name == by_two.run.root.name
 
 
-def kill_a_worker(state: Path, killed: list[int]) -> None:
-    """SIGKILL one of Ray's workers as soon as there is a checkpoint."""
-    while not list(state.glob("runs/*/checkpoints/*/manifest.json")):
-        time.sleep(0.01)
-    killed.append(workers_of_ray()[0].pid)
-    os.kill(killed[0], signal.SIGKILL)
-
-
 def test_a_worker_killed_in_mid_training_changes_nothing(
     by_two: Trained, crops: Crops, new_state: Callable[[], Path]
 ) -> None:
-    state, killed = new_state(), list[int]()
-    threading.Thread(target=kill_a_worker, args=(state, killed), daemon=True).start()
-    done = trained(crops, state, workers=2)
+    state = new_state()
+    with a_worker_killed(state, "RayTrainWorker") as killed:
+        done = trained(crops, state, workers=2)
     assert len(killed) == 1
     assert len(list(done.run.root.glob("attempts/*.jsonl"))) == 2
     assert done.losses == by_two.losses  # no gap, no double, and bit for bit the same

@@ -3,7 +3,8 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,8 @@ def cluster() -> Iterator[Callable[[], None]]:
 def _connect(address: str | None) -> None:
     # it warns that a thread can't handle signals; this process handles its own
     logging.getLogger("ray._private.worker").addFilter(lambda r: "SIGTERM handler" not in r.msg)
+    if address:
+        _check_answer(address)
     try:
         ray.init(
             address=address or "local",
@@ -88,10 +91,23 @@ def _connect(address: str | None) -> None:
             logging_level=logging.WARNING,
             log_to_driver=bool(os.environ.get("GLIOTRAIL_RAY_LOGS")),
         )
-    except ConnectionError as error:
-        raise ClusterError(
-            "no Ray cluster answers", where=f"RAY_ADDRESS={address}", got=str(error)
-        ) from None
+    except (ConnectionError, ValueError) as error:
+        raise _no_answer(address, error) from None
+
+
+def _check_answer(address: str) -> None:
+    """Ray itself waits for minutes where nobody listens."""
+    parts = re.fullmatch(r"(?:ray://)?\[?([^]/]+?)]?:(\d+)", address)
+    if parts is None:
+        return
+    try:
+        socket.create_connection((parts[1], int(parts[2])), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise _no_answer(address, error) from None
+
+
+def _no_answer(address: str | None, error: Exception) -> ClusterError:
+    return ClusterError("no Ray cluster answers", where=f"RAY_ADDRESS={address}", got=error)
 
 
 def is_own() -> bool:
@@ -104,22 +120,37 @@ def cpus_here() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def resources(workers: int | None) -> Resources:
-    """What one training takes of the connected cluster: GPUs where there are some.
+Node = Mapping[str, float]
+"""What a machine of the cluster has, by Ray's names: CPU, GPU."""
+
+
+def nodes() -> list[Node]:
+    """What each machine of the connected cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def total(nodes: Sequence[Node], name: str) -> int:
+    """How many CPUs or GPUs there are together."""
+    return sum(int(node.get(name, 0)) for node in nodes)
+
+
+def share_out(nodes: Sequence[Node], workers: int | None) -> Resources:
+    """What each worker of one training gets: a GPU where there are some, and its share of cores.
 
     Args:
-        workers: how many; None leaves it to what there is.
+        nodes: the cluster's.
+        workers: how many; None is one a GPU, or else two, one on a single core.
 
     Raises:
         ClusterError: the cluster, as it is now, can't give so much.
     """
-    nodes, cpus, gpus = _nodes(), _total("CPU"), _total("GPU")
-    workers = workers or gpus or min(2, cpus)
+    cpus, gpus = total(nodes, "CPU"), total(nodes, "GPU")
+    workers = workers or gpus or max(1, min(2, cpus))
     of_one = 1 if gpus else 0
-    # the most cores a worker can have, each worker on one node
-    for cpus_per_worker in range(max(1, cpus // max(1, workers)), 0, -1):
+    # the most cores that each can have, a worker being on one machine
+    for cpus_per_worker in range(max(1, cpus // workers), 0, -1):
         wanted = Resources(workers, cpus_per_worker, of_one)
-        if sum(_fitting(wanted, node) for node in nodes) >= workers >= 1:
+        if sum(_fitting(wanted, node) for node in nodes) >= workers:
             return wanted
     raise ClusterError(
         "training can never start",
@@ -129,22 +160,8 @@ def resources(workers: int | None) -> Resources:
     )
 
 
-def places() -> int:
-    """How many workers of one GPU, or of one core where there are no GPUs, run at a time."""
-    return _total("GPU") or _total("CPU")
-
-
-def _nodes() -> list[dict[str, float]]:
-    """What each node has."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _total(name: str) -> int:
-    return sum(int(node.get(name, 0)) for node in _nodes())
-
-
-def _fitting(wanted: Resources, node: dict[str, float]) -> int:
-    """How many workers fit on a node."""
+def _fitting(wanted: Resources, node: Node) -> int:
+    """How many workers fit on a machine."""
     return min(int(node.get(name, 0) // n) for name, n in wanted.per_worker().items())
 
 

@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Final
 
-from gliotrail.distributed.cluster import cluster, resources, workers_wanted
+from gliotrail.distributed.cluster import cluster, nodes, share_out, workers_wanted
 from gliotrail.distributed.training import Training, with_changes
 from gliotrail.errors import ParamsError
 from gliotrail.files import replacing, write_json
@@ -60,7 +60,7 @@ def _fit(training: Training, run: RunFolder, workers: int | None) -> None:
         run.reopen()
         connected()
         with watching(run, plan_of(training).steps, "train"):
-            fit_on_workers(training, run, resources(workers))
+            fit_on_workers(training, run, share_out(nodes(), workers))
     finish(training, run)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from gliotrail.errors import DataError, ParamsError
 from gliotrail.files import sha256
-from gliotrail.params import Params, Size, Train, format_size, validate
+from gliotrail.params import FROM_SWEEP, Params, Size, Train, format_size, validate
 from gliotrail.places import state_dir
 from gliotrail.tracking.journal import RunFolder
 from gliotrail.tracking.lineage import code_digest, digest_of
@@ -112,6 +112,9 @@ def with_changes(params: Params, changes: Mapping[str, Any], where: object) -> T
     Raises:
         ParamsError: a key that `train` hasn't, or a value that it can't have.
     """
+    for key, value in changes.items():
+        if value == FROM_SWEEP:
+            raise ParamsError(f"train.{key}: can't be {FROM_SWEEP}", where=where)
     values = params.model_dump(mode="json")
     values["train"] |= changes
     return validate(values, where).train

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from ray import tune
 
-from gliotrail.distributed.cluster import places, resources
+from gliotrail.distributed.cluster import nodes, share_out, total
 from gliotrail.distributed.driver import plan_of, result, run_training
 from gliotrail.distributed.training import Training
 from gliotrail.errors import GliotrailError
@@ -27,7 +27,9 @@ def run_trials(trials: Sequence[Training], runs: Sequence[RunFolder]) -> None:
 
     Each run ends FINISHED or FAILED; one that did not was stopped, by Ctrl-C.
     """
-    wanted = resources(min(len(trials), places()))
+    there = nodes()
+    places = total(there, "GPU") or total(there, "CPU")
+    wanted = share_out(there, min(len(trials), places))
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     name = f"sweep-{time.time_ns()}"
     configs = [{"training": t, "root": str(r.root)} for t, r in zip(trials, runs, strict=True)]

@@ -1,0 +1,107 @@
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from gliotrail.distributed.cluster import Resources, nodes, share_out, total, workers_wanted
+from gliotrail.errors import ClusterError, ParamsError
+from tests.support.projects import ROOT
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "two", " ", "²", "9" * 9, "1 2"])
+def test_a_number_of_workers_that_is_none_is_told(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLIOTRAIL_WORKERS", text)
+    with pytest.raises(ParamsError) as told:
+        workers_wanted()
+    assert str(told.value) == f"GLIOTRAIL_WORKERS: wanted a whole number above 0, got {text!r}"
+
+
+def test_the_number_of_workers_is_the_environments_affair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIOTRAIL_WORKERS", "12")
+    assert workers_wanted() == 12
+    for text in (None, ""):
+        if text is None:
+            monkeypatch.delenv("GLIOTRAIL_WORKERS")
+        else:
+            monkeypatch.setenv("GLIOTRAIL_WORKERS", text)
+        assert workers_wanted() is None
+
+
+SMALL, BIG, WITH_GPUS = {"CPU": 2.0}, {"CPU": 16.0}, {"CPU": 16.0, "GPU": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("there", "workers", "shared"),
+    [
+        ([SMALL], None, Resources(2, 1, 0)),
+        ([SMALL], 1, Resources(1, 2, 0)),
+        ([{"CPU": 1.0}], None, Resources(1, 1, 0)),
+        ([BIG], None, Resources(2, 8, 0)),
+        ([BIG], 3, Resources(3, 5, 0)),
+        ([SMALL] * 3, 2, Resources(2, 2, 0)),  # 3 cores each fit on no machine
+        ([SMALL] * 3, 4, Resources(4, 1, 0)),
+        ([BIG, SMALL], 2, Resources(2, 8, 0)),
+        ([WITH_GPUS], None, Resources(4, 4, 1)),
+        ([WITH_GPUS, BIG], None, Resources(4, 4, 1)),  # cores of the machine with the GPUs
+        ([WITH_GPUS] * 2, 2, Resources(2, 16, 1)),
+    ],
+)
+def test_workers_share_the_machines(
+    there: list[dict[str, float]], workers: int | None, shared: Resources
+) -> None:
+    assert share_out(there, workers) == shared
+
+
+@pytest.mark.parametrize(
+    ("there", "workers", "wanted", "got"),
+    [
+        ([SMALL], 3, "3 workers of 1 CPU", "2 CPUs and 0 GPUs"),
+        ([], None, "1 workers of 1 CPU", "0 CPUs and 0 GPUs"),
+        ([WITH_GPUS], 5, "5 workers of 1 CPU and 1 GPU", "16 CPUs and 4 GPUs"),
+        ([{"CPU": 0.0, "GPU": 1.0}], 1, "1 workers of 1 CPU and 1 GPU", "0 CPUs and 1 GPUs"),
+    ],
+)
+def test_what_can_never_start_is_told_at_once(
+    there: list[dict[str, float]], workers: int | None, wanted: str, got: str
+) -> None:
+    with pytest.raises(ClusterError) as told:
+        share_out(there, workers)
+    assert str(told.value) == (
+        f"training can never start: wanted {wanted}, got a cluster of {got};"
+        " lower GLIOTRAIL_WORKERS"
+    )
+
+
+def test_the_cluster_of_this_machine_has_its_cores(ray_cluster: None) -> None:
+    (node,) = nodes()
+    assert total([node], "CPU") == 2
+
+
+CONNECT = """
+from gliotrail.distributed.cluster import cluster
+from gliotrail.errors import one_line_errors
+with one_line_errors(), cluster() as connected:
+    connected()
+"""
+
+
+def dead_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("address", ["DEAD", "ray://DEAD", "127.0.0.1:99999", "ray:nonsense"])
+def test_an_address_where_no_cluster_answers_is_one_line(address: str) -> None:
+    address = address.replace("DEAD", dead_address())
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECT],
+        cwd=ROOT, env=os.environ | {"RAY_ADDRESS": address}, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: RAY_ADDRESS={address}: no Ray cluster answers: got ")

@@ -1,0 +1,234 @@
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from gliotrail.distributed.driver import run_training
+from gliotrail.distributed.sweep import EXPERIMENT, make_trials, sweep
+from gliotrail.distributed.train import choose
+from gliotrail.errors import GliotrailError, ParamsError
+from gliotrail.params import Params
+from gliotrail.segmentation.loop import World
+from gliotrail.tracking.journal import RunFolder
+from gliotrail.tracking.runs import client, experiment_id
+from tests.distributed.conftest import Crops, a_worker_killed
+
+SIZES = ["16x16x8", "16x16x16"]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A sweep: where its state was, and its outputs."""
+
+    state: Path
+    out: Path
+    params: Params
+
+    def table(self) -> list[dict[str, str]]:
+        with (self.out / "trials.csv").open() as file:
+            return list(csv.DictReader(file))
+
+    def best(self) -> dict[str, Any]:
+        return json.loads((self.out / "best.json").read_text())
+
+    def attempts(self) -> dict[str, int]:
+        """How often each trial was begun, by its folder's name."""
+        folders = self.state.glob("runs/*/attempts")
+        return {path.parent.name: len(list(path.iterdir())) for path in folders}
+
+
+@pytest.fixture(scope="module")
+def without_test_patients(crops: Crops, tmp_path_factory: pytest.TempPathFactory) -> Crops:
+    """The crops, without the arrays and raw scans of the held-out patient."""
+    there = Crops(tmp_path_factory.mktemp("without") / "crops")
+    shutil.copytree(crops.root, there.root)
+    shutil.rmtree(there.raw)
+    for path in (there.prepared / "cases/BRATS_119").glob("*.npy"):
+        path.unlink()
+    return there
+
+
+@pytest.fixture(scope="module")
+def swept(ray_cluster: None, without_test_patients: Crops, new_state: Callable[[], Path]) -> Swept:
+    """Two learning rates by one patch size, one trial's worker killed; then another size added.
+
+    Shared: change nothing.
+    """
+    there, state = without_test_patients, new_state()
+    one_size = there.params(sweep__space__patch_size__choice=SIZES[:1])
+    with a_worker_killed(state, "ImplicitFunc") as killed:
+        sweep(one_size, there.prepared, there.patches, state / "first")
+    assert len(killed) == 1
+    done = Swept(state, state / "second", there.params(sweep__space__patch_size__choice=SIZES))
+    sweep(done.params, there.prepared, there.patches, done.out)
+    return done
+
+
+def children(server: MlflowClient, parent: Run) -> list[Run]:
+    found = server.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    return sorted(found, key=lambda run: str(run.info.run_name))
+
+
+def test_the_winner_is_the_best_by_validation(swept: Swept) -> None:
+    rows = swept.table()
+    grid = [(row["learning_rate"], row["patch_size"]) for row in rows]
+    assert grid == [(rate, size) for rate in ("0.001", "0.01") for size in SIZES]
+    assert {row["status"] for row in rows} == {"FINISHED"}
+    best = max(rows, key=lambda row: float(row["score"]))
+    assert swept.best() == {
+        "params": {
+            "learning_rate": float(best["learning_rate"]),
+            "patch_size": best["patch_size"],
+        },
+        "score": float(best["score"]),
+        "trial": best["trial"],
+    }
+    for row in rows:
+        points = RunFolder(swept.state / "runs" / row["trial"]).points()
+        last = [p.value for p in points if p.key == "val/dice_mean_regions"][-1]
+        assert last == float(row["score"])
+
+
+def test_a_budget_is_voxels_whatever_the_patch_size(swept: Swept) -> None:
+    steps = {row["patch_size"]: int(row["steps"]) for row in swept.table()}
+    assert steps == {"16x16x8": 16, "16x16x16": 8}
+
+
+def test_train_takes_the_winner_where_its_params_say_so(swept: Swept, crops: Crops) -> None:
+    best = swept.best()["params"]
+    both = crops.params(train__learning_rate="from_sweep", train__patch_size="from_sweep")
+    section = choose(both, swept.out / "best.json").model_dump(mode="json")
+    assert {key: section[key] for key in best} == best
+    one = crops.params(train__learning_rate="from_sweep", train__patch_size="16x16x8")
+    section = choose(one, swept.out / "best.json").model_dump(mode="json")
+    assert (section["learning_rate"], section["patch_size"]) == (best["learning_rate"], "16x16x8")
+    none = crops.params()
+    assert choose(none, Path("nowhere")) == none.train
+
+
+def test_trials_lie_below_their_sweep_in_mlflow(
+    swept: Swept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLIOTRAIL_STATE", str(swept.state))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    server = client()
+    found = server.search_runs(
+        [experiment_id(server, EXPERIMENT)], "tags.`gliotrail.kind` = 'sweep'"
+    )
+    first, second = sorted(found, key=lambda run: run.info.start_time)
+    names = [[str(run.info.run_name) for run in children(server, of)] for of in (first, second)]
+    assert names == [
+        ["trial lr=1.0e-02 patch=16x16x8", "trial lr=1.0e-03 patch=16x16x8"],
+        ["trial lr=1.0e-02 patch=16x16x16", "trial lr=1.0e-03 patch=16x16x16"],
+    ]
+    assert str(second.info.run_name) == "sweep of learning_rate x patch_size, 4 trials"
+    for parent in (first, second):
+        assert parent.info.status == "FINISHED"
+        for run in children(server, parent):
+            assert run.info.status == "FINISHED"
+            steps = int(run.data.params["steps"])
+            history = server.get_metric_history(run.info.run_id, "train/soft_dice_loss")
+            assert [metric.step for metric in history] == list(range(1, steps + 1))
+
+
+def test_a_wider_space_uses_the_trials_that_were_finished(swept: Swept) -> None:
+    assert sorted(swept.attempts().values()) == [1, 1, 1, 2]  # the killed one went on
+
+
+def test_a_trial_whose_worker_was_killed_has_the_curve_of_one_that_was_not(
+    swept: Swept, crops: Crops, tmp_path: Path
+) -> None:
+    (name,) = [name for name, attempts in swept.attempts().items() if attempts == 2]
+    killed = RunFolder(swept.state / "runs" / name)
+    trials = make_trials(swept.params, crops.prepared, crops.patches)
+    (training,) = [trial for trial in trials if trial.folder().root.name == name]
+    whole = RunFolder(tmp_path / "whole")
+    run_training(training, whole, World())
+    curves = [[(p.key, p.step, p.value) for p in run.points() if "dice" in p.key]
+              for run in (killed, whole)]  # fmt: skip
+    assert curves[0] == curves[1]
+
+
+def test_again_is_as_once(
+    swept: Swept, without_test_patients: Crops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLIOTRAIL_STATE", str(swept.state))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    once = {path.name: path.read_bytes() for path in swept.out.iterdir()}
+    attempts = swept.attempts()
+    there = without_test_patients
+    sweep(swept.params, there.prepared, there.patches, swept.out)
+    assert {path.name: path.read_bytes() for path in swept.out.iterdir()} == once
+    assert swept.attempts() == attempts
+
+
+# refused before any trial starts
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"sweep__space__patch_size__choice": ["16x16x16", "32x32x16"]},
+         "index.parquet: patch size 32x32x16: not prepared; add 32x32x16 to patch.sizes and run"),
+        ({"sweep__space__patch_size__choice": ["16x16x16", "17x16x16"]},
+         "patch size: wanted sides that are multiples of 2, as depth 2 asks: 16x16x16 or 18x16x16"),
+        ({"sweep__space__patch_size__choice": ["16x16"]}, "sweep.space: train.patch_size: a patch"),
+        ({"sweep__space__learning_rate__choice": [1e-3, "fast"]}, "train.learning_rate: a number"),
+        ({"sweep__space__learning_rate__choice": ["from_sweep"]}, "rate: can't be from_sweep"),
+        ({"sweep__space": {"patch_size": {"choice": SIZES}}}, "sweep.space.learning_rate: missing"),
+        ({"sweep__space": {
+            "patch_size": {"choice": SIZES}, "learning_rate": {"choice": [1e-3]},
+            "weigth_decay": {"choice": [0]}}},
+         "train.weigth_decay: unknown key; did you mean weight_decay?"),
+        ({"sweep__space": {
+            "patch_size": {"choice": SIZES}, "learning_rate": {"choice": [1e-3]},
+            "epochs": {"choice": [1, 2]}}},
+         "sweep.space.epochs: can't be swept; set sweep.epochs"),
+    ],
+)  # fmt: skip
+def test_a_sweep_that_cannot_run_is_refused_in_one_line(
+    changes: dict[str, Any],
+    told: str,
+    crops: Crops,
+    tmp_path: Path,
+    new_state: Callable[[], Path],
+    ray_cluster: None,
+) -> None:
+    state = new_state()
+    patches = tmp_path / "patch"
+    shutil.copytree(crops.patches, patches)
+    shutil.copytree(patches / "16x16x16", patches / "17x16x16")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep/best.json").write_text("the old one")
+    with pytest.raises(GliotrailError) as error:
+        sweep(crops.params(**changes), crops.prepared, patches, tmp_path / "sweep")
+    assert told in str(error.value)
+    assert not (state / "runs").exists()
+    assert (tmp_path / "sweep/best.json").read_text() == "the old one"
+
+
+def test_any_param_of_train_can_be_swept(crops: Crops) -> None:
+    space = {
+        "learning_rate": {"choice": [1e-3]},
+        "patch_size": {"choice": ["16x16x16"]},
+        "batch_size": {"choice": [2, 4]},
+        "loss": {"choice": ["soft_dice", "dice_ce"]},
+    }
+    trials = make_trials(crops.params(sweep__space=space), crops.prepared, crops.patches)
+    chosen = [(t.section.batch_size, t.section.loss, t.section.epochs) for t in trials]
+    assert chosen == [(n, loss, 2) for n in (2, 4) for loss in ("soft_dice", "dice_ce")]
+    assert len({t.folder().root for t in trials}) == 4
+
+
+def test_no_winner_is_told(crops: Crops, tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="no winner of a sweep; run `dvc repro sweep`"):
+        choose(crops.params(train__learning_rate="from_sweep"), tmp_path / "best.json")
