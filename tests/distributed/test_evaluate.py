@@ -1,0 +1,255 @@
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from gliotrail.distributed.description import describe_training, starting_artifacts
+from gliotrail.distributed.driver import run_training
+from gliotrail.distributed.evaluate import evaluate, measures_of, summary
+from gliotrail.distributed.train import EXPERIMENT, export, finish
+from gliotrail.errors import DataError, TrackingError
+from gliotrail.imaging.labels import CLASSES, REGIONS
+from gliotrail.imaging.prepare import prepare
+from gliotrail.params import Params
+from gliotrail.segmentation.loop import World
+from gliotrail.segmentation.score import score
+from gliotrail.tracking.delivery import deliver
+from gliotrail.tracking.journal import RunFolder
+from gliotrail.tracking.lineage import Origin
+from gliotrail.tracking.registry import MODEL, champion
+from gliotrail.tracking.runs import client, existing_run
+from tests.distributed.conftest import Crops
+from tests.support.projects import Project, commit
+from tests.support.scans import lay_out_crops, save, snapshot
+from tests.support.told import told
+
+CASE = "BRATS_119"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model that was trained in this process, and what came of evaluating it."""
+
+    crops: Crops
+    state: Path
+    params: Params
+    run: RunFolder
+
+    @property
+    def trained(self) -> Path:
+        return self.state / "train"
+
+    @property
+    def out(self) -> Path:
+        return self.state / "evaluate"
+
+    def evaluate(self, params: Params | None = None) -> None:
+        evaluate(params or self.params, self.crops.prepared, self.crops.raw, self.trained, self.out)
+
+    def metrics(self) -> dict[str, Any]:
+        return json.loads((self.out / "metrics.json").read_text())
+
+    def told(self) -> dict[str, Any]:
+        server = client()
+        own_id = self.run.describe()["id"]
+        return told(server, existing_run(server, EXPERIMENT, own_id).info.run_id)
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory: pytest.TempPathFactory) -> Crops:
+    """The crops, the held-out patient's files in another orientation: axes j, k, i, mirrored."""
+    there = Crops(tmp_path_factory.mktemp("turned"))
+    lay_out_crops(there.raw)
+    for path in there.raw.glob(f"*Tr/{CASE}.nii.gz"):
+        image = nib.load(path)
+        was = nib.orientations.io_orientation(image.affine)
+        wanted = nib.orientations.axcodes2ornt(("P", "S", "L"))
+        turned = image.as_reoriented(nib.orientations.ornt_transform(was, wanted))
+        save(path, np.asarray(turned.dataobj), turned.affine, descrip=b"turned")
+        assert nib.aff2axcodes(nib.load(path).affine) == ("P", "S", "L")
+    prepare(there.params().prepare, there.raw, there.prepared, processes=1)
+    return there
+
+
+def train_here(crops: Crops, params: Params, run: RunFolder, training: Any, out: Path) -> None:
+    described = describe_training(training, Origin.now(), EXPERIMENT, "train")
+    run.begin(described, starting_artifacts(training))
+    run_training(training, run, World())
+    finish(training, run)
+    export(run, out)
+
+
+@pytest.fixture(scope="module")
+def evaluated(turned: Crops, crops: Crops, new_state: Callable[[], Path]) -> Iterator[Evaluated]:
+    """Shared; a test that changes something puts it back."""
+    state = new_state()
+    shutil.copytree(crops.patches, turned.patches)
+    params, training = turned.params(train__epochs=1), turned.training(train__epochs=1)
+    done = Evaluated(turned, state, params, training.folder())
+    train_here(turned, params, done.run, training, done.trained)
+    deliver(done.run, client())
+    done.evaluate()
+    yield done
+
+
+def test_scoring_the_saved_masks_gives_the_measures_again(evaluated: Evaluated) -> None:
+    raw = evaluated.crops.raw
+    ref = np.asarray(nib.load(raw / f"labelsTr/{CASE}.nii.gz").dataobj).astype(np.uint8)
+    image = nib.load(raw / f"imagesTr/{CASE}.nii.gz")
+    mask = nib.load(evaluated.out / f"masks/{CASE}.nii.gz")
+    again = score(
+        ref,
+        np.asarray(mask.dataobj).astype(np.uint8),
+        mask.header.get_zooms(),
+        (np.asarray(image.dataobj) != 0).any(axis=3),
+    )
+    once = json.loads((evaluated.out / "cases.json").read_text())
+    assert list(once) == [CASE]
+    assert flat(again.model_dump(mode="json")) == pytest.approx(flat(once[CASE]), abs=1e-12)
+    metrics = evaluated.metrics()
+    loss = metrics["soft_dice_loss"]
+    assert flat(summary({CASE: again}, {CASE: loss})) == pytest.approx(flat(metrics), abs=1e-12)
+    assert 0 < metrics["WT"]["dice"] < 1  # it is no empty mask that is compared
+
+
+def flat(values: Any, key: str = "") -> dict[str, Any]:
+    if isinstance(values, dict):
+        return {k: v for name, of in values.items() for k, v in flat(of, f"{key}.{name}").items()}
+    if isinstance(values, list | tuple):
+        return flat(dict(enumerate(values)), key)
+    return {key: values}
+
+
+def test_a_mask_lies_on_the_grid_of_its_scan(evaluated: Evaluated) -> None:
+    scan = nib.load(evaluated.crops.raw / f"imagesTr/{CASE}.nii.gz")
+    mask = nib.load(evaluated.out / f"masks/{CASE}.nii.gz")
+    assert mask.shape == scan.shape[:3]
+    assert mask.get_data_dtype() == np.uint8
+    assert set(np.unique(mask.dataobj)) <= {0, 1, 2, 3}
+    np.testing.assert_array_equal(mask.affine, scan.affine)
+    for field in ("qform_code", "sform_code", "srow_x", "srow_y", "srow_z", "quatern_b",
+                  "quatern_c", "quatern_d", "qoffset_x", "xyzt_units", "descrip"):  # fmt: skip
+        np.testing.assert_array_equal(mask.header[field], scan.header[field])
+    np.testing.assert_array_equal(mask.header["pixdim"][:4], scan.header["pixdim"][:4])
+
+
+def test_there_is_a_picture_of_each_patient(evaluated: Evaluated) -> None:
+    assert [p.name for p in (evaluated.out / "pictures").iterdir()] == [f"{CASE}.png"]
+
+
+def test_mlflow_gets_scores_and_files_under_few_keys(evaluated: Evaluated) -> None:
+    of, metrics = evaluated.told(), evaluated.metrics()
+    scores = {key: value for key, _, value, _ in of["points"] if key.startswith("test/")}
+    assert scores == measures_of(metrics)
+    assert scores["test/dice_WT"] == metrics["WT"]["dice"]
+    assert scores["test/dice_mean_regions"] == metrics["mean_regions"]
+    assert len(scores) <= 27
+    assert {f"evaluation/{name}" for name in (f"{CASE}.png", "metrics.json", "cases.json")} <= set(
+        of["files"]
+    )
+    assert of["status"] == "FINISHED"
+
+
+def test_undefined_measures_are_left_out() -> None:
+    nothing = {"dice": None, "sensitivity": None, "specificity": 1.0, "hd95_mm": None}
+    metrics = dict.fromkeys((*CLASSES, *REGIONS), nothing)
+    told = measures_of(
+        metrics | {"soft_dice_loss": 0.5, "mean_classes": None, "mean_regions": None}
+    )
+    assert told == {"test/soft_dice_loss": 0.5} | {
+        f"test/specificity_{name}": 1.0 for name in (*CLASSES, *REGIONS)
+    }
+
+
+def test_evaluating_again_changes_nothing(evaluated: Evaluated) -> None:
+    outputs, once = snapshot(evaluated.out), evaluated.told()
+    evaluated.evaluate()
+    assert snapshot(evaluated.out) == outputs
+    assert evaluated.told() == once
+    versions = client().search_model_versions(f"name = '{MODEL}'")
+    assert [str(version.version) for version in versions] == ["1"]
+
+
+def test_under_another_threshold_the_champion_is_judged_again(evaluated: Evaluated) -> None:
+    before = champion(client())
+    other = evaluated.crops.params(train__epochs=1, train__seed=8, evaluate__threshold=0.6)
+    training = evaluated.crops.training(train__epochs=1, train__seed=8, evaluate__threshold=0.6)
+    run = training.folder()
+    out = evaluated.state / "other"
+    train_here(evaluated.crops, other, run, training, out / "train")
+    deliver(run, client())
+    crops = evaluated.crops
+    evaluate(other, crops.prepared, crops.raw, out / "train", out / "evaluate")
+    after = client().get_model_version(MODEL, "1")
+    assert before is not None
+    assert after.tags["gliotrail.judged_on"] != before.tags["gliotrail.judged_on"]
+    assert after.tags["gliotrail.score"] != before.tags["gliotrail.score"]
+    scores = {
+        str(version.version): float(version.tags["gliotrail.score"])
+        for version in client().search_model_versions(f"name = '{MODEL}'")
+    }
+    holder = champion(client())
+    assert holder is not None
+    assert str(holder.version) == max(scores, key=scores.__getitem__)
+
+
+def test_without_mlflow_the_outputs_are_there_and_the_error_is_one_line(
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = snapshot(evaluated.out)
+    shutil.rmtree(evaluated.out)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/none/mlflow.db")
+    with pytest.raises(TrackingError, match="MLflow: got"):
+        evaluated.evaluate()
+    assert snapshot(evaluated.out) == outputs
+
+
+def test_what_is_missing_is_told_and_earlier_outputs_stay(
+    evaluated: Evaluated, tmp_path: Path
+) -> None:
+    outputs, crops = snapshot(evaluated.out), evaluated.crops
+    with pytest.raises(DataError, match=rf"{CASE}\.nii\.gz: no raw scan; run `dvc repro fetch`"):
+        evaluate(evaluated.params, crops.prepared, tmp_path, evaluated.trained, evaluated.out)
+    shutil.copytree(crops.prepared, tmp_path / "prepare")
+    split = json.loads((tmp_path / "prepare/split.json").read_text())
+    (tmp_path / "prepare/split.json").write_text(json.dumps(split | {"test": []}))
+    with pytest.raises(DataError, match=r"no held-out patients; set prepare\.split\.test"):
+        evaluate(
+            evaluated.params, tmp_path / "prepare", crops.raw, evaluated.trained, evaluated.out
+        )
+    assert snapshot(evaluated.out) == outputs
+
+
+# DVC
+
+
+@pytest.fixture(scope="module")
+def versioned(evaluated: Evaluated, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A git repository that has metrics.json for DVC's metrics, committed, then changed."""
+    project = Project(tmp_path_factory.mktemp("dvc"))
+    project.run("git", "init", "--quiet")
+    project.run("dvc", "init", "--quiet")
+    (project.root / "dvc.yaml").write_text("metrics: [metrics.json]\n")
+    metrics = evaluated.metrics() | {"ET": evaluated.metrics()["ET"] | {"hd95_mm": None}}
+    (project.root / "metrics.json").write_text(json.dumps(metrics))
+    commit(project, "first")
+    metrics["WT"]["dice"] = 0.25
+    (project.root / "metrics.json").write_text(json.dumps(metrics))
+    return project
+
+
+def test_dvc_shows_the_measures_and_their_changes(versioned: Project, evaluated: Evaluated) -> None:
+    shown = json.loads(versioned.run("dvc", "metrics", "show", "--json").stdout)
+    values = shown[""]["data"]["metrics.json"]["data"]
+    assert values["WT"]["dice"] == 0.25
+    assert "WT.dice" in versioned.run("dvc", "metrics", "show").stdout
+    changed = json.loads(versioned.run("dvc", "metrics", "diff", "--json").stdout)
+    (of,) = changed.values()
+    was = evaluated.metrics()["WT"]["dice"]
+    assert of == {"WT.dice": {"old": was, "new": 0.25, "diff": 0.25 - was}}
