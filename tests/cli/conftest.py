@@ -25,7 +25,7 @@ def gliotrail(
     """`gliotrail("score", path, ..)`, through the entry point that is installed."""
 
     def run(*words: object) -> Ended:
-        from gliotrail.cli import main
+        from gliotrail.cli.app import main
 
         monkeypatch.setattr(sys, "argv", ["gliotrail", *map(str, words)])
         capsys.readouterr()

@@ -23,7 +23,7 @@ def blocks_of(document):
 
 @pytest.fixture(scope="module")
 def known():
-    from gliotrail.cli import app
+    from gliotrail.cli.app import app
 
     return known_in(ROOT, get_command(app))
 

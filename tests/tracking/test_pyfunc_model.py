@@ -1,21 +1,28 @@
 import ast
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import requests
 
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.prepared import Prepared, read_patch
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.inference import segment_array
 from gliotrail.tracking.registry import save_pyfunc
+from tests.support.scans import DEMO
 from tests.tracking.conftest import model_file
 
 THRESHOLD = 0.45
+CROP = DEMO / "crops/BRATS_119_crop_image.nii.gz"
+LPS = "lps.nii.gz"
 PREDICT = """
 import json, sys
 import mlflow.pyfunc
@@ -23,16 +30,19 @@ import numpy as np
 
 model = mlflow.pyfunc.load_model(sys.argv[1])
 np.save(sys.argv[3], model.predict(np.load(sys.argv[2])))
-try:
-    model.predict(np.zeros((3, 8, 8, 8), np.float32))
-except Exception as error:
-    refused = type(error).__name__
+np.save(sys.argv[5], model.predict(sys.argv[4]))
+refused = []
+for bad in (np.zeros((3, 8, 8, 8), np.float32), "none.nii.gz", ["a", "b"], {"a": 1}):
+    try:
+        model.predict(bad)
+    except Exception as error:
+        refused.append([type(error).__name__, str(error)])
 import gliotrail
 print(json.dumps({
     "refused": refused,
     "code": gliotrail.__file__,
     "modules": {n: m.__file__ for n, m in sys.modules.items() if n.startswith("gliotrail")},
-    "inputs": model.metadata.signature.inputs.to_dict(),
+    "inputs": model.metadata.metadata["input"],
     "outputs": model.metadata.signature.outputs.to_dict(),
 }))
 """
@@ -44,12 +54,15 @@ def served(tmp_path_factory: pytest.TempPathFactory, prepared_crops: Prepared):
     folder = tmp_path_factory.mktemp("served")
     weights_file = model_file(folder / "weights.safetensors")
     save_pyfunc(weights_file, folder / "model", THRESHOLD)
+    crop = nib.load(CROP)
+    start, lps = (nib.io_orientation(crop.affine), nib.orientations.axcodes2ornt("LPS"))
+    nib.save(crop.as_reoriented(nib.orientations.ornt_transform(start, lps)), folder / LPS)
     case = prepared_crops.cases["BRATS_119"]
     image_CIJK = read_patch(case, Box((0, 0, 0), case.ras_shape_vox), "none")
     np.save(folder / "image.npy", image_CIJK)
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", PREDICT, "model", "image.npy", "labels.npy"],
+        [sys.executable, "-c", PREDICT, "model", "image.npy", "labels.npy", LPS, "lps.npy"],
         cwd=folder,
         env=env | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
         capture_output=True,
@@ -70,14 +83,55 @@ def test_the_labels_are_those_of_segment_array(served) -> None:
     assert (segment_array(model, image_CIJK, description.standardize) != wanted).any()
 
 
-def test_its_signature_says_what_goes_in_and_comes_out(served) -> None:
+def test_the_path_of_a_file_gives_labels_in_the_file_s_own_axes(served) -> None:
+    folder, _, _, labels_IJK, _ = served
+    np.testing.assert_array_equal(np.load(folder / "lps.npy")[::-1, ::-1], labels_IJK)
+
+
+def test_it_says_what_goes_in_and_comes_out_and_refuses_all_else_in_one_line(served) -> None:
     *_, told = served
-    spec = told["inputs"][0]["tensor-spec"], told["outputs"][0]["tensor-spec"]
-    assert spec == (
-        {"dtype": "float32", "shape": [4, -1, -1, -1]},
-        {"dtype": "uint8", "shape": [-1, -1, -1]},
-    )
-    assert told["refused"] == "MlflowException"
+    assert "an array (4, I, J, K) in RAS+ at 1 mm, or a file's path" in told["inputs"]
+    assert told["outputs"][0]["tensor-spec"] == {"dtype": "uint8", "shape": [-1, -1, -1]}
+    assert {kind for kind, _ in told["refused"]} == {"MlflowException"}
+    messages = [message for _, message in told["refused"]]
+    assert messages[0] == "the array: shape: wanted (4, I, J, K), got (3, 8, 8, 8)"
+    assert messages[1] == "none.nii.gz: no such file"
+    assert not any("\n" in message for message in messages)
+
+
+@pytest.mark.long
+def test_mlflow_s_own_server_serves_it(served) -> None:
+    folder, _, _, labels_IJK, _ = served
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["models", "serve", "-m", "model", "--env-manager", "local", "--port", str(port)]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words], cwd=folder, stdout=log, stderr=log
+        )
+        try:
+            labels, refused = (asked(port, path, server) for path in (LPS, "none.nii.gz"))
+        finally:
+            server.terminate()
+            server.wait(30)
+    assert labels.ok
+    np.testing.assert_array_equal(np.array(labels.json()["predictions"])[::-1, ::-1], labels_IJK)
+    assert refused.status_code == 400
+    assert "none.nii.gz: no such file" in refused.json()["message"]
+    assert "Traceback" not in refused.text
+
+
+def asked(port: int, path: str, server: "subprocess.Popen[bytes]") -> requests.Response:
+    """What the server answers, once it is there."""
+    for _ in range(1000):
+        try:
+            return requests.post(
+                f"http://127.0.0.1:{port}/invocations", json={"inputs": [path]}, timeout=60
+            )
+        except requests.ConnectionError:
+            assert server.poll() is None
+            time.sleep(0.1)
+    raise AssertionError("no server")
 
 
 def test_it_brings_its_own_code_and_names_all_else_that_it_needs(served) -> None:

@@ -13,6 +13,7 @@ from gliotrail.tracking.registry import (
     MODEL,
     champion,
     download_weights,
+    fetch_weights,
     log_model,
     promote,
     register,
@@ -127,3 +128,40 @@ def test_weights_come_back_and_a_changed_file_is_noticed(
     stored[0].write_bytes(content)
     with pytest.raises(TrackingError, match=f"{MODEL} version 1: sha256: wanted .*, got "):
         download_weights(server, made, tmp_path / "again")
+
+
+def test_weights_are_fetched_by_alias_and_by_number(server: MlflowClient, tmp_path: Path) -> None:
+    first, second = version(server, tmp_path, 1), version(server, tmp_path, 2)
+    server.set_registered_model_alias(MODEL, CHAMPION, second.version)
+    for uri, seed in ((f"models:/{MODEL}@{CHAMPION}", 2), (f"models:/{MODEL}/{first.version}", 1)):
+        got = fetch_weights(uri, tmp_path / f"down{seed}")
+        assert got.read_bytes() == (tmp_path / f"{seed}.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        (f"models:/{MODEL}@{CHAMPION}", "no such model; train one with `dvc repro`"),
+        (f"models:/{MODEL}/7", "no such model"),
+        ("models:/nobody@champion", "no such model"),
+        ("models:/a/b/c", "model URI: wanted models:/NAME@ALIAS or models:/NAME/VERSION, got"),
+        ("runs:/abc/model", "model URI: wanted"),
+    ],
+)
+def test_a_model_that_is_not_there_is_told_in_one_line(
+    uri: str, message: str, server: MlflowClient, tmp_path: Path
+) -> None:
+    with pytest.raises(TrackingError, match=message) as caught:
+        fetch_weights(uri, tmp_path / "down")
+    assert uri in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_can_t_be_reached_is_told_in_one_line(
+    server: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9: MLflow: got") as caught:
+        fetch_weights(f"models:/{MODEL}@{CHAMPION}", tmp_path / "down")
+    assert "\n" not in str(caught.value)

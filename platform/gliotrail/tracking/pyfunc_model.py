@@ -8,16 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel  # type: ignore[attr-defined]
 
+from gliotrail.errors import GliotrailError
 from gliotrail.imaging.labels import Labels
+from gliotrail.imaging.nifti import read_image
 from gliotrail.segmentation.inference import segment_array
+from gliotrail.segmentation.segment import segment
 from gliotrail.segmentation.weights import load
 
 
 class Segmenter(PythonModel):
-    """Image (4, I, J, K) in raw values, RAS+, FLAIR, T1w, T1gd, T2w -> labels (I, J, K)."""
+    """A scan's raw values, FLAIR, T1w, T1gd, T2w -> labels (I, J, K).
+
+    The scan is an array (4, I, J, K) in RAS+ with voxels of 1 mm, or the path of a NIfTI file of
+    any orientation and spacing, whose labels then come in the file's own axes.
+    """
 
     def load_context(self, context: Any) -> None:
         """Read the weights; their names and shapes are checked."""
@@ -31,9 +39,23 @@ class Segmenter(PythonModel):
         model_input: np.ndarray,
         params: dict[str, Any] | None = None,
     ) -> Labels:
-        """Labels 0 background, 1 edema, 2 non-enhancing tumour, 3 enhancing tumour."""
+        """Labels 0 background, 1 edema, 2 non-enhancing tumour, 3 enhancing tumour.
+
+        Raises:
+            MlflowException: of what a server then tells in one line.
+        """
+        try:
+            return self._labels(model_input)
+        except GliotrailError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+    def _labels(self, model_input: Any) -> Labels:
+        seen = np.asarray(model_input)
+        if seen.dtype.kind in "UO" and seen.size == 1:  # what servers make of a text varies
+            scan = read_image(Path(str(seen.item())))
+            return segment(scan, [(self.model, self.description)], self.threshold).labels
         standardize = self.description.standardize
-        return segment_array(self.model, model_input, standardize, self.threshold)
+        return segment_array(self.model, seen, standardize, self.threshold)
 
 
 set_model(Segmenter())

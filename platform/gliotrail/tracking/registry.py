@@ -26,12 +26,16 @@ from mlflow.types import Schema, TensorSpec
 import gliotrail
 from gliotrail.errors import TrackingError
 from gliotrail.files import sha256
-from gliotrail.imaging.labels import CHANNELS
 from gliotrail.tracking.runs import client, one_line, shown, tracking_uri
 
 MODEL: Final = "gliotrail-unet3d"
 CHAMPION: Final = "champion"
-_NEEDS: Final = ("mlflow", "nibabel", "numpy", "pydantic", "ruamel.yaml", "safetensors", "torch")
+_NEEDS: Final = (
+    "mlflow", "nibabel", "numpy", "pydantic", "rich", "ruamel.yaml", "safetensors", "torch",
+)  # fmt: skip
+_INPUT: Final = (
+    "raw values of FLAIR, T1w, T1gd, T2w: an array (4, I, J, K) in RAS+ at 1 mm, or a file's path"
+)
 _SHA256: Final = "gliotrail.weights_sha256"
 _SCORE, _JUDGED_ON = "gliotrail.score", "gliotrail.judged_on"
 _ABSENT: Final = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
@@ -68,9 +72,9 @@ def log_model(
 
 
 def save_pyfunc(weights: Path, folder: Path, threshold: float) -> None:
-    """A weights file as an MLflow pyfunc: image (4, I, J, K) in raw values -> labels (I, J, K)."""
+    """A weights file as an MLflow pyfunc: see `pyfunc_model.Segmenter`."""
     root = Path(gliotrail.__file__).parent
-    image = TensorSpec(np.dtype("float32"), (len(CHANNELS), -1, -1, -1), name=None)
+    # a signature of the input can't say "an array or a path"; the model checks what it gets
     labels = TensorSpec(np.dtype("uint8"), (-1, -1, -1), name=None)
     needs = [f"{name}=={metadata.version(name).split('+')[0]}" for name in _NEEDS]
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
@@ -84,7 +88,8 @@ def save_pyfunc(weights: Path, folder: Path, threshold: float) -> None:
             model_config={"threshold": threshold},
             artifacts={"weights": str(weights)},
             code_paths=[str(code)],
-            signature=ModelSignature(inputs=Schema([image]), outputs=Schema([labels])),
+            signature=ModelSignature(outputs=Schema([labels])),
+            metadata={"input": _INPUT},
             pip_requirements=needs,
         )
 

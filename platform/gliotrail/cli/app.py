@@ -1,0 +1,21 @@
+"""`gliotrail COMMAND`: what people do that is no stage of the pipeline.
+
+Stages run by `dvc repro`; these commands look at what came out, or work on single scans and runs.
+"""
+
+import typer
+
+from gliotrail.cli import data, patches, results, runs, scans, weights
+from gliotrail.errors import one_line_errors
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+for command in (results.metrics, results.ui, scans.score, scans.segment):
+    app.command()(command)
+for group in (data, patches, runs, weights):
+    app.add_typer(group.app)
+
+
+def main() -> None:
+    """The entry point: errors are one line, without a traceback."""
+    with one_line_errors():
+        app()
