@@ -7,8 +7,9 @@ names the key and the nearest known one. Where a run happens (workers, addresses
 import difflib
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import (
     BaseModel,
@@ -193,6 +194,8 @@ class Train(Section):
 
     model: Model
     init: Annotated[str, Field(min_length=1)]
+    freeze: Literal["none", "encoder"]
+    rehearsal: Probability
     standardize: Literal["brain", "slice", "none"]
     loss: Literal["soft_dice", "dice_ce"]
     learning_rate: RateOrSweep
@@ -209,6 +212,62 @@ class Train(Section):
     seed: Seed
 
 
+def _spans(value: object) -> tuple[tuple[float, float], ...]:
+    numbers = [x for pair in value for x in pair] if _is_pairs(value) else []
+    if numbers and numbers == sorted(numbers) and numbers[0] >= 0 and numbers[-1] <= 1:
+        return tuple((float(a), float(b)) for a, b in zip(numbers[::2], numbers[1::2], strict=True))
+    raise ValueError(f"rising spans within 0 and 1, such as [[0, 0.4], [0.6, 1]], got {value!r}")
+
+
+def _is_pairs(value: object) -> TypeGuard[Sequence[Sequence[float]]]:
+    return isinstance(value, list | tuple) and all(
+        isinstance(pair, list | tuple)
+        and len(pair) == 2
+        and all(isinstance(x, int | float) and not isinstance(x, bool) for x in pair)
+        for pair in value
+    )
+
+
+Spans = Annotated[
+    tuple[tuple[float, float], ...],
+    PlainValidator(_spans),
+    PlainSerializer(lambda spans: [list(span) for span in spans]),
+]
+Names = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^\w+$")], ...], Field(strict=False, min_length=1)
+]
+
+
+class Phantoms(Section):
+    """Synthetic tumours: from which heads and shapes, and which spans of every range of looks."""
+
+    anatomies: Names
+    shapes: Names
+    spans: Spans
+
+
+class Rehearsed(Phantoms):
+    """What is trained on: new ones without end."""
+
+    healthy: Probability
+
+
+class Judged(Phantoms):
+    """What is validated on: a few whole ones, always the same."""
+
+    scans: Count
+    size: PatchSize
+    seed: Seed
+
+
+class Pretrain(Section):
+    """The training on synthetic tumours alone that the shipped weights come from."""
+
+    phantoms: Rehearsed
+    validation: Judged
+    train: Train
+
+
 class Evaluate(Section):
     """How held-out patients are segmented and scored."""
 
@@ -222,6 +281,7 @@ class Params(Section):
     prepare: Prepare
     patch: Patch
     sweep: Sweep
+    pretrain: Pretrain
     train: Train
     evaluate: Evaluate
 

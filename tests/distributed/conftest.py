@@ -63,7 +63,9 @@ class Crops:
     def training(self, **changes: Any) -> Training:
         """What `train` does with these params."""
         values = self.params(**changes)
-        return Training.of(values.train, values.evaluate.threshold, self.prepared, self.patches)
+        return Training.of(
+            values, values.train, self.prepared, self.patches, ROOT / "data/pretrain"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.split import Region
 from gliotrail.params import Augment
 from gliotrail.segmentation.loop import SCORE, Plan, State, World, fit
-from gliotrail.segmentation.sampling import Patches
+from gliotrail.segmentation.sampling import Patches, Sample
 from gliotrail.segmentation.unet import UNet3d, initialize
 from gliotrail.segmentation.validation import validate
 from tests.support.gloo import Workers
@@ -342,3 +342,26 @@ def test_a_gradient_that_is_no_number_stops_though_the_loss_is_one(patches: Patc
         model.head.weight.fill_(1)
     with pytest.raises(TrainingError, match=r"gradient at step 1, .* got NaN or Inf"):
         fit(model, patches, PLAN, lambda model: {SCORE: 0.0}, Seen())
+
+
+def test_nothing_is_learnt_where_the_truth_is_unknown(patches: Patches) -> None:
+    class Unknown(Patches):
+        def serve(self, sample: Sample) -> tuple[Any, Any]:
+            image_CIJK, targets_CIJK = super().serve(sample)
+            return image_CIJK, np.where(image_CIJK[:3] < 9e9, np.nan, targets_CIJK)
+
+    plan = replace(PLAN, weight_decay=0, loss="dice_ce")
+    blind = Unknown(**vars(patches))
+    state = train(blind, plan)
+    for name, tensor in network().state_dict().items():
+        assert torch.equal(state.tensors[f"last.{name}"], tensor)
+    assert not torch.equal(
+        train(patches, plan).tensors["last.head.weight"], network().state_dict()["head.weight"]
+    )
+
+
+def test_the_soft_dice_loss_is_told_whatever_is_trained_on(patches: Patches) -> None:
+    seen = Seen()
+    train(patches, replace(PLAN, loss="dice_ce"), seen=seen)
+    for metrics in seen.metrics:
+        assert 0 < metrics["train/soft_dice_loss"] < metrics["train/dice_ce_loss"]

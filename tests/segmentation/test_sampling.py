@@ -6,21 +6,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gliotrail.errors import DataError
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import class_masks
+from gliotrail.imaging.phantom import Style, read_anatomy, read_shape, shape_path
 from gliotrail.imaging.prepared import read_labels_patch, read_patch
 from gliotrail.params import Augment
 from gliotrail.segmentation.sampling import (
+    SYNTHETIC,
     Batch,
+    Mixture,
     Patches,
+    Phantoms,
     batches,
     change,
     part_of_step,
 )
+from tests.support.scans import ROOT
 
 NONE = Augment(flip=0, intensity_scale=0, intensity_shift=0)
 EPOCH = range(7)
@@ -217,3 +223,45 @@ def test_what_goes_wrong_while_reading_arrives_with_the_batch(
     assert [number_of(next(stream)) for _ in range(broken)] == [[n] for n in range(broken)]
     with pytest.raises(DataError, match=r"gone/image\.npy"):
         next(stream)
+
+
+# synthetic samples
+
+
+def no_phantoms(patches: Patches) -> Phantoms:
+    """Enough to be asked which sample is which."""
+    return Phantoms([], [], Style(), 0.5, patches.size_vox, seed=7)
+
+
+@given(share=st.floats(0, 1), n=st.integers(1, 60))
+def test_a_mixture_has_its_share_evenly_and_the_real_ones_in_their_order(
+    patches: Patches, share: float, n: int
+) -> None:
+    samples = [Mixture(patches, no_phantoms(patches), share).sample(number) for number in range(n)]
+    synthetic = [sample for sample in samples if sample.case == SYNTHETIC]
+    assert abs(len(synthetic) - share * n) < 1
+    assert [sample.number for sample in samples] == list(range(n))
+    real = [replace(sample, number=0) for sample in samples if sample.case != SYNTHETIC]
+    assert real == [replace(patches.sample(number), number=0) for number in range(len(real))]
+
+
+def test_a_mixture_is_the_same_for_one_and_two_workers(patches: Patches) -> None:
+    folder = ROOT / "data/pretrain"
+    phantoms = Phantoms(
+        [read_anatomy(folder / "open_ms_patient19")],
+        [read_shape(shape_path(folder, "BRATS_003"))],
+        Style(),
+        healthy=0.25,
+        size_vox=patches.size_vox,
+        seed=7,
+    )
+    source = Mixture(patches, phantoms, 0.5)
+    alone = next(batches(source, range(1), 4))
+    shared = [next(batches(source, range(1), 4, rank, 2)) for rank in range(2)]
+    assert [sample.case == SYNTHETIC for sample in alone.samples] == [False, True, False, True]
+    for rank, batch in enumerate(shared):
+        assert torch.equal(batch.image_BCIJK, alone.image_BCIJK[rank::2])
+        assert torch.equal(
+            batch.targets_BCIJK.nan_to_num(-1), alone.targets_BCIJK[rank::2].nan_to_num(-1)
+        )
+    assert not torch.equal(alone.image_BCIJK[1], alone.image_BCIJK[3])

@@ -23,7 +23,10 @@ CROPS_PARAMS: Mapping[str, Any] = {
     "sweep.space.learning_rate.choice": [3e-3],
     "sweep.space.patch_size.choice": ["16x16x8", "16x16x16"],
     "sweep.epochs": 1,
+    "pretrain.validation.scans": 1,
+    "pretrain.validation.size": "32x32x24",
     "train.model.base_filters": 4,
+    "train.init": "scratch",
     "train.epochs": 2,
     "train.epoch_voxels": 4 * 4 * 16**3,
 }

@@ -17,7 +17,7 @@ from gliotrail.tracking.lineage import Origin, describe
 def describe_training(
     training: Training, origin: Origin, experiment: str, kind: str, parent: str | None = None
 ) -> dict[str, Any]:
-    """As `lineage.describe`; `kind` is `train` or `trial`."""
+    """As `lineage.describe`; `kind` is `train`, `trial` or `pretrain`."""
     size, inputs = format_size(training.size_vox), training.inputs()
     trainable, other = count_parameters(build(training.section.model))
     return describe(
@@ -33,7 +33,7 @@ def describe_training(
             "parameters_other": other,
         },
         inputs=inputs,
-        data=data_paths(size),
+        data=data_paths(size) if training.prepared else [],
         parent=parent,
     )
 

@@ -5,24 +5,38 @@ It goes on from the run's last final checkpoint, and makes new ones.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from gliotrail.distributed.training import Training
-from gliotrail.errors import ParamsError, TrainingError
+from gliotrail.errors import ParamsError, TrainingError, WeightsError
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.patch import read_index
+from gliotrail.imaging.phantom import (
+    Anatomy,
+    Floats,
+    Mask,
+    Style,
+    read_anatomy,
+    read_shape,
+    shape_path,
+    synthesize,
+)
 from gliotrail.imaging.prepared import Prepared, load_prepared, read_labels_patch, read_patch
 from gliotrail.imaging.split import Region
+from gliotrail.params import Model
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.loop import SCORE, Plan, State, World, fit
-from gliotrail.segmentation.sampling import Patches
+from gliotrail.segmentation.sampling import Mixture, Patches, Phantoms, Source
 from gliotrail.segmentation.unet import UNet3d, check_size, initialize
-from gliotrail.segmentation.validation import validate
+from gliotrail.segmentation.validation import validate, validate_synthetic
 from gliotrail.tracking.journal import RunFolder, Writer
 
 CHECKPOINT_EVERY_S: Final = 60.0
@@ -35,16 +49,17 @@ def check(trainings: Sequence[Training]) -> None:
     """Refuse what can't be trained, before anything starts. All are on the same data.
 
     Raises:
-        ParamsError: a size that the network can't halve, no validation data, another `init`.
+        ParamsError: a size that the network can't halve, no validation data.
         DataError: as `load_prepared`.
+        WeightsError: first weights of another network, or of other channels or classes.
     """
-    if not load_prepared(trainings[0].prepared).split.validation:
+    prepared = trainings[0].prepared
+    if prepared and not load_prepared(prepared).split.validation:
         do = "name cases, a share or a block in prepare.split.validation"
         raise ParamsError("no validation data to judge a training on", do=do)
     for training in trainings:
-        if training.section.init != "scratch":
-            raise ParamsError("train.init", wanted="scratch", got=repr(training.section.init))
         check_size(training.size_vox, training.section.model.depth)
+        first_network(training)
 
 
 def plan_of(training: Training) -> Plan:
@@ -76,12 +91,13 @@ def run_training(
         TrainingError, DataError, ParamsError: as the loop, the data and the params have it.
         TrackingError: the checkpoint is damaged, or a newer attempt has taken the run.
     """
-    prepared = load_prepared(training.prepared)
-    index = read_index(training.index_path)
     section, plan = training.section, plan_of(training)
-    patches = Patches(index, prepared.cases, section.augment, section.standardize, section.seed)
-    model = weights.build(section.model)
-    initialize(model, section.seed)
+    prepared = load_prepared(training.prepared) if training.prepared else None
+    source = source_of(training, prepared)
+    judged = synthetic_scans(training)
+    model = first_network(training)
+    if section.freeze == "encoder":
+        model.down.requires_grad_(False)
     writer = Writer(run) if world.rank == 0 else None  # before `restore`: no older one may go on
     state = restore(run)
     shown: dict[Region, Labels] = {}
@@ -93,7 +109,10 @@ def run_training(
 
     def judge(network: torch.nn.Module) -> Mapping[str, float]:
         assert isinstance(network, UNet3d)
-        return validate(
+        if prepared is None:
+            return validate_synthetic(network, judged, training.threshold, world, "val")
+        synthetic = validate_synthetic(network, judged, training.threshold, world)
+        real = validate(
             network,
             prepared.cases,
             prepared.split.validation,
@@ -102,6 +121,7 @@ def run_training(
             world,
             watch=show,
         )
+        return real | synthetic
 
     def report(step: int, metrics: Mapping[str, float], snapshot: Callable[[], State]) -> None:
         nonlocal last_checkpoint_s
@@ -110,6 +130,7 @@ def run_training(
             writer.write(step, metrics)
             if epoch_ends or time.monotonic() - last_checkpoint_s > CHECKPOINT_EVERY_S:
                 for region, labels_IJK in shown.items():
+                    assert prepared is not None
                     title = f"{region.case}, validation, step {step} of {plan.steps}"
                     writer.attach("validation.png", _draw(prepared, region, labels_IJK, title))
                 writer.checkpoint(step, to_bytes(snapshot()))
@@ -119,10 +140,74 @@ def run_training(
             on_epoch(step, metrics)
 
     try:
-        return fit(model, patches, plan, judge, report, world, state)
+        return fit(model, source, plan, judge, report, world, state)
     finally:
         if writer is not None:
             writer.close()
+
+
+def source_of(training: Training, prepared: Prepared | None) -> Source:
+    """Real patches, synthetic ones, or both, as `train.rehearsal` says."""
+    section, phantoms = training.section, training.phantoms
+    if prepared is not None:
+        index = read_index(training.index_path)
+        real = Patches(index, prepared.cases, section.augment, section.standardize, section.seed)
+        if not section.rehearsal:
+            return real
+    anatomies, shapes = _synthetic(training.synthetic, phantoms.anatomies, phantoms.shapes)
+    style, size_vox = Style(phantoms.spans), training.size_vox
+    synthetic = Phantoms(anatomies, shapes, style, phantoms.healthy, size_vox, section.seed)
+    return Mixture(real, synthetic, section.rehearsal) if prepared else synthetic
+
+
+def synthetic_scans(training: Training) -> list[tuple[Floats, Labels, Mask]]:
+    """The synthetic scans that it is judged on: image (C, I, J, K), labels, where unknown."""
+    judged = training.judged
+    anatomies, shapes = _synthetic(training.synthetic, judged.anatomies, judged.shapes)
+    scans = []
+    for number in range(judged.scans):
+        rng = np.random.default_rng((judged.seed, number))
+        anatomy, shape = anatomies[number % len(anatomies)], shapes[number % len(shapes)]
+        scans.append(synthesize(anatomy, shape, judged.size, rng, Style(judged.spans)))
+    return scans
+
+
+@cache
+def _synthetic(
+    folder: Path, anatomies: tuple[str, ...], shapes: tuple[str, ...]
+) -> tuple[list[Anatomy], list[Labels]]:
+    """Kept for the next trial in this process: they take seconds to read."""
+    return (
+        [read_anatomy(folder / name) for name in anatomies],
+        [read_shape(shape_path(folder, name)) for name in shapes],
+    )
+
+
+def first_network(training: Training) -> UNet3d:
+    """The network with its first weights.
+
+    Raises:
+        WeightsError: they are of another network, or of other channels or classes.
+    """
+    section = training.section
+    if training.init is None:
+        model = weights.build(section.model)
+        initialize(model, section.seed)
+        return model
+    model, description = weights.load(training.init)
+    if description.model != section.model:
+        raise WeightsError(
+            f"train.init: {section.init}",
+            where=training.init,
+            wanted=_shown(section.model),
+            got=_shown(description.model),
+            do="change train.model, or take `train.init: scratch`",
+        )
+    return model
+
+
+def _shown(model: Model) -> str:
+    return f"depth {model.depth}, base_filters {model.base_filters}"
 
 
 def _draw(prepared: Prepared, region: Region, predicted_IJK: Labels, title: str) -> bytes:

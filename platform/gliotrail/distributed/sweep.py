@@ -77,7 +77,7 @@ def make_trials(params: Params, prepared: Path, patches: Path) -> list[Training]
         with_changes(params, dict(zip(space, values, strict=True)) | fixed, where="sweep.space")
         for values in itertools.product(*(choice.choice for choice in space.values()))
     ]
-    first = Training.of(sections[0], params.evaluate.threshold, prepared, patches)
+    first = Training.of(params, sections[0], prepared, patches)
     return [replace(first, section=section) for section in sections]
 
 

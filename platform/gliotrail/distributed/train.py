@@ -18,6 +18,7 @@ from gliotrail.tracking.courier import tracked
 from gliotrail.tracking.journal import MODEL_FILE, Point, RunFolder
 
 EXPERIMENT: Final = "gliotrail"
+_CURVES: Final = {"train": "train.csv", "val": "validation.csv", "val_synthetic": "synthetic.csv"}
 
 
 def train(
@@ -33,18 +34,31 @@ def train(
         ParamsError: no winner of a sweep, a patch size that isn't prepared or can't be halved.
         TrainingError, DataError, ClusterError: as training, data and cluster have it.
     """
-    section, workers = choose(params, sweep / "best.json"), workers_wanted()
-    training = Training.of(section, params.evaluate.threshold, prepared, patches)
-    run = training.folder()
+    section = choose(params, sweep / "best.json")
+    export(run_tracked(Training.of(params, section, prepared, patches), EXPERIMENT, "train"), out)
+
+
+def run_tracked(training: Training, experiment: str, kind: str) -> RunFolder:
+    """Train to the end on Ray's workers, or take what was trained on the same inputs before.
+
+    Args:
+        kind: `train` or `pretrain`.
+
+    Raises:
+        TrainingError, DataError, ClusterError: as training, data and cluster have it.
+    """
+    run, workers = training.folder(), workers_wanted()
     with tracked(run):
         if run.is_finished():
-            say("train: the same inputs were trained on before; nothing to do")
+            say(f"{kind}: the same inputs were trained on before; nothing to do")
         else:
-            _fit(training, run, workers)
-    export(run, out)
+            _fit(training, run, workers, experiment, kind)
+    return run
 
 
-def _fit(training: Training, run: RunFolder, workers: int | None) -> None:
+def _fit(
+    training: Training, run: RunFolder, workers: int | None, experiment: str, kind: str
+) -> None:
     with cluster() as connected:
         # seconds of imports, while Ray starts
         from gliotrail.distributed.description import describe_training, starting_artifacts
@@ -55,11 +69,11 @@ def _fit(training: Training, run: RunFolder, workers: int | None) -> None:
 
         check([training])
         if not run.has_begun():
-            described = describe_training(training, Origin.now(), EXPERIMENT, "train")
+            described = describe_training(training, Origin.now(), experiment, kind)
             run.begin(described, starting_artifacts(training))
         run.reopen()
         connected()
-        with watching(run, plan_of(training).steps, "train"):
+        with watching(run, plan_of(training).steps, kind):
             fit_on_workers(training, run, share_out(nodes(), workers))
     finish(training, run)
 
@@ -105,7 +119,7 @@ def export(run: RunFolder, out: Path) -> None:
         journal = b"".join(checkpoint.segment() for checkpoint in run.history())
         (partial / "journal.jsonl").write_bytes(journal)
         write_json(partial / "run.json", run.describe() | {"ended": run.ended()})
-        for part, name in (("train", "train.csv"), ("val", "validation.csv")):
+        for part, name in _CURVES.items():
             (partial / name).write_text(_table(points, f"{part}/"))
 
 

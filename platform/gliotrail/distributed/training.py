@@ -11,9 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from gliotrail.distributed.initial import initial_weights
 from gliotrail.errors import DataError, ParamsError
 from gliotrail.files import sha256
-from gliotrail.params import FROM_SWEEP, Params, Size, Train, format_size, validate
+from gliotrail.imaging.phantom import FILES, LESION_FILE, shape_path
+from gliotrail.params import (
+    FROM_SWEEP,
+    Judged,
+    Params,
+    Pretrain,
+    Rehearsed,
+    Size,
+    Train,
+    format_size,
+    validate,
+)
 from gliotrail.places import state_dir
 from gliotrail.tracking.journal import RunFolder
 from gliotrail.tracking.lineage import code_digest, digest_of
@@ -27,22 +39,57 @@ class Training:
 
     section: `train` of params.yaml, with a learning rate and a patch size.
     threshold: of a voxel's class, where the validation data are judged.
-    prepared, patches: the stages' outputs.
-    data, code: digests, as they were when the training was made.
+    phantoms, judged: the synthetic tumours that are rehearsed, and those that it is judged on.
+    synthetic: the folder of anatomies and shapes they are made from.
+    init: the weights file that it starts from, if any.
+    prepared, patches: the stages' outputs; none when nothing real is trained on.
+    digests: of the files, as they were when the training was made.
     """
 
     section: Train
     threshold: float
-    prepared: Path
+    phantoms: Rehearsed
+    judged: Judged
+    synthetic: Path
+    init: Path | None
+    prepared: Path | None
     patches: Path
-    data: str
-    code: str
+    digests: Mapping[str, str]
 
     @classmethod
-    def of(cls, section: Train, threshold: float, prepared: Path, patches: Path) -> "Training":
-        """With the data and the code as they are now."""
-        data, code = prepared_digest(prepared), code_digest(_DRIVER)
-        return cls(section, threshold, prepared.absolute(), patches.absolute(), data, code)
+    def of(
+        cls,
+        params: Params,
+        section: Train,
+        prepared: Path | None = Path("data/prepare"),
+        patches: Path = Path("data/patch"),
+        synthetic: Path = Path("data/pretrain"),
+    ) -> "Training":
+        """With the data and the code as they are now.
+
+        Raises:
+            ParamsError, DataError, WeightsError, TrackingError: data or weights that aren't there.
+        """
+        init = initial_weights(section.init)
+        digests = {
+            "code": code_digest(_DRIVER),
+            "synthetic": synthetic_digest(params.pretrain, synthetic),
+        }
+        if prepared:
+            digests["data"] = prepared_digest(prepared)
+        if init:
+            digests["init"] = sha256(init)
+        return cls(
+            section,
+            params.evaluate.threshold,
+            params.pretrain.phantoms,
+            params.pretrain.validation,
+            synthetic.absolute(),
+            init and init.absolute(),
+            prepared and prepared.absolute(),
+            patches.absolute(),
+            digests,
+        )
 
     @property
     def learning_rate(self) -> float:
@@ -67,6 +114,15 @@ class Training:
         Raises:
             ParamsError: the patch size isn't prepared.
         """
+        inputs = {
+            "train": self.section.model_dump(mode="json"),
+            "threshold": self.threshold,
+            "phantoms": self.phantoms.model_dump(mode="json"),
+            "judged": self.judged.model_dump(mode="json"),
+            **self.digests,
+        }
+        if self.prepared is None:
+            return inputs
         if not self.index_path.is_file():
             size = format_size(self.size_vox)
             raise ParamsError(
@@ -74,13 +130,7 @@ class Training:
                 where=self.index_path,
                 do=f"add {size} to patch.sizes and run `dvc repro patch`",
             )
-        return {
-            "train": self.section.model_dump(mode="json"),
-            "threshold": self.threshold,
-            "data": self.data,
-            "patches": sha256(self.index_path),
-            "code": self.code,
-        }
+        return inputs | {"patches": sha256(self.index_path)}
 
     def folder(self) -> RunFolder:
         """Where this training is kept, now and when it goes on.
@@ -100,6 +150,22 @@ def prepared_digest(folder: Path) -> str:
     paths = [folder / "split.json", *sorted(folder.glob("cases/*/case.json"))]
     if not paths[0].is_file():
         raise DataError("no such file", where=paths[0], do="run `dvc repro prepare` first")
+    return digest_of([[path.relative_to(folder).as_posix(), sha256(path)] for path in paths])
+
+
+def synthetic_digest(section: Pretrain, folder: Path) -> str:
+    """One hash of the files that synthetic tumours are made from.
+
+    Raises:
+        DataError: an anatomy or a shape that isn't there.
+    """
+    names = dict.fromkeys(section.phantoms.anatomies + section.validation.anatomies)
+    paths = [folder / name / file for name in names for file in (*FILES.values(), LESION_FILE)]
+    shapes = dict.fromkeys(section.phantoms.shapes + section.validation.shapes)
+    paths += [shape_path(folder, name) for name in shapes]
+    for path in paths:
+        if not path.is_file():
+            raise DataError("no such file", where=path, do="look at pretrain.* in params.yaml")
     return digest_of([[path.relative_to(folder).as_posix(), sha256(path)] for path in paths])
 
 

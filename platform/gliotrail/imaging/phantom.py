@@ -30,12 +30,13 @@ Mask = npt.NDArray[np.bool_]
 FILES: Final[Mapping[str, str]] = {
     "FLAIR": "FLAIR.nii.gz", "T1w": "T1.nii.gz", "T1gd": "T1POST.nii.gz", "T2w": "T2.nii.gz",
 }  # fmt: skip
+LESION_FILE: Final = "lesion_mask.nii.gz"
 
 # What is painted, relative to normal white matter, in standard deviations of the brain:
 # (low, high) for FLAIR, T1w, T1gd, T2w. Ranges after the descriptions of Bakas et al. (2017,
 # doi 10.1038/sdata.2017.117) and deliberately wider than any scanner.
 _LOOKS: Final[Mapping[str, tuple[tuple[float, float], ...]]] = {
-    "edema": ((0.6, 2.7), (-1.9, -0.1), (-1.9, -0.1), (0.4, 2.5)),
+    "edema": ((1.2, 3.8), (-1.9, -0.1), (-2.1, -0.1), (1.0, 3.6)),
     "solid": ((0.0, 2.2), (-2.2, -0.4), (-1.9, 0.0), (0.1, 2.4)),
     "necrosis": ((-1.6, 1.8), (-3.0, -0.9), (-2.8, -0.8), (0.6, 3.6)),
     "enhancing": ((-0.2, 2.2), (-2.0, 0.2), (0.0, 3.6), (-0.2, 2.2)),
@@ -89,7 +90,7 @@ def read_anatomy(folder: Path) -> Anatomy:
     """
     channels, affine = [], None
     for name in (*CHANNELS, "lesion"):
-        path = folder / FILES.get(name, "lesion_mask.nii.gz")
+        path = folder / FILES.get(name, LESION_FILE)
         scan = read_image(path, channels=1)
         if affine is not None and not np.array_equal(affine, scan.affine):
             raise DataError("affine", where=path, wanted="that of the other modalities")
@@ -104,6 +105,11 @@ def read_anatomy(folder: Path) -> Anatomy:
     std = raw_CIJK[:, brain].std(axis=1)[:, None, None, None]
     image_CIJK = (raw_CIJK - mean) / std * brain
     return Anatomy(folder.name, np.ascontiguousarray(np.moveaxis(image_CIJK, 0, 3)), brain, lesion)
+
+
+def shape_path(folder: Path, name: str) -> Path:
+    """Where a tumour's labels lie."""
+    return folder / "shapes" / f"{name}.nii.gz"
 
 
 def read_shape(path: Path) -> Labels:
@@ -215,8 +221,8 @@ def _inside(index: Any, shape: Sequence[int]) -> tuple[tuple[Any, ...], Mask]:
 def _flatten(image: Floats, brain: Mask, rng: np.random.Generator) -> Floats:
     """Less contrast between grey and white matter, as in many scans and beside every mass."""
     for c, channel in enumerate(image):
-        if rng.random() < 0.6:
-            share = rng.uniform(0, 0.8)
+        if rng.random() < 0.4:
+            share = rng.uniform(0, 0.7)
             image[c] = (1 - share) * channel + share * ndimage.gaussian_filter(channel, 3.0)
     return image * brain
 
@@ -327,11 +333,11 @@ def _parts(
     size = labels.shape
     labels = np.where((labels == 1) & (t2 > 1.8) & (flair < 0.2), 0, labels)  # no edema in CSF
     depth = ndimage.distance_transform_edt(labels > 0) if labels.any() else np.zeros(size)
-    grade = np.clip(depth / rng.uniform(1, 5), 0, 1) ** rng.uniform(0.3, 1)
+    grade = np.clip(depth / rng.uniform(1, 4), 0, 1) ** rng.uniform(0.2, 0.7)
     whiteness = np.clip((t1 - white_C[CHANNELS.index("T1w")]) + 1.5, 0, 1)
     follow = rng.uniform(0, 0.8)
     edema = (labels == 1) * grade * (1 - follow + follow * whiteness)
-    labels = np.where((labels == 1) & (edema < 0.3), 0, labels).astype(np.uint8)
+    labels = np.where((labels == 1) & (edema < 0.5), 0, labels).astype(np.uint8)
     inside = smooth_noise(size, rng.uniform(4, 12), rng) + 1.5 * (depth > rng.uniform(2, 6))
     necrosis = (labels == 2) & (inside > rng.uniform(-1, 2))
     parts = {

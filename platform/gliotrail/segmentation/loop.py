@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from gliotrail.errors import TrainingError
 from gliotrail.params import Size
 from gliotrail.segmentation.losses import LOSSES
-from gliotrail.segmentation.sampling import Batch, Patches, batches
+from gliotrail.segmentation.sampling import Batch, Source, batches
 
 SCORE: Final = "val/dice_mean_regions"
 """What decides which weights are the best, and which trial and champion win."""
 
+_SURELY_NOT: Final = -30.0
+"""A logit whose sigmoid is 1e-13: small enough for any loss, and finite in half precision."""
 _DTYPES: Final = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -73,6 +75,11 @@ class Plan:
         steps = epochs * per_epoch
         return cls(steps, per_epoch, batch_size, warmup_steps=round(warmup * steps), **rest)
 
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """What is told of each step: the loss that is trained on, and the soft Dice loss."""
+        return tuple(dict.fromkeys((self.loss, "soft_dice")))
+
     def learning_rate_at(self, step: int) -> float:
         """Linear rise, then half a cosine down to 0 (Loshchilov and Hutter, arXiv:1608.03983)."""
         if step < self.warmup_steps:
@@ -110,7 +117,7 @@ class Report(Protocol):
 
 def fit(
     model: nn.Module,
-    patches: Patches,
+    source: Source,
     plan: Plan,
     validate: Callable[[nn.Module], Mapping[str, float]],
     report: Report,
@@ -132,7 +139,8 @@ def fit(
     world = world or World()
     model.to(world.device, _DTYPES["float64"] if plan.precision == "float64" else None)
     model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=plan.weight_decay)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, weight_decay=plan.weight_decay)
     scaler = torch.amp.GradScaler(world.device.type, enabled=plan.precision == "float16")
     averaged = copy.deepcopy(model)
     state = replace(state) if state else State(0, {})
@@ -144,7 +152,7 @@ def fit(
 
     epoch_started, epoch_steps, waited_s = time.perf_counter(), 0, 0.0
     steps = range(state.step, plan.steps)
-    stream = batches(patches, steps, plan.batch_size, world.rank, world.workers)
+    stream = batches(source, steps, plan.batch_size, world.rank, world.workers)
     for step in steps:
         asked = time.perf_counter()
         batch = next(stream)
@@ -154,19 +162,20 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate_at(step)
         optimizer.zero_grad()
-        flat = _gradients_and_loss(model, batch, plan, scaler, world)
-        loss = flat[-1].item()
+        flat = _gradients_and_losses(model, batch, plan, scaler, world)
+        losses = dict(zip(plan.losses, flat[-len(plan.losses) :].tolist(), strict=True))
+        loss = losses[plan.loss]
         # in float16 the scaler leaves out a step whose gradients are infinite
         if not math.isfinite(loss) or (plan.precision != "float16" and not flat.isfinite().all()):
-            raise _not_finite(loss, step, plan, patches)
+            raise _not_finite(loss, step, plan, source)
         scaler.step(optimizer)
         scaler.update()
         _average_into(averaged, model, plan.average, step)
 
-        metrics = {f"train/{plan.loss}_loss": loss}
+        metrics = {f"train/{name}_loss": value for name, value in losses.items()}
         if (step + 1) % plan.steps_per_epoch == 0 or step + 1 == plan.steps:
             elapsed_s = time.perf_counter() - epoch_started
-            voxels = epoch_steps * plan.batch_size * math.prod(patches.index.size_vox)
+            voxels = epoch_steps * plan.batch_size * math.prod(source.size_vox)
             metrics |= {
                 "train/learning_rate": plan.learning_rate_at(step),
                 "train/voxels_per_s": voxels / elapsed_s,
@@ -184,28 +193,31 @@ def fit(
     return _snapshot(state, (model, averaged, kept), optimizer, scaler)
 
 
-def _gradients_and_loss(
+def _gradients_and_losses(
     model: nn.Module, batch: Batch, plan: Plan, scaler: torch.amp.GradScaler, world: World
 ) -> Tensor:
-    """The global batch's mean loss, after all its gradients, in one flat tensor.
+    """The global batch's mean losses, after all its gradients, in one flat tensor.
 
     The gradients are also left in the parameters, of every worker the same.
     """
-    parameters = list(model.parameters())
-    loss_sum = torch.zeros((), device=world.device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    sums = torch.zeros(len(plan.losses), device=world.device)
     if batch.samples:
         image = _to_device(batch.image_BCIJK, plan, world)
         targets = _to_device(batch.targets_BCIJK, plan, world)
         reduced = plan.precision in {"bfloat16", "float16"}
         with torch.autocast(world.device.type, _DTYPES[plan.precision], enabled=reduced):
             logits = model(image)
-        loss_sum = LOSSES[plan.loss](logits, targets).sum()
-    mean = scaler.scale(loss_sum / plan.batch_size)
+        # where the truth is not known the prediction counts as right, and nothing is learnt
+        logits = logits.masked_fill(targets.isnan(), _SURELY_NOT)
+        targets = targets.nan_to_num(0)
+        sums = torch.stack([LOSSES[name](logits, targets).sum() for name in plan.losses])
+    mean = scaler.scale(sums[0] / plan.batch_size)
     if batch.samples:
         mean.backward()
     # one flat tensor, one sum: the same order of additions whatever the timing of the workers
     pieces = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = torch.cat([*(p.reshape(-1) for p in pieces), loss_sum.detach()[None] / plan.batch_size])
+    flat = torch.cat([*(p.reshape(-1) for p in pieces), sums.detach() / plan.batch_size])
     world.sum_in_place(flat)
     start = 0
     for parameter in parameters:
@@ -227,10 +239,10 @@ def _to_device(tensor: Tensor, plan: Plan, world: World) -> Tensor:
     return tensor.to(world.device, dtype, memory_format=torch.channels_last_3d)
 
 
-def _not_finite(loss: float, step: int, plan: Plan, patches: Patches) -> TrainingError:
+def _not_finite(loss: float, step: int, plan: Plan, source: Source) -> TrainingError:
     """Names all patches of the step: which one it was, and on which worker, is not known."""
     numbers = range(step * plan.batch_size, (step + 1) * plan.batch_size)
-    samples = "; ".join(f"{s.case} at {s.corner_vox}" for s in map(patches.sample, numbers))
+    samples = "; ".join(f"{s.case} at {s.corner_vox}" for s in map(source.sample, numbers))
     what = "gradient" if math.isfinite(loss) else "loss"
     return TrainingError(
         f"{what} at step {step + 1}, learning rate {plan.learning_rate_at(step):.3g}, on {samples}",
@@ -252,7 +264,7 @@ def _snapshot(
     tensors |= {f"averaged.{name}": t for name, t in averaged.state_dict().items()}
     tensors |= {f"kept.{name}": t for name, t in kept.items()}
     for name, parameter in model.named_parameters():
-        for key, t in optimizer.state[parameter].items():
+        for key, t in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = t
     for key, number in scaler.state_dict().items():
         tensors[f"scaler.{key}"] = torch.tensor(number)
@@ -265,7 +277,8 @@ def _restore(
 ) -> None:
     """The inverse of `_snapshot`, of what is no weights."""
     whole = optimizer.state_dict()
-    for place, (name, _) in enumerate(model.named_parameters()):
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    for place, name in enumerate(trained):
         moments = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
         # there are none yet where float16's first steps were left out
         whole["state"][place] = {

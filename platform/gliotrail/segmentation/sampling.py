@@ -4,13 +4,16 @@ Sample n of a training (n = 0, 1, 2, ...) is row `permutation(n // N)[n % N]` of
 of N rows, changed by random numbers of its own: all from (seed, n), nothing from who asks. Step s
 holds the samples s * batch_size to (s + 1) * batch_size - 1, shared out among the workers.
 
-Images are (C, I, J, K) float32, targets (C, I, J, K) with one mask a class.
+Images are (C, I, J, K) float32, targets (C, I, J, K) with one mask a class; NaN where the truth
+is not known.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +21,14 @@ import torch
 from torch import Tensor
 
 from gliotrail.imaging.geometry import Box, Vox3, vox3
-from gliotrail.imaging.labels import CHANNELS, CLASSES, class_masks
+from gliotrail.imaging.labels import CHANNELS, CLASSES, Labels, class_masks
 from gliotrail.imaging.patch import PatchIndex
+from gliotrail.imaging.phantom import Anatomy, Style, synthesize
 from gliotrail.imaging.prepared import PreparedCase, read_labels_patch, read_patch
 from gliotrail.params import Augment
+
+SYNTHETIC: Final = "synthetic"
+"""What a synthetic sample has in place of a case."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +41,34 @@ class Sample:
     augmentation_seed: tuple[int, int]
 
 
+class Source(Protocol):
+    """Where samples come from."""
+
+    @property
+    def size_vox(self) -> Vox3:
+        """Of every sample."""
+
+    def sample(self, number: int) -> Sample:
+        """Sample n, for any n >= 0."""
+
+    def serve(self, sample: Sample) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
+        """The image and its targets, both (C, I, J, K), randomly changed."""
+
+
 @dataclass(frozen=True)
 class Patches:
-    """All that decides what sample n is."""
+    """Real patches: all that decides what sample n is."""
 
     index: PatchIndex
     cases: Mapping[str, PreparedCase]
     augment: Augment
     standardize: str
     seed: int
+
+    @property
+    def size_vox(self) -> Vox3:
+        """Of every patch."""
+        return self.index.size_vox
 
     def sample(self, number: int) -> Sample:
         """Sample n, for any n >= 0."""
@@ -59,6 +85,62 @@ class Patches:
         return change(
             image_CIJK, targets_CIJK, self.augment, np.random.default_rng(sample.augmentation_seed)
         )
+
+
+@dataclass(frozen=True)
+class Phantoms:
+    """Synthetic tumours in real anatomy (see `imaging.phantom`), each one new.
+
+    healthy: the share without a tumour.
+    """
+
+    anatomies: Sequence[Anatomy]
+    shapes: Sequence[Labels]
+    style: Style
+    healthy: float
+    size_vox: Vox3
+    seed: int
+
+    def sample(self, number: int) -> Sample:
+        """Sample n, for any n >= 0."""
+        return Sample(number, SYNTHETIC, (0, 0, 0), (self.seed, number))
+
+    def serve(self, sample: Sample) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """The image and its targets, both (C, I, J, K)."""
+        rng = np.random.default_rng(sample.augmentation_seed)
+        anatomy = self.anatomies[int(rng.integers(len(self.anatomies)))]
+        shape = self.shapes[int(rng.integers(len(self.shapes)))]
+        image_CIJK, labels_IJK, unknown_IJK = synthesize(
+            anatomy, shape, self.size_vox, rng, self.style, with_tumour=rng.random() >= self.healthy
+        )
+        targets_CIJK = class_masks(labels_IJK).astype(np.float32)
+        targets_CIJK[:, unknown_IJK] = np.nan
+        return image_CIJK, targets_CIJK
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Real patches with a share of synthetic ones, evenly spread (rehearsal: Robins, 1995)."""
+
+    real: Patches
+    synthetic: Phantoms
+    share: float
+
+    @property
+    def size_vox(self) -> Vox3:
+        """Of every sample."""
+        return self.real.size_vox
+
+    def sample(self, number: int) -> Sample:
+        """Sample n, for any n >= 0. The real ones are in the order that they have alone."""
+        before = math.floor(number * self.share)
+        if math.floor((number + 1) * self.share) > before:
+            return self.synthetic.sample(number)
+        return replace(self.real.sample(number - before), number=number)
+
+    def serve(self, sample: Sample) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
+        """The image and its targets, both (C, I, J, K), randomly changed."""
+        return (self.synthetic if sample.case == SYNTHETIC else self.real).serve(sample)
 
 
 @lru_cache(maxsize=4)
@@ -103,17 +185,17 @@ def part_of_step(step: int, batch_size: int, rank: int, workers: int) -> range:
 
 
 def batches(
-    patches: Patches, steps: range, batch_size: int, rank: int = 0, workers: int = 1
+    source: Source, steps: range, batch_size: int, rank: int = 0, workers: int = 1
 ) -> Iterator[Batch]:
     """A worker's batches of the given steps, each read while the one before is worked on."""
 
     def read(step: int) -> Batch:
         numbers = part_of_step(step, batch_size, rank, workers)
-        samples = tuple(patches.sample(number) for number in numbers)
-        image = torch.empty((len(samples), len(CHANNELS), *patches.index.size_vox))
-        targets = torch.empty((len(samples), len(CLASSES), *patches.index.size_vox))
+        samples = tuple(source.sample(number) for number in numbers)
+        image = torch.empty((len(samples), len(CHANNELS), *source.size_vox))
+        targets = torch.empty((len(samples), len(CLASSES), *source.size_vox))
         for place, sample in enumerate(samples):
-            image_CIJK, targets_CIJK = patches.serve(sample)
+            image_CIJK, targets_CIJK = source.serve(sample)
             image[place] = torch.from_numpy(image_CIJK)
             targets[place] = torch.from_numpy(targets_CIJK)
         return Batch(image, targets, samples)

@@ -8,15 +8,15 @@ workers there are.
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from gliotrail.errors import TrainingError
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import CLASSES, REGIONS, Labels
+from gliotrail.imaging.phantom import Floats, Mask
 from gliotrail.imaging.prepared import PreparedCase, read_labels_patch
 from gliotrail.imaging.split import Region
-from gliotrail.segmentation.inference import predict_box, to_labels
+from gliotrail.segmentation.inference import forward, predict_box, to_labels
 from gliotrail.segmentation.loop import World
 from gliotrail.segmentation.metrics import (
     CLASS_LABELS,
@@ -54,19 +54,45 @@ def validate(
         region, case = regions[place], cases[regions[place].case]
         box = region.box or Box((0, 0, 0), case.ras_shape_vox)
         probabilities_CIJK = predict_box(model, case, box, standardize)
-        ref_IJK = read_labels_patch(case, box)
         pred_IJK = to_labels(probabilities_CIJK, threshold)
         if watch is not None:
             watch(region, pred_IJK)
-        rows[place, :-1] = torch.from_numpy(confusion(ref_IJK, pred_IJK).ravel())
-        rows[place, -1] = soft_dice_loss_scan(probabilities_CIJK, ref_IJK)
+        rows[place] = _row(probabilities_CIJK, pred_IJK, read_labels_patch(case, box))
     model.train()
-    rows = rows.to(world.device)
-    world.sum_in_place(rows)
-    return _means(rows.cpu().numpy())
+    return _means(rows, world, "val")
 
 
-def _means(rows: npt.NDArray[np.float64]) -> dict[str, float]:
+def validate_synthetic(
+    model: UNet3d,
+    scans: Sequence[tuple[Floats, Labels, Mask]],
+    threshold: float,
+    world: World,
+    part: str = "val_synthetic",
+) -> dict[str, float]:
+    """As `validate`, of synthetic scans: image (C, I, J, K), labels, and where they are unknown.
+
+    Nothing counts as predicted where the truth is unknown. `part` is what the keys start with.
+    """
+    rows = torch.zeros(len(scans), N_LABELS**2 + 1, dtype=torch.float64)
+    model.eval()
+    for place in range(world.rank, len(scans), world.workers):
+        image_CIJK, labels_IJK, unknown_IJK = scans[place]
+        probabilities_CIJK = forward(model, image_CIJK) * ~unknown_IJK
+        rows[place] = _row(probabilities_CIJK, to_labels(probabilities_CIJK, threshold), labels_IJK)
+    model.train()
+    return _means(rows, world, part)
+
+
+def _row(probabilities_CIJK: Floats, pred_IJK: Labels, ref_IJK: Labels) -> torch.Tensor:
+    """The table of counts and the loss, flat."""
+    loss = soft_dice_loss_scan(probabilities_CIJK, ref_IJK)
+    return torch.tensor([*confusion(ref_IJK, pred_IJK).ravel(), loss], dtype=torch.float64)
+
+
+def _means(rows_here: torch.Tensor, world: World, part: str) -> dict[str, float]:
+    on_device = rows_here.to(world.device)
+    world.sum_in_place(on_device)
+    rows = on_device.cpu().numpy()
     tables = rows[:, :-1].astype(np.int64).reshape(-1, N_LABELS, N_LABELS)
     if not tables[:, 1:].any():
         raise TrainingError(
@@ -74,14 +100,18 @@ def _means(rows: npt.NDArray[np.float64]) -> dict[str, float]:
             wanted="at least one scan or block with a tumour",
             do="choose others in prepare.split.validation",
         )
-    metrics: dict[str, float | None] = {"val/soft_dice_loss": float(rows[:, -1].mean())}
+    metrics: dict[str, float | None] = {f"{part}/soft_dice_loss": float(rows[:, -1].mean())}
     for name, labels in {**CLASS_LABELS, **REGIONS}.items():
         counts = [counts_of(table, labels) for table in tables]
-        metrics[f"val/dice_{name}"] = mean_defined(c.dice for c in counts).value
+        metrics[f"{part}/dice_{name}"] = mean_defined(c.dice for c in counts).value
         if name in CLASSES:
-            metrics[f"val/sensitivity_{name}"] = mean_defined(c.sensitivity for c in counts).value
-            metrics[f"val/specificity_{name}"] = mean_defined(c.specificity for c in counts).value
+            metrics[f"{part}/sensitivity_{name}"] = mean_defined(
+                c.sensitivity for c in counts
+            ).value
+            metrics[f"{part}/specificity_{name}"] = mean_defined(
+                c.specificity for c in counts
+            ).value
     for kind, names in (("classes", CLASS_LABELS), ("regions", REGIONS)):
-        means = mean_defined(metrics[f"val/dice_{name}"] for name in names)
-        metrics[f"val/dice_mean_{kind}"] = means.value
+        means = mean_defined(metrics[f"{part}/dice_{name}"] for name in names)
+        metrics[f"{part}/dice_mean_{kind}"] = means.value
     return {key: value for key, value in metrics.items() if value is not None}

@@ -1,0 +1,9 @@
+"""Stage `pretrain`: weights from synthetic tumours, to fine-tune; frozen, its result is in git."""
+
+from gliotrail import params
+from gliotrail.distributed.pretrain import pretrain
+from gliotrail.errors import one_line_errors
+
+if __name__ == "__main__":
+    with one_line_errors():
+        pretrain(params.load())
