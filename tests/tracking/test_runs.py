@@ -7,6 +7,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from gliotrail.errors import TrackingError
+from gliotrail.tracking.address import shown, tracking_uri
 from gliotrail.tracking.delivery import deliver
 from gliotrail.tracking.runs import (
     client,
@@ -14,8 +15,6 @@ from gliotrail.tracking.runs import (
     experiment_id,
     find_run,
     one_line,
-    shown,
-    tracking_uri,
 )
 from tests.support.projects import ROOT
 from tests.tracking.conftest import begun

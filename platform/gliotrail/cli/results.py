@@ -42,7 +42,7 @@ def metrics(
 
 def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
     """Open MLflow's pages on what was recorded (seen from this machine only)."""
-    from gliotrail.tracking.runs import tracking_uri
+    from gliotrail.tracking.address import tracking_uri
 
     print(f"MLflow's pages: http://127.0.0.1:{port} (end with Ctrl-C)", flush=True)
     server = ["-m", "mlflow", "server", "--backend-store-uri", tracking_uri()]

@@ -1,6 +1,12 @@
 """`gliotrail runs`."""
 
+from dataclasses import asdict
+
 import typer
+from rich.console import Console
+from rich.table import Table
+
+from gliotrail.cli.show import Json, print_json
 
 app = typer.Typer(
     name="runs", no_args_is_help=True, help="What was trained, and what MLflow knows of it."
@@ -18,3 +24,32 @@ def sync() -> None:
         print(f"{name}: {problem}")
     if problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """List the runs of this checkout, their disk, and what the tracking server lacks of them."""
+    from gliotrail.tracking.address import shown, tracking_uri
+    from gliotrail.tracking.budget import BUDGET, budget_bytes
+    from gliotrail.tracking.spool import all_runs, look_at, runs_dir
+
+    runs, budget = [look_at(run) for run in all_runs()], budget_bytes()
+    runs.sort(key=lambda run: run.started_ms)
+    if as_json:
+        values = {"runs": [asdict(run) for run in runs], "budget_bytes": budget}
+        print_json(values | {"server": shown(tracking_uri())})
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "what", "status", "step", "disk MB", "not in MLflow"):
+        table.add_column(column, justify="right" if column in {"step", "disk MB"} else "left")
+    for run in runs:
+        waits = f"{run.waiting_checkpoints} checkpoints, {run.waiting_bytes / 1e6:.1f} MB"
+        waits = run.problem or ("" if run.is_known else waits)
+        size = f"{run.size_bytes / 1e6:.1f}"
+        table.add_row(run.folder, run.name, run.status, str(run.step), size, waits)
+    if runs:
+        Console().print(table)
+    total, waiting = sum(run.size_bytes for run in runs), sum(not run.is_known for run in runs)
+    print(f"{total / 1e6:.1f} MB of at most {budget / 1e6:.0f} ({BUDGET}) in {runs_dir()}")
+    if waiting:
+        print(f"not wholly in {shown(tracking_uri())}: {waiting}; `gliotrail runs sync` delivers")

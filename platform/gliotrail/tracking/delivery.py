@@ -6,7 +6,6 @@ looks first. What was told is noted after it was, so a delivery that is broken o
 makes calls again.
 """
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -23,13 +22,8 @@ from PIL import Image
 from gliotrail.files import locked, write_json
 from gliotrail.tracking.journal import MODEL_FILE, Checkpoint, Point, RunFolder, parse_lines
 from gliotrail.tracking.registry import log_model
-from gliotrail.tracking.runs import (
-    ID_TAG,
-    existing_run,
-    experiment_id,
-    find_run,
-    tracking_uri,
-)
+from gliotrail.tracking.runs import ID_TAG, existing_run, experiment_id, find_run
+from gliotrail.tracking.spool import notes_path, read_notes
 
 _BATCH: Final = 1000
 _LONGEST_PARAM: Final = 6000
@@ -47,8 +41,7 @@ def deliver(run: RunFolder, server: MlflowClient) -> str:
         TrackingError: the folder is damaged, or the run above this one is not in MLflow.
     """
     with locked(run.root / "delivery.lock"):
-        notes = run.root / "delivered" / f"{_short(tracking_uri())}.json"
-        told = json.loads(notes.read_text()) if notes.is_file() else {}
+        notes, told = notes_path(run), read_notes(run)
         if "run_id" in told and not _is_there(server, told["run_id"]):
             told = {}  # a new database at the same address, or the run was deleted
 
@@ -69,6 +62,10 @@ def deliver(run: RunFolder, server: MlflowClient) -> str:
             for picture in checkpoint.pictures():
                 _log_picture(server, run_id, checkpoint, picture, points[-1].time_ms)
             note(upto=checkpoint.folder.name)
+        left_out = sum(checkpoint.left_out for checkpoint in history)
+        if left_out != told.get("left_out", 0):
+            server.set_tag(run_id, "gliotrail.pictures_left_out", str(left_out))
+            note(left_out=left_out)
         ended = run.ended()
         if (run.root / MODEL_FILE).is_file() and "model" not in told:
             experiment = experiment_id(server, description["experiment"])
@@ -78,10 +75,6 @@ def deliver(run: RunFolder, server: MlflowClient) -> str:
             _set_status(server, run_id, ended)
             note(ended=ended)
         return run_id
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _is_there(server: MlflowClient, run_id: str) -> bool:

@@ -30,6 +30,7 @@ from typing import Any, Final
 
 from gliotrail.errors import TrackingError
 from gliotrail.files import locked, write_durably
+from gliotrail.tracking.budget import budget_bytes, bytes_of
 
 MODEL_FILE: Final = "model.safetensors"
 """The weights a finished run ended with, in its folder and in the stage's output."""
@@ -67,12 +68,16 @@ def parse_lines(content: bytes) -> list[Point]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A final checkpoint. `sha256` is of its files, by name."""
+    """A final checkpoint. `sha256` is of its files, by name.
+
+    left_out: how many pictures there was no disk for.
+    """
 
     folder: Path
     step: int
     previous: str | None
     sha256: Mapping[str, str]
+    left_out: int = 0
 
     def read(self, name: str, do: str | None = None) -> bytes:
         """A file, its checksum compared; `do` is advice for when it is not what was written.
@@ -105,8 +110,9 @@ class Checkpoint:
         return self.read("segment.jsonl")
 
     def pictures(self) -> list[Path]:
-        """Drawn at this step."""
-        return [self.folder / name for name in self.sha256 if name.endswith(".png")]
+        """Drawn at this step; those that had to make room are gone."""
+        paths = [self.folder / name for name in self.sha256 if name.endswith(".png")]
+        return [path for path in paths if path.is_file()]
 
 
 class RunFolder:
@@ -185,10 +191,14 @@ class RunFolder:
 
 
 class Writer:
-    """One attempt's hand: points go to its journal at once, to a checkpoint when there is one."""
+    """One attempt's hand: points go to its journal at once, to a checkpoint when there is one.
+
+    Where the runs take more disk than their budget, checkpoints come without their pictures.
+    """
 
     def __init__(self, run: RunFolder) -> None:
         self._root = run.root
+        self._room_bytes = budget_bytes() - bytes_of(run.root.parent)
         with locked(self._root / _LOCK):
             self._last = next(reversed(run.history()), None)
             self.attempt = _newest_attempt(self._root) + 1
@@ -216,7 +226,10 @@ class Writer:
             TrackingError: a newer attempt has begun; this one must stop.
         """
         folder = self._root / "checkpoints" / f"{step:010d}-{self.attempt:04d}"
-        files = {_STATE: state, "segment.jsonl": b"".join(self._segment), **self._files}
+        self._room_bytes -= sum(map(len, self._files.values()))
+        pictures = self._files if self._room_bytes >= 0 else {}
+        left_out = len(self._files) - len(pictures)
+        files = {_STATE: state, "segment.jsonl": b"".join(self._segment), **pictures}
         for name, content in files.items():
             write_durably(folder / name, content)
         made = Checkpoint(
@@ -224,8 +237,9 @@ class Writer:
             step,
             self._last.folder.name if self._last else None,
             {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+            left_out,
         )
-        manifest = {"step": step, "previous": made.previous, "sha256": made.sha256}
+        manifest = {key: value for key, value in vars(made).items() if key != "folder"}
         with locked(self._root / _LOCK):
             newest = _newest_attempt(self._root)
             if newest != self.attempt:
@@ -257,7 +271,8 @@ def _attempt_and_step(name: str) -> tuple[int, int]:
 def _read_manifest(path: Path) -> Checkpoint:
     try:
         manifest = json.loads(path.read_bytes())
-        return Checkpoint(path.parent, manifest["step"], manifest["previous"], manifest["sha256"])
+        step, previous, sha256 = (manifest[key] for key in ("step", "previous", "sha256"))
+        return Checkpoint(path.parent, step, previous, sha256, manifest.get("left_out", 0))
     except (ValueError, KeyError, TypeError):
         raise TrackingError("damaged manifest", where=path) from None
 

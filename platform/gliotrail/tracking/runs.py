@@ -15,19 +15,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from gliotrail.errors import TrackingError
 from gliotrail.files import locked
 from gliotrail.places import state_dir
+from gliotrail.tracking.address import shown, tracking_uri
 
 ID_TAG: Final = "gliotrail.id"
-
-
-def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else a SQLite file in this checkout's `.gliotrail/`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{state_dir() / 'mlflow.db'}"
-
-
-def shown(uri: str) -> str:
-    """A tracking address without user and password."""
-    scheme, _, rest = uri.partition("://")
-    return f"{scheme}://...@{rest.rpartition('@')[2]}" if "@" in rest else uri
 
 
 def client() -> MlflowClient:

@@ -1,0 +1,38 @@
+"""How much disk the runs of a checkout may take."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+from gliotrail.errors import ParamsError
+
+BUDGET: Final = "GLIOTRAIL_DISK_GB"
+_DEFAULT_GB: Final = 20.0
+
+
+def budget_bytes() -> int:
+    """GLIOTRAIL_DISK_GB (by default 20) in bytes.
+
+    Raises:
+        ParamsError: it is no number above 0.
+    """
+    text = os.environ.get(BUDGET) or str(_DEFAULT_GB)
+    try:
+        n_bytes = int(float(text) * 1e9)
+    except (ValueError, OverflowError):
+        n_bytes = 0
+    if n_bytes <= 0:
+        raise ParamsError(BUDGET, wanted="a number above 0", got=repr(text))
+    return n_bytes
+
+
+def bytes_of(folder: Path) -> int:
+    """The sizes of all files in a folder; those that vanish meanwhile count nothing."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += (Path(parent) / name).lstat().st_size
+            except FileNotFoundError:
+                continue
+    return total
