@@ -1,51 +1,56 @@
-"""The stage `pretrain`, on Ray's workers, for 20 steps of the whole network."""
+"""The stage `pretrain`: 20 steps of the whole network, twice; and the stage itself, smaller."""
 
 from pathlib import Path
 
 import pytest
 
+from gliotrail.distributed.driver import result, run_training
 from gliotrail.distributed.pretrain import pretrain
+from gliotrail.distributed.training import Training
 from gliotrail.errors import ParamsError
 from gliotrail.files import sha256
+from gliotrail.segmentation.loop import World
 from gliotrail.segmentation.unet import count_parameters
 from gliotrail.segmentation.weights import load
+from gliotrail.tracking.journal import RunFolder
 from tests.distributed.conftest import Crops
 
 SYNTHETIC = Path("data/pretrain")
 SHORT = {
     "pretrain__train__patch_size": "16x16x16",
     "pretrain__train__batch_size": 2,
-    "pretrain__train__epoch_voxels": 20 * 2 * 16**3,
     "pretrain__train__epochs": 1,
-    "pretrain__validation__scans": 2,
     "pretrain__validation__size": "32x32x24",
 }
 
 
-def weights_after(crops: Crops, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GLIOTRAIL_STATE", str(folder / "state"))
-    monkeypatch.setenv("GLIOTRAIL_WORKERS", "1")
-    pretrain(crops.params(**SHORT), SYNTHETIC, folder / "out")
-    return folder / "out/unet3d-833507.safetensors"
+def test_20_steps_twice_give_the_same_bytes(crops: Crops, tmp_path: Path) -> None:
+    params = crops.params(**SHORT, pretrain__train__epoch_voxels=20 * 2 * 16**3)
+    training = Training.of(params, params.pretrain.train, prepared=None)
+    content = []
+    for name in ("one", "two"):
+        run = RunFolder(tmp_path / name)
+        run_training(training, run, World())
+        state, weights = result(training, run)
+        assert state.step == 20
+        content.append(weights)
+    assert content[0] == content[1]
+    (tmp_path / "weights.safetensors").write_bytes(content[0])
+    assert count_parameters(load(tmp_path / "weights.safetensors")[0]) == (833_507, 0)
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_20_steps_twice_give_the_same_bytes_and_a_card(
+def test_the_stage_gives_weights_with_a_card(
     crops: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = weights_after(crops, tmp_path / "one", monkeypatch)
-    again = weights_after(crops, tmp_path / "two", monkeypatch)
-    assert first.read_bytes() == again.read_bytes()
-    assert count_parameters(load(first)[0]) == (833_507, 0)
-    card = first.with_name("CARD.md").read_text()
-    for told in (
-        sha256(first),
-        "20 steps",
-        "Seed 7",
-        "CC BY-SA 4.0",
-        "| WT |",
-        "dvc repro --force",
-    ):
+    monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("GLIOTRAIL_WORKERS", "1")
+    small = {"pretrain__train__model__base_filters": 2, "pretrain__train__epoch_voxels": 16**4}
+    pretrain(crops.params(**SHORT, **small), SYNTHETIC, tmp_path / "out")
+    (weights,) = (tmp_path / "out").glob("*.safetensors")
+    assert count_parameters(load(weights)[0])[0] == int(weights.stem.rpartition("-")[2])
+    card = (tmp_path / "out/CARD.md").read_text()
+    for told in (sha256(weights), "8 steps", "Seed 7", "CC BY-SA 4.0", "dvc repro --force"):
         assert told in card
     for path in SYNTHETIC.rglob("*.nii.gz"):
         assert sha256(path) in card

@@ -38,10 +38,12 @@ LESION_FILE: Final = "lesion_mask.nii.gz"
 _LOOKS: Final[Mapping[str, tuple[tuple[float, float], ...]]] = {
     "edema": ((1.2, 3.8), (-1.9, -0.1), (-2.1, -0.1), (1.0, 3.6)),
     "solid": ((0.0, 2.2), (-2.2, -0.4), (-1.9, 0.0), (0.1, 2.4)),
-    "necrosis": ((-1.6, 1.8), (-3.0, -0.9), (-2.8, -0.8), (0.6, 3.6)),
+    "necrosis": ((-0.7, 2.2), (-3.0, -0.9), (-2.8, -0.8), (0.4, 3.6)),
     "enhancing": ((-0.2, 2.2), (-2.0, 0.2), (0.0, 3.6), (-0.2, 2.2)),
 }
 _LEAST_ENHANCEMENT: Final = 0.8
+_MEAN_STD: Final = 3.5
+"""A brain's mean in its own standard deviations: what shading multiplies is raw values."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ class Style:
     spans: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
 
     def draw(self, rng: np.random.Generator, low: float, high: float) -> float:
-        """A number of [low, high] within the spans, uniformly."""
-        along = rng.uniform(0, sum(b - a for a, b in self.spans))
+        """A number of [low, high] within the spans; the middle is more frequent (beta(2, 2))."""
+        along = rng.beta(2, 2) * sum(b - a for a, b in self.spans)
         for a, b in self.spans:
             if along <= b - a:
                 return float(low + (high - low) * (a + along))
@@ -293,7 +295,7 @@ def _standardize_again(
 
     The network sees 19 voxels at a time; what is normal it knows mostly from absolute values.
     """
-    share = np.float32(rng.uniform(0, 0.35))  # up to a slab around a large tumour
+    share = np.float32(0.35 * rng.uniform() ** 2)  # mostly small; up to a slab around a large tumour
     parts = rng.dirichlet([4, 1, 1, 1.5]).astype(np.float32)  # edema, solid, necrosis, enhancing
     values_PC = np.stack([white_C + looks[name] for name in _LOOKS])
     mean_C = share * (parts @ values_PC)
@@ -337,7 +339,7 @@ def _parts(
     whiteness = np.clip((t1 - white_C[CHANNELS.index("T1w")]) + 1.5, 0, 1)
     follow = rng.uniform(0, 0.8)
     edema = (labels == 1) * grade * (1 - follow + follow * whiteness)
-    labels = np.where((labels == 1) & (edema < 0.5), 0, labels).astype(np.uint8)
+    labels = np.where((labels == 1) & (edema < 0.35), 0, labels).astype(np.uint8)
     inside = smooth_noise(size, rng.uniform(4, 12), rng) + 1.5 * (depth > rng.uniform(2, 6))
     necrosis = (labels == 2) & (inside > rng.uniform(-1, 2))
     parts = {
@@ -356,15 +358,15 @@ def _rescan(image: Floats, brain: Mask, rng: np.random.Generator, style: Style) 
     size = brain.shape
     shown = np.empty_like(image)
     thick = rng.integers(3)
+    coil = rng.uniform(0, 0.15) * smooth_noise(size, 45, rng)  # darker far from the coil
     for c, channel in enumerate(image):
         values = channel
         if rng.random() < 0.5:
             sigma_vox = np.full(3, rng.uniform(0, 0.8))
             sigma_vox[thick] += rng.choice([0, 1], p=[0.4, 0.6]) * rng.uniform(0, 2)
             values = ndimage.gaussian_filter(values, sigma_vox)
-        if rng.random() < 0.5:
-            values = values * (1 + rng.uniform(0, 0.12) * smooth_noise(size, 45, rng))
-            values = values + rng.uniform(0, 0.25) * smooth_noise(size, 45, rng)
+        own = rng.uniform(0, 0.08) * smooth_noise(size, 45, rng)
+        values = (values + _MEAN_STD) * (1 + coil + own) - _MEAN_STD
         if rng.random() < 0.6:
             gamma = np.exp(style.draw(rng, -0.45, 0.45))
             values = 8 * np.clip((values + 3) / 8, 0, 1.5) ** gamma - 3  # of -3 to 5 std
