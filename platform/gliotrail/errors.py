@@ -7,7 +7,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 
 class GliotrailError(Exception):
@@ -75,9 +75,21 @@ class ClusterError(GliotrailError):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the process with exit code 1 and one line, without a traceback, on a GliotrailError."""
+    """End the process with exit code 1 and one line, without a traceback.
+
+    So it is for a GliotrailError, and for what the machine refuses: a full disk, no permission.
+    """
     try:
         yield
     except GliotrailError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from None
+        _end(str(error))
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _end(f"{place}{error.strerror or error}; the same command goes on once that is mended")
+    except KeyboardInterrupt:
+        _end("stopped by Ctrl-C; the same command goes on", code=130)
+
+
+def _end(line: str, code: int = 1) -> NoReturn:
+    sys.stderr.write(f"error: {line}\n")
+    raise SystemExit(code) from None

@@ -42,8 +42,11 @@ def metrics(
 
 def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
     """Open MLflow's pages on what was recorded (seen from this machine only)."""
-    from gliotrail.tracking.address import tracking_uri
+    from gliotrail.tracking.address import shown, tracking_uri
 
+    if tracking_uri().startswith(("http://", "https://")):
+        print(f"MLflow's pages: {shown(tracking_uri())} (a server that runs already)")
+        return
     print(f"MLflow's pages: http://127.0.0.1:{port} (end with Ctrl-C)", flush=True)
     server = ["-m", "mlflow", "server", "--backend-store-uri", tracking_uri()]
     address = ["--host", "127.0.0.1", "--port", str(port)]
