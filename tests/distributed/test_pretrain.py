@@ -50,9 +50,9 @@ def test_the_stage_gives_weights_with_a_card(
     (weights,) = (tmp_path / "out").glob("*.safetensors")
     assert count_parameters(load(weights)[0])[0] == int(weights.stem.rpartition("-")[2])
     card = (tmp_path / "out/CARD.md").read_text()
-    for told in (sha256(weights), "8 steps", "Seed 7", "CC BY-SA 4.0", "dvc repro --force"):
+    for told in (sha256(weights), "8 steps", "Seed 7", "CC BY-SA 4.0", "dvc unfreeze pretrain"):
         assert told in card
-    for path in SYNTHETIC.rglob("*.nii.gz"):
+    for path in (SYNTHETIC / "open_ms_patient07").glob("*.nii.gz"):
         assert sha256(path) in card
 
 

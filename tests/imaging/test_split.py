@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from gliotrail import params
 from gliotrail.errors import ParamsError
 from gliotrail.imaging.geometry import Box
-from gliotrail.imaging.split import Region, Split, make_split, split_from_json, split_to_json
+from gliotrail.imaging.split import (
+    Region,
+    Split,
+    fold_of,
+    make_split,
+    split_from_json,
+    split_to_json,
+)
 
 SHAPES = {f"P{n:02}": (40, 50, 60) for n in range(20)}
 BLOCK = {"case": "P03", "start_vox": [0, 30, 0], "stop_vox": [40, 50, 60], "margin_vox": 4}
@@ -100,3 +107,23 @@ def test_a_split_that_can_t_be_is_refused(values: dict[str, Any], message: str) 
 def test_without_labelled_cases_there_is_nothing_to_train_on() -> None:
     with pytest.raises(ParamsError, match="no case is left to train on"):
         split_of({}, test=0.2)
+
+
+@given(cases=st.integers(2, 30), of=st.integers(2, 30))
+def test_each_training_case_is_judged_in_one_fold_and_trained_on_in_the_others(
+    cases: int, of: int
+) -> None:
+    names = tuple(f"CASE_{n:03}" for n in range(cases))
+    whole = Split(names, (), ("HELD_OUT",), {})
+    if of > cases:
+        with pytest.raises(ParamsError, match=rf"wanted 2 to {cases} folds"):
+            fold_of(whole, 1, of)
+        return
+    folds = [fold_of(whole, number, of) for number in range(1, of + 1)]
+    judged = [region.case for fold in folds for region in fold.validation]
+    assert sorted(judged) == list(names)
+    for fold in folds:
+        assert sorted([*fold.training, *(r.case for r in fold.validation)]) == list(names)
+        assert fold.test == ("HELD_OUT",)
+    sizes = [len(fold.validation) for fold in folds]
+    assert max(sizes) - min(sizes) <= 1

@@ -23,6 +23,12 @@ CROPS_PARAMS: Mapping[str, Any] = {
     "sweep.space.learning_rate.choice": [3e-3],
     "sweep.space.patch_size.choice": ["16x16x8", "16x16x16"],
     "sweep.epochs": 1,
+    "sweep.epoch_voxels": 4 * 4 * 16**3,
+    # one head and one shape for both: read once
+    "pretrain.phantoms.anatomies": ["open_ms_patient07"],
+    "pretrain.phantoms.shapes": ["BRATS_001"],
+    "pretrain.validation.anatomies": ["open_ms_patient07"],
+    "pretrain.validation.shapes": ["BRATS_001"],
     "pretrain.validation.scans": 1,
     "pretrain.validation.size": "32x32x24",
     "train.model.base_filters": 4,

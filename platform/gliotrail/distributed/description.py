@@ -17,7 +17,7 @@ from gliotrail.tracking.lineage import Origin, describe
 def describe_training(
     training: Training, origin: Origin, experiment: str, kind: str, parent: str | None = None
 ) -> dict[str, Any]:
-    """As `lineage.describe`; `kind` is `train`, `trial` or `pretrain`."""
+    """As `lineage.describe`; `kind` is `train`, `trial`, `pretrain` or `fold`."""
     size, inputs = format_size(training.size_vox), training.inputs()
     trainable, other = count_parameters(build(training.section.model))
     return describe(

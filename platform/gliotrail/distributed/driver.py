@@ -5,6 +5,7 @@ It goes on from the run's last final checkpoint, and makes new ones.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -30,7 +31,7 @@ from gliotrail.imaging.phantom import (
     synthesize,
 )
 from gliotrail.imaging.prepared import Prepared, load_prepared, read_labels_patch, read_patch
-from gliotrail.imaging.split import Region
+from gliotrail.imaging.split import Region, fold_of
 from gliotrail.params import Model
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.loop import SCORE, Plan, State, World, fit
@@ -53,8 +54,8 @@ def check(trainings: Sequence[Training]) -> None:
         DataError: as `load_prepared`.
         WeightsError: first weights of another network, or of other channels or classes.
     """
-    prepared = trainings[0].prepared
-    if prepared and not load_prepared(prepared).split.validation:
+    prepared = data_of(trainings[0])
+    if prepared and not prepared.split.validation:
         do = "name cases, a share or a block in prepare.split.validation"
         raise ParamsError("no validation data to judge a training on", do=do)
     for training in trainings:
@@ -92,7 +93,7 @@ def run_training(
         TrackingError: the checkpoint is damaged, or a newer attempt has taken the run.
     """
     section, plan = training.section, plan_of(training)
-    prepared = load_prepared(training.prepared) if training.prepared else None
+    prepared = data_of(training)
     source = source_of(training, prepared)
     judged = synthetic_scans(training)
     model = first_network(training)
@@ -146,11 +147,26 @@ def run_training(
             writer.close()
 
 
+def data_of(training: Training) -> Prepared | None:
+    """The prepared data, split as the training's fold has it; None if nothing real is used.
+
+    Raises:
+        DataError: as `load_prepared`.
+        ParamsError: as `fold_of`.
+    """
+    if training.prepared is None:
+        return None
+    prepared = load_prepared(training.prepared)
+    if training.fold is None:
+        return prepared
+    return replace(prepared, split=fold_of(prepared.split, *training.fold))
+
+
 def source_of(training: Training, prepared: Prepared | None) -> Source:
     """Real patches, synthetic ones, or both, as `train.rehearsal` says."""
     section, phantoms = training.section, training.phantoms
     if prepared is not None:
-        index = read_index(training.index_path)
+        index = read_index(training.index_path).only(prepared.split.training)
         real = Patches(index, prepared.cases, section.augment, section.standardize, section.seed)
         if not section.rehearsal:
             return real

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gliotrail.distributed.train import run_tracked
-from gliotrail.distributed.training import Training
+from gliotrail.distributed.training import Training, synthetic_files
 from gliotrail.errors import ParamsError
 from gliotrail.files import replacing, sha256
 from gliotrail.imaging.labels import REGIONS
@@ -61,7 +61,7 @@ def _card(
         for name in REGIONS
         if f"val/dice_{name}" in values
     ]
-    files = sorted(path for path in synthetic.rglob("*.nii.gz"))
+    files = synthetic_files(section, synthetic)
     hashes = [f"| `{path.relative_to(synthetic)}` | `{sha256(path)}` |" for path in files]
     return f"""# {weights.name}
 
@@ -75,7 +75,8 @@ tumour. Meant to be fine-tuned. Not a medical device.
 - Heads: {", ".join(section.phantoms.anatomies)}. Shapes: {", ".join(section.phantoms.shapes)}.
 - Seed {train.seed}, {steps} steps of {train.batch_size} patches, learning rate
   {train.learning_rate}, loss {train.loss}; all else is in `pretrain` of params.yaml.
-- Code: commit {tags["mlflow.source.git.commit"]}. Command: `dvc repro --force pretrain`.
+- Code: commit {tags["mlflow.source.git.commit"]}.
+  Command: `dvc unfreeze pretrain && dvc repro pretrain`.
 - Licence: CC BY-SA 4.0, as the shapes it was made from (see `data/pretrain/PROVENANCE.md`).
 
 Dice on {judged.scans} synthetic scans ({", ".join(judged.shapes)} in {", ".join(judged.anatomies)};

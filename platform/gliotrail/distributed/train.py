@@ -42,7 +42,7 @@ def run_tracked(training: Training, experiment: str, kind: str) -> RunFolder:
     """Train to the end on Ray's workers, or take what was trained on the same inputs before.
 
     Args:
-        kind: `train` or `pretrain`.
+        kind: `train`, `pretrain` or `fold`.
 
     Raises:
         TrainingError, DataError, ClusterError: as training, data and cluster have it.

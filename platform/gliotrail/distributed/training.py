@@ -43,6 +43,7 @@ class Training:
     synthetic: the folder of anatomies and shapes they are made from.
     init: the weights file that it starts from, if any.
     prepared, patches: the stages' outputs; none when nothing real is trained on.
+    fold: its number and how many there are, if validation is a fold of the training cases.
     digests: of the files, as they were when the training was made.
     """
 
@@ -55,6 +56,7 @@ class Training:
     prepared: Path | None
     patches: Path
     digests: Mapping[str, str]
+    fold: tuple[int, int] | None = None
 
     @classmethod
     def of(
@@ -71,9 +73,10 @@ class Training:
             ParamsError, DataError, WeightsError, TrackingError: data or weights that aren't there.
         """
         init = initial_weights(section.init)
+        files = synthetic_files(params.pretrain, synthetic)
         digests = {
             "code": code_digest(_DRIVER),
-            "synthetic": synthetic_digest(params.pretrain, synthetic),
+            "synthetic": digest_of([[str(p.relative_to(synthetic)), sha256(p)] for p in files]),
         }
         if prepared:
             digests["data"] = prepared_digest(prepared)
@@ -119,6 +122,7 @@ class Training:
             "threshold": self.threshold,
             "phantoms": self.phantoms.model_dump(mode="json"),
             "judged": self.judged.model_dump(mode="json"),
+            **({"fold": list(self.fold)} if self.fold else {}),
             **self.digests,
         }
         if self.prepared is None:
@@ -153,20 +157,20 @@ def prepared_digest(folder: Path) -> str:
     return digest_of([[path.relative_to(folder).as_posix(), sha256(path)] for path in paths])
 
 
-def synthetic_digest(section: Pretrain, folder: Path) -> str:
-    """One hash of the files that synthetic tumours are made from.
+def synthetic_files(section: Pretrain, folder: Path) -> list[Path]:
+    """What synthetic tumours are made from.
 
     Raises:
         DataError: an anatomy or a shape that isn't there.
     """
-    names = dict.fromkeys(section.phantoms.anatomies + section.validation.anatomies)
-    paths = [folder / name / file for name in names for file in (*FILES.values(), LESION_FILE)]
+    heads = dict.fromkeys(section.phantoms.anatomies + section.validation.anatomies)
+    paths = [folder / head / file for head in heads for file in (*FILES.values(), LESION_FILE)]
     shapes = dict.fromkeys(section.phantoms.shapes + section.validation.shapes)
     paths += [shape_path(folder, name) for name in shapes]
     for path in paths:
         if not path.is_file():
-            raise DataError("no such file", where=path, do="look at pretrain.* in params.yaml")
-    return digest_of([[path.relative_to(folder).as_posix(), sha256(path)] for path in paths])
+            raise DataError("no such file", where=path, do="look at pretrain in params.yaml")
+    return paths
 
 
 def with_changes(params: Params, changes: Mapping[str, Any], where: object) -> Train:

@@ -6,7 +6,8 @@ reach past the brain's box. Sampling is exact: the background share of every cor
 running sums, and the corners below the threshold are drawn from without replacement.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,17 @@ class PatchIndex:
 
     def __len__(self) -> int:
         return len(self.case_number)
+
+    def only(self, cases: Sequence[str]) -> "PatchIndex":
+        """The rows of these cases, in the same order."""
+        chosen = np.isin(self.case_number, [n for n, c in enumerate(self.cases) if c in cases])
+        return replace(
+            self,
+            case_number=self.case_number[chosen],
+            corner_vox=self.corner_vox[chosen],
+            voxels=self.voxels[chosen],
+            tumour_centred=self.tumour_centred[chosen],
+        )
 
 
 def patch(section: params.Patch, prepared: Prepared, size: Size, out: Path) -> PatchIndex:

@@ -295,7 +295,8 @@ def _standardize_again(
 
     The network sees 19 voxels at a time; what is normal it knows mostly from absolute values.
     """
-    share = np.float32(0.35 * rng.uniform() ** 2)  # mostly small; up to a slab around a large tumour
+    # mostly small; at most that of a slab around a large tumour
+    share = np.float32(0.35 * rng.uniform() ** 2)
     parts = rng.dirichlet([4, 1, 1, 1.5]).astype(np.float32)  # edema, solid, necrosis, enhancing
     values_PC = np.stack([white_C + looks[name] for name in _LOOKS])
     mean_C = share * (parts @ values_PC)

@@ -75,6 +75,26 @@ def make_split(section: params.Split, shapes_vox: Mapping[str, Vox3]) -> Split:
     return Split(training, (Region(block.case, box),), test, kept_out)
 
 
+def fold_of(split: Split, number: int, of: int) -> Split:
+    """One of several folds of the training cases: its own are for validation, whole.
+
+    Every training case is in one fold; their sorted names are dealt out in turn, so that names
+    that go by hospital are spread.
+
+    Args:
+        number: from 1 to `of`.
+
+    Raises:
+        ParamsError: more folds than training cases, or fewer than two.
+    """
+    if not 2 <= of <= len(split.training) or not 1 <= number <= of:
+        wanted = f"2 to {len(split.training)} folds, as many as there are training cases"
+        raise ParamsError("crossvalidate.folds", wanted=wanted, got=f"fold {number} of {of}")
+    kept = split.training[number - 1 :: of]
+    training = tuple(name for name in split.training if name not in kept)
+    return Split(training, tuple(Region(name) for name in kept), split.test, {})
+
+
 def _part(
     rule: Sequence[str] | float, key: str, names: Sequence[str], shuffled: Sequence[str]
 ) -> tuple[str, ...]:

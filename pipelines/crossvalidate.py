@@ -1,0 +1,13 @@
+"""Stage `crossvalidate FOLD`: one fold of the training patients, trained without it and judged."""
+
+import sys
+
+from gliotrail import params
+from gliotrail.distributed.crossvalidate import crossvalidate
+from gliotrail.errors import ParamsError, one_line_errors
+
+if __name__ == "__main__":
+    with one_line_errors():
+        if len(sys.argv) != 2 or not sys.argv[1].isdecimal():
+            raise ParamsError("fold", wanted="one number", got=" ".join(sys.argv[1:]) or "nothing")
+        crossvalidate(params.load(), int(sys.argv[1]))
