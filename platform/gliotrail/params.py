@@ -157,19 +157,35 @@ class Patch(Section):
     seed: Seed
 
 
-class Choice(Section):
-    """One of a list of values."""
+def _ends(value: object) -> tuple[float, ...]:
+    if isinstance(value, list | tuple) and _is_pairs([value]) and value[0] < value[1]:
+        return tuple(value)
+    raise ValueError(f"two rising numbers, such as [0.1, 0.5], are wanted, got {value!r}")
 
-    choice: Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
+
+Values = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
+Ends = Annotated[tuple[float, ...], PlainValidator(_ends), PlainSerializer(list)]
+
+
+class Choice(Section):
+    """What is tried of one key: all of some values, some of them, or numbers between two ends."""
+
+    grid: Values | None = None
+    choice: Values | None = None
+    uniform: Ends | None = None
+    loguniform: Ends | None = None
 
 
 class Sweep(Section):
     """Which trials are run, each for how long. Compared by whole-scan validation Dice."""
 
-    space: dict[str, Choice]
-    algorithm: Literal["grid", "random"]
-    scheduler: Literal["fifo"]
+    space: Annotated[dict[str, Choice], Field(min_length=1)]
+    algorithm: Literal["grid", "random", "optuna"]
+    trials: Count
+    scheduler: Literal["fifo", "asha", "hyperband"]
+    reduction: Annotated[int, Field(ge=2)]
     epochs: Count
+    epoch_voxels: Count
     seed: Seed
 
 
@@ -268,6 +284,18 @@ class Pretrain(Section):
     train: Train
 
 
+def _folds(value: object) -> tuple[int, ...]:
+    if isinstance(value, list | tuple) and list(value) == list(range(1, len(value) + 1)):
+        return tuple(value)
+    raise ValueError(f"[] or the numbers from 1 on, such as [1, 2, 3, 4, 5], got {value!r}")
+
+
+class Crossvalidate(Section):
+    """Which folds of the training patients are trained and judged, each a stage of its own."""
+
+    folds: Annotated[tuple[int, ...], PlainValidator(_folds), PlainSerializer(list)]
+
+
 class Evaluate(Section):
     """How held-out patients are segmented and scored."""
 
@@ -284,6 +312,7 @@ class Params(Section):
     pretrain: Pretrain
     train: Train
     evaluate: Evaluate
+    crossvalidate: Crossvalidate
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
@@ -362,6 +391,5 @@ def _known_keys(path: list[Any]) -> list[str]:
     for part in path:
         section = getattr(section, "model_fields", {}).get(part, section)
         section = getattr(section, "annotation", section)
-        if part == "validation":
-            section = ValidationBlock
+        section = {"validation": ValidationBlock, "space": Choice}.get(part, section)
     return list(getattr(section, "model_fields", {}))

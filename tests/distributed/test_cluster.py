@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from gliotrail.distributed.cluster import Resources, nodes, share_out, total, workers_wanted
+from gliotrail.distributed.trials import CONCURRENT, TRIAL_CPUS, resources
 from gliotrail.errors import ClusterError, ParamsError
 from tests.support.projects import ROOT
 
@@ -105,3 +106,44 @@ def test_an_address_where_no_cluster_answers_is_one_line(address: str) -> None:
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: RAY_ADDRESS={address}: no Ray cluster answers: got ")
+
+
+# a sweep's trials
+
+
+@pytest.mark.parametrize(
+    ("there", "trials", "cpus", "at_once", "shared"),
+    [
+        ([SMALL], 4, None, None, Resources(2, 1, 0)),
+        ([SMALL], 4, None, "1", Resources(1, 2, 0)),
+        ([SMALL], 4, "2", None, Resources(1, 2, 0)),
+        ([BIG], 4, "3", None, Resources(4, 3, 0)),
+        ([BIG], 9, "3", None, Resources(5, 3, 0)),
+        ([BIG], 9, "3", "2", Resources(2, 3, 0)),
+        ([WITH_GPUS], 9, None, None, Resources(4, 4, 1)),
+        ([WITH_GPUS, BIG], 9, "8", None, Resources(2, 8, 1)),
+    ],
+)
+def test_trials_share_the_machines(
+    there: list[dict[str, float]],
+    trials: int,
+    cpus: str | None,
+    at_once: str | None,
+    shared: Resources,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(TRIAL_CPUS, cpus or "")
+    monkeypatch.setenv(CONCURRENT, at_once or "")
+    assert resources(there, trials) == shared
+
+
+def test_a_trial_that_fits_on_no_machine_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(TRIAL_CPUS, "17")
+    with pytest.raises(ClusterError) as told:
+        resources([BIG, SMALL, SMALL], 4)
+    assert str(told.value) == (
+        "a trial can never start: wanted 1 workers of 17 CPU, got machines of"
+        " 16 CPUs and 0 GPUs / 2 CPUs and 0 GPUs; lower GLIOTRAIL_TRIAL_CPUS"
+    )

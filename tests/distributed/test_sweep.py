@@ -11,9 +11,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from gliotrail.distributed.driver import run_training
-from gliotrail.distributed.sweep import EXPERIMENT, make_trials, sweep
+from gliotrail.distributed.proposals import Proposals
+from gliotrail.distributed.sweep import EXPERIMENT, sweep
 from gliotrail.distributed.train import choose
 from gliotrail.errors import GliotrailError, ParamsError
+from gliotrail.imaging.prepared import load_prepared
 from gliotrail.params import Params
 from gliotrail.segmentation.loop import World
 from gliotrail.tracking.journal import RunFolder
@@ -98,9 +100,17 @@ def test_the_winner_is_the_best_by_validation(swept: Swept) -> None:
         assert last == float(row["score"])
 
 
+def test_a_sweep_never_reads_a_test_patient(swept: Swept, without_test_patients: Crops) -> None:
+    case = without_test_patients.prepared / "cases/BRATS_119"
+    assert [path.name for path in case.iterdir()] == ["case.json"]
+    assert load_prepared(without_test_patients.prepared).split.test == ("BRATS_119",)
+    assert {row["status"] for row in swept.table()} == {"FINISHED"}
+
+
 def test_a_budget_is_voxels_whatever_the_patch_size(swept: Swept) -> None:
     steps = {row["patch_size"]: int(row["steps"]) for row in swept.table()}
     assert steps == {"16x16x8": 16, "16x16x16": 8}
+    assert {int(row["voxels"]) for row in swept.table()} == {2 * 4 * 4 * 16**3}
 
 
 def test_train_takes_the_winner_where_its_params_say_so(swept: Swept, crops: Crops) -> None:
@@ -149,8 +159,8 @@ def test_a_trial_whose_worker_was_killed_has_the_curve_of_one_that_was_not(
 ) -> None:
     (name,) = [name for name, attempts in swept.attempts().items() if attempts == 2]
     killed = RunFolder(swept.state / "runs" / name)
-    trials = make_trials(swept.params, crops.prepared, crops.patches)
-    (training,) = [trial for trial in trials if trial.folder().root.name == name]
+    trials = Proposals(swept.params, crops.prepared, crops.patches).trials
+    (training,) = [trial.training for trial in trials if trial.name == name]
     whole = RunFolder(tmp_path / "whole")
     run_training(training, whole, World())
     curves = [[(p.key, p.step, p.value) for p in run.points() if "dice" in p.key]
@@ -184,7 +194,8 @@ def test_again_is_as_once(
         ({"sweep__space__patch_size__choice": ["16x16"]}, "sweep.space: train.patch_size: a patch"),
         ({"sweep__space__learning_rate__choice": [1e-3, "fast"]}, "train.learning_rate: a number"),
         ({"sweep__space__learning_rate__choice": ["from_sweep"]}, "rate: can't be from_sweep"),
-        ({"sweep__space": {"patch_size": {"choice": SIZES}}}, "sweep.space.learning_rate: missing"),
+        ({"sweep__space": {"patch_size": {"choice": SIZES}}, "train__learning_rate": "from_sweep"},
+         "sweep.space.learning_rate: missing; give it one choice, or give train.learning_rate a"),
         ({"sweep__space": {
             "patch_size": {"choice": SIZES}, "learning_rate": {"choice": [1e-3]},
             "weigth_decay": {"choice": [0]}}},
@@ -212,7 +223,7 @@ def test_a_sweep_that_cannot_run_is_refused_in_one_line(
     with pytest.raises(GliotrailError) as error:
         sweep(crops.params(**changes), crops.prepared, patches, tmp_path / "sweep")
     assert told in str(error.value)
-    assert not (state / "runs").exists()
+    assert not list(state.glob("runs/*/run.json"))
     assert (tmp_path / "sweep/best.json").read_text() == "the old one"
 
 
@@ -223,10 +234,11 @@ def test_any_param_of_train_can_be_swept(crops: Crops) -> None:
         "batch_size": {"choice": [2, 4]},
         "loss": {"choice": ["soft_dice", "dice_ce"]},
     }
-    trials = make_trials(crops.params(sweep__space=space), crops.prepared, crops.patches)
-    chosen = [(t.section.batch_size, t.section.loss, t.section.epochs) for t in trials]
+    trials = Proposals(crops.params(sweep__space=space), crops.prepared, crops.patches).trials
+    sections = [trial.training.section for trial in trials]
+    chosen = [(of.batch_size, of.loss, of.epochs) for of in sections]
     assert chosen == [(n, loss, 2) for n in (2, 4) for loss in ("soft_dice", "dice_ce")]
-    assert len({t.folder().root for t in trials}) == 4
+    assert len({trial.name for trial in trials}) == 4
 
 
 def test_no_winner_is_told(crops: Crops, tmp_path: Path) -> None:

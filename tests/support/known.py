@@ -209,6 +209,7 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     out = dict(values)
     for key, value in changes.items():
         old = out.get(key)
-        nested = isinstance(old, Mapping) and isinstance(value, Mapping)
+        # a space is another one as a whole
+        nested = key != "space" and isinstance(old, Mapping) and isinstance(value, Mapping)
         out[key] = merged(old, value) if nested else value  # type: ignore[arg-type]
     return out

@@ -171,9 +171,18 @@ def workers_wanted() -> int | None:
     Raises:
         ParamsError: it is no whole number above 0.
     """
-    text = os.environ.get(WORKERS)
+    return whole_number(WORKERS)
+
+
+def whole_number(name: str) -> int | None:
+    """An environment variable, if it is set.
+
+    Raises:
+        ParamsError: it is no whole number above 0.
+    """
+    text = os.environ.get(name)
     if not text:
         return None
     if not re.fullmatch("[1-9][0-9]{0,4}", text):
-        raise ParamsError(WORKERS, wanted="a whole number above 0", got=repr(text))
+        raise ParamsError(name, wanted="a whole number above 0", got=repr(text))
     return int(text)

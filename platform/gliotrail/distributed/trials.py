@@ -3,47 +3,96 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import torch
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 
-from gliotrail.distributed.cluster import nodes, share_out, total
+from gliotrail.distributed.cluster import Node, Resources, share_out, total, whole_number
 from gliotrail.distributed.driver import plan_of, result, run_training
-from gliotrail.distributed.training import Training
-from gliotrail.errors import GliotrailError
+from gliotrail.distributed.halving import Halving
+from gliotrail.distributed.proposals import Trial
+from gliotrail.errors import ClusterError, GliotrailError
 from gliotrail.places import state_dir
 from gliotrail.progress import progress
-from gliotrail.segmentation.loop import World
-from gliotrail.tracking.journal import RunFolder
+from gliotrail.segmentation.loop import SCORE, World
 
+TRIAL_CPUS: Final = "GLIOTRAIL_TRIAL_CPUS"
+CONCURRENT: Final = "GLIOTRAIL_CONCURRENT_TRIALS"
 _FAILURES_SURVIVED: Final = 3
 
 
-def run_trials(trials: Sequence[Training], runs: Sequence[RunFolder]) -> None:
-    """Run trials on the connected cluster, as many at a time as it has GPUs, or else cores.
+def resources(there: Sequence[Node], trials: int) -> Resources:
+    """What each trial takes, and how many run at a time: as many as there are GPUs, or else cores.
 
-    Each run ends FINISHED or FAILED; one that did not was stopped, by Ctrl-C.
+    GLIOTRAIL_TRIAL_CPUS and GLIOTRAIL_CONCURRENT_TRIALS say it otherwise.
+
+    Args:
+        there: the cluster's machines.
+
+    Raises:
+        ClusterError: the cluster, as it is now, can't ever give so much.
+        ParamsError: a variable that is no whole number.
     """
-    there = nodes()
+    cpus, at_once = whole_number(TRIAL_CPUS), whole_number(CONCURRENT) or trials
     places = total(there, "GPU") or total(there, "CPU")
-    wanted = share_out(there, min(len(trials), places))
+    if cpus is None:
+        return share_out(there, max(1, min(trials, places, at_once)))
+    wanted = Resources(1, cpus, 1 if total(there, "GPU") else 0)
+    fitting = sum(
+        min(int(node.get(name, 0) // n) for name, n in wanted.per_worker().items())
+        for node in there
+    )
+    if not fitting:
+        machines = [
+            f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in there
+        ]
+        raise ClusterError(
+            "a trial can never start",
+            wanted=wanted.describe(),
+            got=f"machines of {' / '.join(dict.fromkeys(machines)) or 'nothing'}",
+            do=f"lower {TRIAL_CPUS}",
+        )
+    return Resources(min(trials, fitting, at_once), cpus, wanted.gpus_per_worker)
+
+
+def run_trials(waiting: Iterator[Trial], number: int, wanted: Resources, halving: Halving) -> None:
+    """Run trials on the connected cluster, each taken from `waiting` when there is room for it.
+
+    Each run ends FINISHED, FAILED, or, stopped early, KILLED; one without an end was stopped with
+    the whole sweep.
+
+    Args:
+        number: how many there are at most.
+        halving: decides which are stopped early.
+    """
+    first = next(waiting, None)
+    if first is None:
+        return
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # nobody reads their files
     name = f"sweep-{time.time_ns()}"
-    configs = [{"training": t, "root": str(r.root)} for t, r in zip(trials, runs, strict=True)]
-    with progress(len(trials), "sweep", "trials") as advance:
+    with progress(number, "sweep", "trials") as advance:
+        search = _Waiting(chain([first], waiting), halving, advance)
         tuner = tune.Tuner(
             tune.with_resources(_trial, {k.lower(): n for k, n in wanted.per_worker().items()}),
-            param_space={"trial": tune.grid_search(configs)},
-            tune_config=tune.TuneConfig(max_concurrent_trials=wanted.workers, reuse_actors=True),
+            tune_config=tune.TuneConfig(
+                num_samples=number,
+                search_alg=search,
+                scheduler=_Scheduler(search, halving),
+                max_concurrent_trials=wanted.workers,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
             run_config=tune.RunConfig(
                 name=name,
                 storage_path=str(state_dir() / "ray"),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=_FAILURES_SURVIVED),
-                callbacks=[_Advance(advance)],
             ),
         )
         try:
@@ -53,31 +102,82 @@ def run_trials(trials: Sequence[Training], runs: Sequence[RunFolder]) -> None:
     for n in range(len(outcomes)):
         error, config = outcomes[n].error, outcomes[n].config
         if error is not None and config is not None:
-            run = RunFolder(Path(config["trial"]["root"]))
-            run.end("FAILED", str(error).strip().rpartition("\n")[2])
+            config["trial"].run.end("FAILED", str(error).strip().rpartition("\n")[2])
 
 
-class _Advance(tune.Callback):
-    """Moves the progress bar."""
+class _Waiting(Searcher):
+    """Hands Tune the trials that wait, one by one, and ends those that were stopped early."""
 
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self._advance = advance
+    def __init__(
+        self, waiting: Iterator[Trial], halving: Halving, advance: Callable[[int], None]
+    ) -> None:
+        super().__init__(metric=SCORE, mode="max")
+        self._waiting, self._halving, self._advance = waiting, halving, advance
+        self.trials: dict[str, Trial] = {}
+        """By Tune's own name."""
 
-    def on_trial_complete(self, *args: Any, **more: Any) -> None:
+    def suggest(self, trial_id: str) -> Any:
+        trial = next(self._waiting, None)
+        if trial is None:
+            return Searcher.FINISHED
+        self.trials[trial_id] = trial
+        return {"trial": trial, "retell": bool(self._halving.rungs(trial.number)[1])}
+
+    def on_trial_complete(self, trial_id: str, *args: Any, **more: Any) -> None:
+        end_if_stopped(self.trials[trial_id], self._halving)
         self._advance(1)
 
-    on_trial_error = on_trial_complete
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: what resumes is our own folders."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes itself down, to be resumed
+
+
+class _Scheduler(FIFOScheduler):
+    """Stops a trial at an epoch's end where `Halving` says so."""
+
+    def __init__(self, search: _Waiting, halving: Halving) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._search, self._halving = search, halving
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        ours, epoch = self._search.trials[trial.trial_id], result.get("epoch")
+        goes_on = epoch is None or self._halving.goes_on(ours, epoch, result[SCORE])
+        return self.CONTINUE if goes_on else self.STOP
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as above
+
+
+def end_if_stopped(trial: Trial, halving: Halving) -> None:
+    """Write down that a trial was stopped early: its run is KILLED, and says why."""
+    decision = halving.stopped(trial)
+    if decision is not None and trial.run.ended() is None:
+        summary = {"score": decision.value, "steps": trial.run.history()[-1].step}
+        trial.run.end("KILLED", halving.reason(decision), summary)
 
 
 def _trial(config: dict[str, Any]) -> None:
     """What a Tune worker does for one trial."""
-    training, run = config["trial"]["training"], RunFolder(Path(config["trial"]["root"]))
+    trial: Trial = config["trial"]
+    training, run, plan = trial.training, trial.run, plan_of(trial.training)
     world = World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def tell(step: int, metrics: Any) -> None:
+        tune.report({SCORE: metrics[SCORE], "epoch": step // plan.steps_per_epoch})
+
+    if config["retell"]:  # of an earlier attempt; the last one may not have been heard
+        for epoch, score in trial.by_epoch().items():
+            tune.report({SCORE: score, "epoch": epoch})
     try:
-        run_training(training, run, world, lambda step, metrics: tune.report(dict(metrics)))
+        run_training(training, run, world, tell)
         state, _ = result(training, run)
     except GliotrailError as error:  # it would come again if tried again
         run.end("FAILED", str(error))
     else:
-        summary = {"score": state.kept_score, "steps": plan_of(training).steps}
+        summary = {"score": state.kept_score, "steps": plan.steps}
         run.end("FINISHED", "trained to its budget", summary)

@@ -1,0 +1,9 @@
+"""`gliotrail sweep`."""
+
+
+def sweep() -> None:
+    """Run the sweep of params.yaml, or go on with it; the same as the stage, without DVC."""
+    from gliotrail import params
+    from gliotrail.distributed.sweep import sweep as run
+
+    run(params.load())

@@ -1,0 +1,123 @@
+"""A sweep's trials, in their order: known from the start, or asked for one after another.
+
+Each trial is a training, known by its inputs (see `training`): the same point in a wider space, or
+in the same sweep taken up again, is the same trial.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from gliotrail.distributed.space import Point, Space, changes
+from gliotrail.distributed.training import Training, with_changes
+from gliotrail.errors import ParamsError
+from gliotrail.files import write_durably
+from gliotrail.params import FROM_SWEEP, Params, Train
+from gliotrail.places import state_dir
+from gliotrail.tracking.journal import RunFolder
+from gliotrail.tracking.lineage import digest_of
+
+ALWAYS: Final = ("learning_rate", "patch_size")
+"""What `train` can take from a sweep's winner: of each trial it is known, swept or not."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One of a sweep's trainings. `number` is its place in the sweep, from 0."""
+
+    number: int
+    point: Point
+    training: Training
+    run: RunFolder
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.run.root.name
+
+    def values(self) -> dict[str, Any]:
+        """Learning rate, patch size, and what else is swept."""
+        section = self.training.section.model_dump(mode="json")
+        return {key: section[key] for key in ALWAYS} | self.point
+
+    def by_epoch(self) -> dict[int, float]:
+        """The score at each epoch's end so far, from 1."""
+        from gliotrail.segmentation.loop import SCORE  # seconds of imports
+
+        scores = [point.value for point in self.run.points() if point.key == SCORE]
+        return dict(enumerate(scores, 1))
+
+
+class Proposals:
+    """Checked as far as can be before anything starts.
+
+    trials: those that are known so far.
+    probes: trainings that together have all that is swept.
+    parent: the folder of the sweep's own run.
+
+    Raises:
+        ParamsError: a key or value that can't be swept, or a patch size that isn't prepared.
+    """
+
+    def __init__(self, params: Params, prepared: Path, patches: Path) -> None:
+        self._params, self.space = params, Space(params)
+        for key in ALWAYS:
+            if key not in params.sweep.space and getattr(params.train, key) == FROM_SWEEP:
+                do = f"give it one choice, or give train.{key} a value"
+                raise ParamsError(f"sweep.space.{key}: missing", do=do)
+        sections = [self._section(point) for point in self.space.probes()]
+        self._first = Training.of(params, sections[0], prepared, patches)
+        self.probes = [replace(self._first, section=section) for section in sections]
+        inputs = [training.inputs() for training in self.probes]
+        identity = digest_of([params.sweep.model_dump(mode="json"), inputs])
+        self.parent = RunFolder(state_dir() / "runs" / f"sweep-{identity}")
+        self._asked = self.parent.root / "asked.json"
+        self.trials: list[Trial] = []
+        for point in self._recorded() if self.asks else self.space.points():
+            self._append(point)
+        self.total = params.sweep.trials if self.asks else len(self.trials)
+
+    @property
+    def asks(self) -> bool:
+        """Whether points are asked for as results come in."""
+        return self._params.sweep.algorithm == "optuna"
+
+    @property
+    def is_reproducible(self) -> bool:
+        """Whether the winner doesn't depend on how long each trial takes."""
+        return not self.asks and self._params.sweep.scheduler == "fifo"
+
+    def add(self, point: Point) -> Trial:
+        """A point that was asked for. It is written down, for a sweep that goes on."""
+        trial = self._append(point)
+        points = [trial.point for trial in self.trials]
+        write_durably(self._asked, json.dumps(points).encode())
+        return trial
+
+    def ask(self) -> Iterator[Trial]:
+        """Trials until there are as many as wanted, each chosen as late as it can be."""
+        from gliotrail.distributed.tpe import Tpe  # a second of imports
+
+        tpe, told = Tpe(self.space), set()
+        for trial in self.trials:
+            tpe.add(trial.point)
+        while len(self.trials) < self.total:
+            for trial in self.trials:
+                ended = trial.run.ended()
+                if ended is not None and trial.number not in told:
+                    tpe.tell(trial.point, trial.by_epoch(), trial.run.is_finished())
+                    told.add(trial.number)
+            yield self.add(tpe.ask())
+
+    def _append(self, point: Point) -> Trial:
+        training = replace(self._first, section=self._section(point))
+        self.trials.append(Trial(len(self.trials), point, training, training.folder()))
+        return self.trials[-1]
+
+    def _section(self, point: Point) -> Train:
+        return with_changes(self._params, changes(self._params, point), where="sweep.space")
+
+    def _recorded(self) -> list[Point]:
+        return list(json.loads(self._asked.read_text())) if self._asked.is_file() else []

@@ -1,0 +1,163 @@
+"""What a sweep tries: points of its space, that is a value for each swept key of `train`.
+
+They follow from params.yaml and the seed alone, not from where or when trials run; the TPE's also
+from the results so far.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from gliotrail.errors import ParamsError
+from gliotrail.params import Choice, Params, Sweep
+
+Point = dict[str, Any]
+"""A value for each swept key; a key within a section of `train` is dotted: `augment.flip`."""
+
+FIXED: Final = ("epochs", "epoch_voxels", "seed")
+"""Of `train`: a sweep has its own, or a trial's budget would not be that of the others."""
+_DRAWS: Final = 100
+"""How often another point is drawn where one was drawn before, for each trial."""
+
+
+class Space:
+    """A sweep's space, checked against `train`.
+
+    Raises:
+        ParamsError: a key that can't be swept, or not by this algorithm; too few points.
+    """
+
+    def __init__(self, params: Params) -> None:
+        self.sweep: Sweep = params.sweep
+        self.choices: Mapping[str, Choice] = params.sweep.space
+        self._whole = {key for key in self.choices if _is_whole(params, key)}
+        for key, choice in self.choices.items():
+            where = f"sweep.space.{key}"
+            given = [values for _, values in choice if values is not None]
+            if len(given) != 1:
+                raise ParamsError(where, wanted="one of grid, choice, uniform, loguniform")
+            if any(value in given[0][:n] for n, value in enumerate(given[0])):
+                raise ParamsError(where, wanted="different values", got=list(given[0]))
+            if choice.loguniform and choice.loguniform[0] <= 0:
+                raise ParamsError(where, wanted="numbers above 0", got=list(choice.loguniform))
+            if key in FIXED:
+                raise ParamsError(f"{where}: can't be swept", do=f"set sweep.{key}")
+            if self.sweep.algorithm == "grid" and _values(choice) is None:
+                do = "list values in `choice`, or take algorithm random or optuna"
+                raise ParamsError(f"{where}: a grid has no numbers between two ends", do=do)
+            if self.sweep.algorithm == "optuna" and choice.grid:
+                raise ParamsError(f"{where}: optuna chooses by itself", do="write choice, not grid")
+        there = math.prod(len(_values(c) or ()) or math.inf for c in self.choices.values())
+        if self.sweep.algorithm != "grid" and there < self.sweep.trials:
+            raise self.too_few(int(there))
+
+    def probes(self) -> list[Point]:
+        """A few points that together have every value of every list, and all ends."""
+        listed = {key: _values(choice) or _ends(choice) for key, choice in self.choices.items()}
+        first = {key: values[0] for key, values in listed.items()}
+        others = [first | {key: v} for key, values in listed.items() for v in values[1:]]
+        return [first, *others]
+
+    def points(self) -> list[Point]:
+        """Of a grid, all in the order of params.yaml; of random ones, as many as are wanted.
+
+        A random sweep with more trials starts with those of one with fewer. Every value in a
+        `grid` meets the same draws of the other keys.
+
+        Raises:
+            ParamsError: the space has fewer points than trials.
+        """
+        if self.sweep.algorithm == "grid":
+            return _product({key: _values(choice) for key, choice in self.choices.items()})
+        found: dict[str, Point] = {}
+        grid = _product({key: choice.grid for key, choice in self.choices.items() if choice.grid})
+        for number in range(self.sweep.trials * _DRAWS):
+            drawn = self.draw(number)
+            for fixed in grid:
+                point = drawn | fixed
+                found.setdefault(name_of(point), point)
+            if len(found) >= self.sweep.trials:
+                return list(found.values())[: self.sweep.trials]
+        raise self.too_few(len(found))
+
+    def draw(self, number: int) -> Point:
+        """A random point, always the same for a number."""
+        rng = np.random.default_rng((self.sweep.seed, number))
+        shares = rng.random(len(self.choices))
+        return {
+            key: _at(choice, float(share), key in self._whole)
+            for share, (key, choice) in zip(shares, self.choices.items(), strict=True)
+        }
+
+    def is_whole(self, key: str) -> bool:
+        """Whether its values are whole numbers."""
+        return key in self._whole
+
+    def too_few(self, there: int) -> ParamsError:
+        """What to raise where the space has fewer points than trials."""
+        return ParamsError("sweep.trials", wanted=f"at most {there}, all that the space has",
+                           got=self.sweep.trials)  # fmt: skip
+
+
+def name_of(point: Point) -> str:
+    """The same for equal points."""
+    return json.dumps(point, sort_keys=True)
+
+
+def changes(params: Params, point: Point) -> dict[str, Any]:
+    """A point, and what all trials share, as changes of the section `train`.
+
+    Raises:
+        ParamsError: a dotted key whose section `train` hasn't.
+    """
+    train = params.train.model_dump(mode="json")
+    changed: dict[str, Any] = {key: getattr(params.sweep, key) for key in FIXED}
+    for key, value in point.items():
+        section, dot, last = key.partition(".")
+        if not dot:
+            changed[key] = value
+            continue
+        if not isinstance(train.get(section), dict):
+            known = [name for name, values in train.items() if isinstance(values, dict)]
+            got = f"train has {' and '.join(known)}"
+            raise ParamsError(f"sweep.space.{key}: no such section {section}", got=got)
+        changed[section] = changed.get(section, train[section]) | {last: value}
+    return changed
+
+
+def _is_whole(params: Params, key: str) -> bool:
+    value: Any = params.train.model_dump(mode="json")
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return isinstance(value, int)
+
+
+def _values(choice: Choice) -> Sequence[Any] | None:
+    return choice.grid or choice.choice
+
+
+def _ends(choice: Choice) -> Sequence[float]:
+    ends = choice.uniform or choice.loguniform
+    assert ends is not None
+    return ends
+
+
+def _at(choice: Choice, share: float, whole: bool) -> Any:
+    """The value below which a share of all draws lies: a share in [0, 1) -> a value."""
+    values = _values(choice)
+    if values is not None:
+        return values[int(share * len(values))]
+    low, high = _ends(choice)
+    high += whole  # the last whole number is as likely as the others
+    log = choice.loguniform is not None
+    value = low * (high / low) ** share if log else low + share * (high - low)
+    return math.floor(value) if whole else value
+
+
+def _product(values: Mapping[str, Sequence[Any] | None]) -> list[Point]:
+    lists = [[(key, value) for value in of or ()] for key, of in values.items()]
+    return [dict(pairs) for pairs in itertools.product(*lists)]
