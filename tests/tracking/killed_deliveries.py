@@ -5,6 +5,7 @@ the database is open in it.
 """
 
 import os
+import random
 import signal
 import sys
 import traceback
@@ -60,14 +61,19 @@ def die_before(n: int) -> None:
     delivery.write_json = counted(delivery.write_json)  # type: ignore[attr-defined]
 
 
-def kill_everywhere(make: Callable[[Path], RunFolder], folder: Path, pictures: int) -> int:
-    """Deliver run after run, each killed one call later; see that the next delivery mends it.
+def kill_everywhere(
+    make: Callable[[Path], RunFolder], folder: Path, pictures: int, every: int
+) -> int:
+    """Deliver run after run, each killed some calls later; see that the next delivery mends it.
+
+    Args:
+        every: 1 kills before each call; 3 before each third, from one of the first three on.
 
     Returns:
-        how many deliveries were killed.
+        the last call before which a delivery was killed.
     """
     server = client()
-    for n in range(1, 100):
+    for n in range(random.randint(1, every), 100, every):
         run = make(folder / str(n))
 
         def broken_off(run: RunFolder = run, n: int = n) -> None:
@@ -88,7 +94,7 @@ def kill_everywhere(make: Callable[[Path], RunFolder], folder: Path, pictures: i
         own_id = f"tags.`gliotrail.id` = '{run.describe()['id']}'"
         assert len(server.search_runs(experiments, own_id)) == 1
         if ended == 0:
-            return n - 1
+            return n - every
     raise AssertionError("it never came to its end")
 
 
@@ -110,5 +116,6 @@ def with_a_model_left(root: Path) -> RunFolder:
 
 
 if __name__ == "__main__":
-    print("points", kill_everywhere(with_points, Path(sys.argv[1]) / "points", pictures=2))
-    print("model", kill_everywhere(with_a_model_left, Path(sys.argv[1]) / "model", pictures=0))
+    root, step = Path(sys.argv[1]), int(sys.argv[2])
+    print("points", kill_everywhere(with_points, root / "points", 2, step))
+    print("model", kill_everywhere(with_a_model_left, root / "model", 0, step))

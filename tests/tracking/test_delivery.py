@@ -179,13 +179,14 @@ def test_nested_params_are_flat_and_no_longer_than_mlflow_takes() -> None:
     assert flat == {"a.b.c": "1", "a.d": "[1, 'x']", "e": "None"}
 
 
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.long)])
 def test_a_delivery_killed_between_any_two_calls_loses_and_doubles_nothing(
-    tmp_path: Path, database: Path
+    every: int, tmp_path: Path, database: Path
 ) -> None:
     """Each in a process of its own, killed before its n-th call to MLflow or note of one."""
     shutil.copy(database, tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.tracking.killed_deliveries", str(tmp_path)],
+        [sys.executable, "-m", "tests.tracking.killed_deliveries", str(tmp_path), str(every)],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
         | {"GLIOTRAIL_STATE": str(tmp_path), "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"},

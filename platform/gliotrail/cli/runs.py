@@ -40,16 +40,30 @@ def status(as_json: Json = False) -> None:
         print_json(values | {"server": shown(tracking_uri())})
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("run", "what", "status", "step", "disk MB", "not in MLflow"):
+    for column in ("run", "what", "status", "held by", "step", "disk MB", "not in MLflow"):
         table.add_column(column, justify="right" if column in {"step", "disk MB"} else "left")
     for run in runs:
         waits = f"{run.waiting_checkpoints} checkpoints, {run.waiting_bytes / 1e6:.1f} MB"
         waits = run.problem or ("" if run.is_known else waits)
         size = f"{run.size_bytes / 1e6:.1f}"
-        table.add_row(run.folder, run.name, run.status, str(run.step), size, waits)
+        table.add_row(run.folder, run.name, run.status, run.holder, str(run.step), size, waits)
     if runs:
         Console().print(table)
     total, waiting = sum(run.size_bytes for run in runs), sum(not run.is_known for run in runs)
     print(f"{total / 1e6:.1f} MB of at most {budget / 1e6:.0f} ({BUDGET}) in {runs_dir()}")
     if waiting:
         print(f"not wholly in {shown(tracking_uri())}: {waiting}; `gliotrail runs sync` delivers")
+
+
+@app.command()
+def reap() -> None:
+    """Close runs whose processes are gone, as KILLED; of other machines, when no heartbeat comes.
+
+    Runs of other machines are watched for three of their heartbeats, by default 90 seconds.
+    """
+    from gliotrail.tracking.reaper import reap_all
+    from gliotrail.tracking.runs import one_line
+
+    with one_line():
+        closed = reap_all()
+    print(f"closed: {', '.join(closed) or 'none'}")

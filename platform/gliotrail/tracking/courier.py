@@ -4,50 +4,77 @@ MLflow is imported by the courier's own thread: that takes seconds, in which Ray
 """
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from gliotrail.errors import GliotrailError
 from gliotrail.progress import say
+from gliotrail.tracking.heart import Heart
 from gliotrail.tracking.journal import MODEL_FILE, RunFolder
+from gliotrail.tracking.owner import claim, heartbeat_s, held, release
+
+_AT_A_TIME_S = 5.0
 
 
 class Courier:
     """Delivers runs from a thread beside the training.
 
-    Runs are told in their order: a sweep before its trials.
+    Runs are told in their order: a sweep before its trials. When all is told, what other runs of
+    this checkout left is delivered too, a few seconds at a time.
     """
 
-    def __init__(self, runs: Sequence[RunFolder], every_s: float = 1.0) -> None:
+    def __init__(
+        self, runs: Sequence[RunFolder], every_s: float = 1.0, others_too: bool = False
+    ) -> None:
         self._runs, self._every_s = runs, every_s
+        self._others: list[RunFolder] | None = None if others_too else []
+        self._told: dict[Path, object] = {}
         self._closing = threading.Event()
         self.problem: str | None = None
         self._thread = threading.Thread(target=self._work, name="courier", daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
-        told: dict[Path, object] = {}
         pause_s = self._every_s
         while True:
             last = self._closing.is_set()
             try:
                 for run in self._runs:
                     now = _progress_of(run)
-                    if now is not None and told.get(run.root) != now:
+                    if now is not None and self._told.get(run.root) != now:
                         from gliotrail.tracking.delivery import deliver
                         from gliotrail.tracking.runs import client
 
                         deliver(run, client())
-                        told[run.root] = now
+                        self._told[run.root] = now
             except Exception as error:  # noqa: BLE001 - whatever a server does, training goes on
                 self.problem = f"{type(error).__name__}: {error}".split("\n")[0]
-                pause_s = min(2 * pause_s, 60.0)
+                # not above a heartbeat's interval: that long after an outage all is as it was
+                pause_s = min(2 * pause_s, heartbeat_s())
             else:
                 self.problem, pause_s = None, self._every_s
+                if self._told and not last:
+                    self._deliver_others()
             if last:
                 return
             self._closing.wait(pause_s)
+
+    def _deliver_others(self) -> None:
+        """What was left by runs that nobody holds any more, those killed included."""
+        if self._others == []:
+            return
+        from gliotrail.tracking.sync import clean_up, deliver_some
+
+        try:
+            if self._others is None:
+                self._others = clean_up()
+            ends_s = time.monotonic() + _AT_A_TIME_S
+            enough = lambda: self._closing.is_set() or time.monotonic() > ends_s  # noqa: E731
+            self._others = deliver_some(self._others, enough)
+        except Exception:  # noqa: BLE001 - `gliotrail runs sync` tells what is wrong with them
+            self._others = []
 
     def close(self, timeout_s: float = 30.0) -> str | None:
         """Deliver what is left, within a time.
@@ -62,23 +89,40 @@ class Courier:
 
 @contextmanager
 def tracked(run: RunFolder, parts: Sequence[RunFolder] = ()) -> Iterator[None]:
-    """Deliver a run, and its parts, while the block works on them.
+    """Hold a run, and its parts, and deliver them while the block works on them.
 
-    If the block fails, the run ends FAILED with the reason; by Ctrl-C, KILLED.
+    If the block fails, the run ends FAILED with the reason; by Ctrl-C, KILLED. So do its parts.
+
+    Raises:
+        TrackingError: another process holds one of them.
     """
-    courier = Courier([run, *parts])
-    try:
-        yield
-    except BaseException as error:
-        if run.has_begun() and not run.is_finished():
-            killed = isinstance(error, KeyboardInterrupt)
+    runs = [run, *parts]
+    heartbeat_s()  # a wrong one is told before anything starts
+    outermost = not held()
+    with ExitStack() as closing:
+        for each in runs:
+            if not each.is_finished():
+                claim(each)
+                closing.callback(release, each)
+        if outermost:
+            closing.callback(Heart(run).close)
+        courier = Courier(runs, others_too=outermost)
+        try:
+            yield
+        except BaseException as error:
             told = str(error) if isinstance(error, GliotrailError) else repr(error)
-            run.end("KILLED" if killed else "FAILED", told[:500])
-        raise
-    finally:
-        late = courier.close()
-        if late:
-            say(f"not all of it is in MLflow yet ({late}); `gliotrail runs sync` delivers it later")
+            if run.has_begun() and not run.is_finished():
+                killed = isinstance(error, KeyboardInterrupt)
+                run.end("KILLED" if killed else "FAILED", told[:500])
+            for part in parts:
+                if part.has_begun() and part.ended() is None:
+                    part.end("KILLED", f"the run above ended: {told}"[:500])
+            raise
+        finally:
+            late = courier.close()
+            if late:
+                later = "`gliotrail runs sync`, or the next run, delivers it later"
+                say(f"not all of it is in MLflow yet ({late}); {later}")
 
 
 def _progress_of(run: RunFolder) -> object:

@@ -10,28 +10,49 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from gliotrail.files import locked, write_json
-from gliotrail.tracking.journal import MODEL_FILE, Checkpoint, Point, RunFolder, parse_lines
+from gliotrail.tracking.code import code_dir
+from gliotrail.tracking.journal import (
+    MODEL_FILE,
+    TRACEBACK_FILE,
+    Checkpoint,
+    Point,
+    RunFolder,
+    parse_lines,
+)
+from gliotrail.tracking.owner import is_alive, owner_of
 from gliotrail.tracking.registry import log_model
 from gliotrail.tracking.runs import ID_TAG, existing_run, experiment_id, find_run
 from gliotrail.tracking.spool import notes_path, read_notes
 
+OWNER_TAG: Final = "gliotrail.owner"
+"""The process that holds the run, as JSON."""
+HEARTBEAT_TAG: Final = "gliotrail.heartbeat"
+"""Of that process; of its runs, the first has it."""
+STATUS_TAG: Final = "gliotrail.status"
+"""What the run's own process says of it."""
+REAPED_TAG: Final = "gliotrail.reaped"
+"""Why another process closed it."""
 _BATCH: Final = 1000
 _LONGEST_PARAM: Final = 6000
 _THUMBNAIL_PX: Final = 256
 
 
-def deliver(run: RunFolder, server: MlflowClient) -> str:
+def deliver(run: RunFolder, server: MlflowClient, stop: Callable[[], bool] = lambda: False) -> str:
     """Tell MLflow all that is final in a run's folder and was not told before.
+
+    Args:
+        stop: asked before each checkpoint: whether to leave the rest for another time.
 
     Returns:
         MLflow's id of the run.
@@ -42,21 +63,28 @@ def deliver(run: RunFolder, server: MlflowClient) -> str:
     """
     with locked(run.root / "delivery.lock"):
         notes, told = notes_path(run), read_notes(run)
-        if "run_id" in told and not _is_there(server, told["run_id"]):
-            told = {}  # a new database at the same address, or the run was deleted
+        seen = _on_server(server, told["run_id"]) if "run_id" in told else None
+        if seen is None:
+            told = {}  # none yet; or a new database at the same address, or the run was deleted
 
         def note(**changes: Any) -> None:
             told.update(changes)
             write_json(notes, told)
 
         description = run.describe()
-        if "run_id" not in told:
-            note(run_id=_make_run(server, run, description))
-        run_id = str(told["run_id"])
+        if seen is None:
+            seen = _make_run(server, run, description)
+            note(run_id=str(seen.info.run_id))
+        run_id, ended, owner = str(told["run_id"]), run.ended(), owner_of(run)
+        if owner and ended is None and told.get("owner") != asdict(owner):
+            server.set_tag(run_id, OWNER_TAG, json.dumps(asdict(owner)))
+            note(owner=asdict(owner))
         history = run.history()
         names = [checkpoint.folder.name for checkpoint in history]
         start = names.index(told["upto"]) + 1 if told.get("upto") in names else 0
         for checkpoint in history[start:]:
+            if stop():
+                return run_id
             points = parse_lines(checkpoint.segment())
             log_points(server, run_id, points)
             for picture in checkpoint.pictures():
@@ -66,27 +94,35 @@ def deliver(run: RunFolder, server: MlflowClient) -> str:
         if left_out != told.get("left_out", 0):
             server.set_tag(run_id, "gliotrail.pictures_left_out", str(left_out))
             note(left_out=left_out)
-        ended = run.ended()
         if (run.root / MODEL_FILE).is_file() and "model" not in told:
             experiment = experiment_id(server, description["experiment"])
             weights, threshold = run.root / MODEL_FILE, description["params"]["threshold"]
             note(model=log_model(server, experiment, run_id, weights, threshold))
-        if ended != told.get("ended"):
+        status = ended["status"] if ended else "RUNNING"
+        news = ended != told.get("ended") or seen.info.status != status
+        # that it runs only its own process says
+        if news and (ended or owner is None or is_alive(owner)):
+            if status == "FAILED" and (run.root / TRACEBACK_FILE).is_file():
+                server.log_artifact(run_id, str(run.root / TRACEBACK_FILE))
             _set_status(server, run_id, ended)
             note(ended=ended)
+        if REAPED_TAG in seen.data.tags:
+            server.delete_tag(run_id, REAPED_TAG)
         return run_id
 
 
-def _is_there(server: MlflowClient, run_id: str) -> bool:
+def _on_server(server: MlflowClient, run_id: str) -> Run | None:
+    """What the server knows of a run; None where it is not there or was deleted."""
     try:
-        return str(server.get_run(run_id).info.lifecycle_stage) == "active"
+        run = server.get_run(run_id)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
+            return None
         raise
+    return run if run.info.lifecycle_stage == "active" else None
 
 
-def _make_run(server: MlflowClient, run: RunFolder, description: Mapping[str, Any]) -> str:
+def _make_run(server: MlflowClient, run: RunFolder, description: Mapping[str, Any]) -> Run:
     experiment = description["experiment"]
     found = find_run(server, experiment, description["id"])
     if found is None:
@@ -117,7 +153,10 @@ def _make_run(server: MlflowClient, run: RunFolder, description: Mapping[str, An
         server.log_inputs(run_id, datasets=datasets)
     for path in sorted((run.root / "artifacts").glob("*")):
         server.log_artifact(run_id, str(path))
-    return run_id
+    code = description["tags"].get("gliotrail.code.files")
+    if code and code_dir(code).is_dir():
+        server.log_artifacts(run_id, str(code_dir(code)), "code")
+    return found
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -166,7 +205,10 @@ def _fitting(width: int, height: int) -> tuple[int, int]:
 
 def _set_status(server: MlflowClient, run_id: str, ended: Mapping[str, Any] | None) -> None:
     if ended is None:
+        server.set_tag(run_id, STATUS_TAG, "RUNNING")
         server.update_run(run_id, status="RUNNING")
         return
-    server.log_batch(run_id, tags=[RunTag("gliotrail.ended", ended["reason"])])
+    # the tags come first: a reaper that closes the run at this moment looks at them afterwards
+    tags = [RunTag("gliotrail.ended", ended["reason"]), RunTag(STATUS_TAG, ended["status"])]
+    server.log_batch(run_id, tags=tags)
     server.set_terminated(run_id, ended["status"], end_time=ended["time_ms"])

@@ -12,6 +12,9 @@ A run's folder:
         manifest.json            the checksums of all that, and the name of the checkpoint before;
                                  written last: with it the checkpoint is final, without it nothing
     ended.json                   how the run ended: FINISHED, FAILED or KILLED, and why
+    traceback.txt                of the error, if it FAILED
+    owner.json, beat             the process that holds the run, and its heartbeat: see `owner`
+    delivered/*.json             what a tracking server was told: see `delivery`
 
 The surviving history is the chain of final checkpoints back from the newest one. Once a newer
 attempt has begun, an older one that still runs makes no checkpoint final any more. Only the
@@ -21,7 +24,9 @@ delivering twice the same as delivering once.
 
 import hashlib
 import json
+import sys
 import time
+import traceback
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +39,8 @@ from gliotrail.tracking.budget import budget_bytes, bytes_of
 
 MODEL_FILE: Final = "model.safetensors"
 """The weights a finished run ended with, in its folder and in the stage's output."""
+TRACEBACK_FILE: Final = "traceback.txt"
+"""Of the error that a run FAILED with, the last time that it did."""
 _LOCK: Final = "attempts.lock"
 _STATE: Final = "state.safetensors"
 _MANIFESTS: Final = "checkpoints/*/manifest.json"
@@ -170,9 +177,24 @@ class RunFolder:
         """
         return [point for c in self.history() for point in parse_lines(c.segment())]
 
-    def end(self, status: str, reason: str, summary: Mapping[str, Any] | None = None) -> None:
-        """The run ended: FINISHED at its plan's end, FAILED or KILLED before it."""
-        ended = {"status": status, "reason": reason, "time_ms": now_ms(), "summary": summary or {}}
+    def end(
+        self,
+        status: str,
+        reason: str,
+        summary: Mapping[str, Any] | None = None,
+        time_ms: int | None = None,
+    ) -> None:
+        """The run ended: FINISHED at its plan's end, FAILED or KILLED before it.
+
+        The traceback of an error that is being handled is kept with a FAILED one.
+
+        Args:
+            time_ms: when, if not now.
+        """
+        if status == "FAILED" and sys.exc_info()[0]:
+            write_durably(self.root / TRACEBACK_FILE, traceback.format_exc().encode())
+        time_ms = now_ms() if time_ms is None else time_ms
+        ended = {"status": status, "reason": reason, "time_ms": time_ms, "summary": summary or {}}
         write_durably(self.root / "ended.json", _json(ended))
 
     def reopen(self) -> None:

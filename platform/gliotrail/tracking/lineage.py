@@ -15,6 +15,7 @@ from typing import Any
 import gliotrail
 from gliotrail.params import read_yaml
 from gliotrail.places import git
+from gliotrail.tracking.code import code_now
 from gliotrail.tracking.journal import now_ms
 
 _PACKAGES = ("dvc", "mlflow", "numpy", "nibabel", "ray", "safetensors", "scipy", "torch")
@@ -30,7 +31,7 @@ class Origin:
     @classmethod
     def now(cls) -> "Origin":
         """Of the checkout in the current folder."""
-        return cls(provenance(), dvc_digests())
+        return cls(provenance() | code_now().tags(), dvc_digests())
 
 
 def describe(
@@ -54,6 +55,7 @@ def describe(
         parent: the own id of the run above.
     """
     known = [path for path in data if path in origin.digests]
+    init = inputs.get("init") if isinstance(inputs, Mapping) else None
     return {
         "id": uuid.uuid4().hex,
         "experiment": experiment,
@@ -67,6 +69,7 @@ def describe(
             "mlflow.source.type": "JOB",
             "gliotrail.kind": kind,
             "gliotrail.inputs": digest_of(inputs),
+            **({"gliotrail.init_sha256": init} if init else {}),
             **{f"dvc.{path}": origin.digests[path] for path in known},
         },
         "datasets": [

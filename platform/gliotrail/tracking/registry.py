@@ -37,7 +37,7 @@ _NEEDS: Final = (
 _INPUT: Final = (
     "raw values of FLAIR, T1w, T1gd, T2w: an array (4, I, J, K) in RAS+ at 1 mm, or a file's path"
 )
-_SHA256: Final = "gliotrail.weights_sha256"
+SHA256_TAG: Final = "gliotrail.weights_sha256"
 _SCORE, _JUDGED_ON = "gliotrail.score", "gliotrail.judged_on"
 _ABSENT: Final = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 _URI: Final = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
@@ -53,9 +53,9 @@ def log_model(
     """
     digest = sha256(weights)
     of_run = server.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
-    model = next((known for known in of_run if known.tags.get(_SHA256) == digest), None)
+    model = next((known for known in of_run if known.tags.get(SHA256_TAG) == digest), None)
     if model is None:
-        tags = {_SHA256: digest}
+        tags = {SHA256_TAG: digest}
         model = server.create_logged_model(
             experiment_id, "model", run_id, tags=tags, model_type="unet3d"
         )
@@ -108,10 +108,10 @@ def register(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     for known in server.search_model_versions(f"name = '{MODEL}'"):
-        if known.tags.get(_SHA256) == digest and known.run_id == run_id:
+        if known.tags.get(SHA256_TAG) == digest and known.run_id == run_id:
             return known
     return server.create_model_version(
-        MODEL, f"models:/{model_id}", run_id, tags={_SHA256: digest, **tags}, model_id=model_id
+        MODEL, f"models:/{model_id}", run_id, tags={SHA256_TAG: digest, **tags}, model_id=model_id
     )
 
 
@@ -175,7 +175,7 @@ def download_weights(server: MlflowClient, version: ModelVersion, folder: Path) 
     )
     found = sorted(Path(place).rglob("*.safetensors"))
     got = sha256(found[0]) if found else "no weights"
-    wanted = version.tags.get(_SHA256)
+    wanted = version.tags.get(SHA256_TAG)
     if got != wanted:
         what = f"{version.name} version {version.version}: sha256"
         raise TrackingError(what, wanted=wanted, got=got)
@@ -186,26 +186,31 @@ def fetch_weights(uri: str, folder: Path) -> Path:
     """The weights file of `models:/NAME@ALIAS` or `models:/NAME/VERSION`, in a folder.
 
     Raises:
-        TrackingError: another URI, no such model, a server that can't be reached, or a file that
-            is not the one that was registered.
+        TrackingError: as `find_version`; or the file is not the one that was registered.
+    """
+    with one_line():
+        server = client()
+        return download_weights(server, find_version(server, uri), folder)
+
+
+def find_version(server: MlflowClient, uri: str) -> ModelVersion:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` means.
+
+    Raises:
+        TrackingError: another URI, or no such model.
+        MlflowException: a server that can't be reached.
     """
     match = _URI.fullmatch(uri)
     if match is None:
         wanted = "models:/NAME@ALIAS or models:/NAME/VERSION"
         raise TrackingError("model URI", wanted=wanted, got=uri)
     name, alias, number = match.groups()
-    with one_line():
-        server = client()
-        try:
-            if alias:
-                version = server.get_model_version_by_alias(name, alias)
-            else:
-                version = server.get_model_version(name, number)
-        except MlflowException as error:
-            if error.error_code not in _ABSENT:
-                raise
-            do = "train one with `dvc repro`, or name a weights file"
-            raise TrackingError(
-                f"{uri}: no such model", where=shown(tracking_uri()), do=do
-            ) from None
-        return download_weights(server, version, folder)
+    try:
+        if alias:
+            return server.get_model_version_by_alias(name, alias)
+        return server.get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code not in _ABSENT:
+            raise
+        do = "train one with `dvc repro`, or name a weights file"
+        raise TrackingError(f"{uri}: no such model", where=shown(tracking_uri()), do=do) from None

@@ -11,6 +11,7 @@ from gliotrail.places import state_dir
 from gliotrail.tracking.address import tracking_uri
 from gliotrail.tracking.budget import bytes_of
 from gliotrail.tracking.journal import MODEL_FILE, RunFolder
+from gliotrail.tracking.owner import Owner, is_alive, owner_of
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Spooled:
     """A run as it lies on the disk.
 
     status: RUNNING until it has ended.
+    holder: the process that works on it, or that it is gone.
     step: of its last final checkpoint.
     size_bytes: of its folder.
     waiting_checkpoints: final ones that the tracking server doesn't know yet.
@@ -30,6 +32,7 @@ class Spooled:
     name: str
     started_ms: int
     status: str
+    holder: str
     step: int
     size_bytes: int
     waiting_checkpoints: int
@@ -63,7 +66,7 @@ def read_notes(run: RunFolder) -> dict[str, Any]:
 
 def look_at(run: RunFolder) -> Spooled:
     """What there is of a run, and what of it waits. The server is not asked."""
-    says, told, ended = run.describe(), read_notes(run), run.ended()
+    says, told, ended, owner = run.describe(), read_notes(run), run.ended(), owner_of(run)
     problem = None
     try:
         history = run.history()
@@ -80,6 +83,7 @@ def look_at(run: RunFolder) -> Spooled:
         name=says["name"],
         started_ms=says["started_ms"],
         status=ended["status"] if ended else "RUNNING",
+        holder="" if ended or owner is None else _shown(owner),
         step=history[-1].step if history else 0,
         size_bytes=bytes_of(run.root),
         waiting_checkpoints=len(waiting),
@@ -87,6 +91,10 @@ def look_at(run: RunFolder) -> Spooled:
         is_known="run_id" in told and not files and ended == told.get("ended"),
         problem=problem,
     )
+
+
+def _shown(owner: Owner) -> str:
+    return f"{owner} is gone" if is_alive(owner) is False else str(owner)
 
 
 def make_room(budget_bytes: int) -> int:

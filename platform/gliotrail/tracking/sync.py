@@ -1,9 +1,14 @@
 """Deliver every run of this checkout that the tracking server doesn't wholly know."""
 
+from collections.abc import Callable, Sequence
+
 from gliotrail.tracking.budget import budget_bytes
 from gliotrail.tracking.delivery import deliver
+from gliotrail.tracking.journal import RunFolder
+from gliotrail.tracking.owner import Watch, owner_of
+from gliotrail.tracking.reaper import close_here, reap
 from gliotrail.tracking.runs import client
-from gliotrail.tracking.spool import all_runs, make_room
+from gliotrail.tracking.spool import all_runs, look_at, make_room
 
 
 def sync_all() -> tuple[int, dict[str, str]]:
@@ -12,6 +17,7 @@ def sync_all() -> tuple[int, dict[str, str]]:
     Returns:
         how many runs the server knows now, and why others could not be delivered, by folder.
     """
+    close_here(Watch())
     known, problems = 0, {}
     for run in all_runs():
         try:
@@ -21,3 +27,35 @@ def sync_all() -> tuple[int, dict[str, str]]:
             problems[run.root.name] = f"{type(error).__name__}: {error}".split("\n")[0]
     make_room(budget_bytes())
     return known, problems
+
+
+def clean_up() -> list[RunFolder]:
+    """What each start does: close runs whose processes are gone, keep to the disk's budget.
+
+    Returns:
+        the runs that nobody holds and that the server doesn't wholly know.
+
+    Raises:
+        MlflowException: the server can't be reached.
+    """
+    reap(Watch())
+    make_room(budget_bytes())
+    return [run for run in all_runs() if owner_of(run) is None and not look_at(run).is_known]
+
+
+def deliver_some(runs: Sequence[RunFolder], enough: Callable[[], bool]) -> list[RunFolder]:
+    """Deliver runs until it is enough; one whose folder or server is amiss is passed over.
+
+    Returns:
+        those that are left for another time.
+    """
+    for n, run in enumerate(runs):
+        if enough():
+            return list(runs[n:])
+        try:
+            deliver(run, client(), enough)
+        except Exception:  # noqa: BLE001, S112 - `gliotrail runs sync` tells what is wrong
+            continue
+        if enough():
+            return list(runs[n:])  # it may be broken off, and is then told the rest
+    return []

@@ -1,0 +1,168 @@
+"""Runs whose processes are gone are closed as KILLED; those of the living never.
+
+A run with a folder here is closed in its folder, which is the truth, and then told to MLflow. Of a
+run of another checkout there is only what MLflow knows: it is closed there, and its process, if it
+comes back all the same, opens it again with its next heartbeat.
+"""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import asdict
+from typing import Final
+
+from mlflow import MlflowClient
+from mlflow.entities import Run, RunTag
+
+from gliotrail.tracking.delivery import HEARTBEAT_TAG, OWNER_TAG, REAPED_TAG, STATUS_TAG, deliver
+from gliotrail.tracking.journal import RunFolder
+from gliotrail.tracking.owner import (
+    Owner,
+    Watch,
+    beat_of,
+    close_if,
+    interval_of,
+    is_alive,
+    owner_of,
+    this_process,
+)
+from gliotrail.tracking.runs import ID_TAG, client
+from gliotrail.tracking.spool import all_runs
+
+GONE: Final = "its process is gone"
+_ENDS: Final = ("FINISHED", "FAILED", "KILLED")
+
+
+def close_here(watch: Watch) -> tuple[list[RunFolder], float]:
+    """Close the runs of this checkout's folders whose processes are gone.
+
+    Returns:
+        those closed now, and the longest interval of heartbeats that have to be watched on.
+    """
+    closed, longest_s = [], 0.0
+    for run in all_runs():
+        owner = owner_of(run)
+        if run.ended() is not None or owner is None:
+            continue
+        alive, name = is_alive(owner), str(run.root)
+        if alive is None:
+            alive = not watch.is_still(name, beat_of(run))
+            if alive and not watch.has_moved(name):
+                longest_s = max(longest_s, interval_of(beat_of(run)))
+        if not alive and close_if(run, owner, GONE):
+            closed.append(run)
+    return closed, longest_s
+
+
+def close_there(
+    server: MlflowClient, watch: Watch, here: Collection[str]
+) -> tuple[list[str], float]:
+    """Close runs of which there is no folder here, in MLflow. Runs of a process have one fate.
+
+    Args:
+        here: the own ids of runs with a folder here.
+
+    Returns:
+        MLflow's ids of those closed now, and the longest interval that has to be watched on.
+    """
+    closed, longest_s = [], 0.0
+    by_owner: defaultdict[str, list[Run]] = defaultdict(list)
+    for run in _search(server, "attributes.status = 'RUNNING'"):
+        if run.data.tags.get(ID_TAG) not in here:
+            by_owner[run.data.tags[OWNER_TAG]].append(run)
+    for text, runs in by_owner.items():
+        try:
+            owner = Owner(**json.loads(text))
+        except (ValueError, TypeError):
+            continue  # a later version's, perhaps
+        alive = is_alive(owner)
+        if alive is None:
+            beats = " ".join(sorted(run.data.tags.get(HEARTBEAT_TAG, "") for run in runs))
+            alive = not watch.is_still(text, beats)
+            if alive and not watch.has_moved(text):
+                longest_s = max(longest_s, interval_of(beats))
+        if not alive:
+            closed += [run.info.run_id for run in runs if _close(server, run, owner)]
+    return closed, longest_s
+
+
+def _search(server: MlflowClient, condition: str) -> list[Run]:
+    """Runs that some process holds or held, of all experiments."""
+    experiments = [e.experiment_id for e in server.search_experiments(max_results=1000)]
+    runs, token = [], None
+    while experiments:
+        text = f"{condition} and tags.`{OWNER_TAG}` LIKE '%'"
+        page = server.search_runs(experiments, text, max_results=1000, page_token=token)
+        runs += list(page)
+        token = page.token
+        if not token:
+            break
+    return runs
+
+
+def _close(server: MlflowClient, run: Run, owner: Owner) -> bool:
+    """KILLED, unless it lives or ends at this very moment."""
+    run_id, beat = run.info.run_id, run.data.tags.get(HEARTBEAT_TAG)
+    now = server.get_run(run_id)
+    if now.info.status != "RUNNING" or now.data.tags.get(HEARTBEAT_TAG) != beat:
+        return False
+    server.log_batch(run_id, tags=[RunTag(REAPED_TAG, f"{GONE}: {owner}")])
+    server.set_terminated(run_id, "KILLED")
+    # its process says how it ended before it sets the status: if it did so meanwhile, that counts
+    says = server.get_run(run_id).data.tags.get(STATUS_TAG)
+    if says in _ENDS:
+        server.set_terminated(run_id, says)
+        server.delete_tag(run_id, REAPED_TAG)
+        return False
+    return True
+
+
+def was_closed(server: MlflowClient) -> bool:
+    """Whether a run that this process holds was closed by a reaper."""
+    mine = json.dumps(asdict(this_process()))
+    return any(
+        run.data.tags[OWNER_TAG] == mine for run in _search(server, f"tags.`{REAPED_TAG}` LIKE '%'")
+    )
+
+
+def own_ids() -> set[str]:
+    """Of the runs with a folder here."""
+    return {run.describe()["id"] for run in all_runs()}
+
+
+def reap(watch: Watch) -> tuple[list[str], float]:
+    """One look at all runs, here and in MLflow; those of this checkout are delivered as well.
+
+    Returns:
+        the names of those closed, and the longest interval of heartbeats to be watched on: look
+        again for three of it.
+
+    Raises:
+        MlflowException: the server can't be reached; that time doesn't count.
+    """
+    closed, here_s = close_here(watch)
+    server = client()
+    try:
+        for run in closed:
+            deliver(run, server)
+        there, there_s = close_there(server, watch, own_ids())
+    except Exception:
+        watch.forget()
+        raise
+    return [run.root.name for run in closed] + there, max(here_s, there_s)
+
+
+def reap_all(look_every_s: float = 0.0) -> list[str]:
+    """Look until the fate of every run is known: at once for this machine's processes.
+
+    Raises:
+        MlflowException: the server can't be reached.
+    """
+    watch = Watch()
+    closed, interval_s = reap(watch)
+    while interval_s:
+        time.sleep(look_every_s or interval_s / 2)
+        more, interval_s = reap(watch)
+        closed += more
+    return closed

@@ -1,0 +1,118 @@
+import io
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gliotrail.tracking import code as code_module
+from gliotrail.tracking.code import CHANGES, UNTRACKED, Code, code_dir, code_now
+
+Git = Callable[..., str]
+
+
+@pytest.fixture
+def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Git:
+    """Runs git in a checkout of one commit, that is the current folder."""
+    root = tmp_path / "checkout"
+    root.mkdir()
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path / "state"))
+
+    def run(*words: str, cwd: Path = root) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=cwd, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    run("init", "--quiet")
+    (root / "code.py").write_text("one = 1\n")
+    (root / ".gitignore").write_text("data/\n")
+    run("add", ".")
+    run("commit", "--quiet", "--message", "One")
+    return run
+
+
+def pushed(git: Git, tmp_path: Path) -> str:
+    """What is committed so far is on a remote; its commit."""
+    git("clone", "--quiet", "--bare", ".", str(tmp_path / "remote.git"))
+    if not git("remote"):
+        git("remote", "add", "origin", str(tmp_path / "remote.git"))
+    git("fetch", "--quiet", "origin")
+    return git("rev-parse", "HEAD")
+
+
+def rebuilt(git: Git, code: Code, folder: Path, source: Path) -> Path:
+    """The checkout as it was, from a clone and what is on top of it."""
+    git("clone", "--quiet", str(source), str(folder))
+    git("checkout", "--quiet", code.base, cwd=folder)
+    if CHANGES in code.files:
+        (folder.parent / CHANGES).write_bytes(code.files[CHANGES])
+        git("apply", str(folder.parent / CHANGES), cwd=folder)
+    if UNTRACKED in code.files:
+        with tarfile.open(fileobj=io.BytesIO(code.files[UNTRACKED])) as tar:
+            tar.extractall(folder, filter="data")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in paths
+        if ".git" not in path.parts and "data" not in path.parts
+    }
+
+
+def test_a_clone_of_the_remote_and_what_is_on_top_give_the_checkout_again(
+    git: Git, tmp_path: Path
+) -> None:
+    base, here = pushed(git, tmp_path), Path.cwd()
+    (here / "code.py").write_text("two = 2\n")
+    git("commit", "--quiet", "--all", "--message", "Two, not pushed")
+    (here / "picture.bin").write_bytes(bytes(range(256)))
+    git("add", "picture.bin")
+    (here / "code.py").write_text("three = 3\n")
+    (here / "folder").mkdir()
+    (here / "folder/né w.py").write_text("new = True\n")
+    (here / "data").mkdir()
+    (here / "data/scan").write_text("ignored")
+
+    code = code_now()
+    assert (code.base, code.problem) == (base, None)
+    again = rebuilt(git, code, tmp_path / "again", tmp_path / "remote.git")
+    assert contents(again) == contents(here)
+    assert code.tags()["gliotrail.code.base"] == base
+    kept = code_dir(code.tags()["gliotrail.code.files"])
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == code.files
+    assert code_now() == code  # byte by byte
+
+
+def test_a_clean_checkout_is_its_commit_alone(git: Git, tmp_path: Path) -> None:
+    head = git("rev-parse", "HEAD")
+    assert code_now() == Code(head, {})  # no remote at all
+    assert pushed(git, tmp_path) == head
+    assert code_now() == Code(head, {})
+    assert code_now().tags() == {"gliotrail.code.base": head}
+
+
+def test_what_cannot_be_rebuilt_is_told_at_the_start(
+    git: Git, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(code_module, "LARGEST_BYTES", 1_000_000)
+    (tmp_path / "checkout/large").write_bytes(bytes(2_000_000))
+    code = code_now()
+    assert code.files == {}
+    assert "gliotrail.code.problem" in code.tags()
+    told = "not rebuildable: 2 MB of at most 1 of changes and untracked files"
+    assert capsys.readouterr().err.startswith(told)
+    (tmp_path / "checkout/large").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert code_now().problem == "no git checkout"
+
+
+def test_a_remote_of_another_history_is_no_base(git: Git, tmp_path: Path) -> None:
+    pushed(git, tmp_path)
+    git("checkout", "--quiet", "--orphan", "other")
+    git("commit", "--quiet", "--message", "Other")
+    assert code_now().problem == "no remote branch has any commit of it"

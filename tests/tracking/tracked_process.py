@@ -1,0 +1,53 @@
+"""A training's tracking without the training, in a process of its own: to be killed at any moment.
+
+    python -m tests.tracking.tracked_process RUN_FOLDER PAUSE_S STEPS
+
+Each step's number is known beforehand, so that what survives can be compared. A checkpoint comes
+with every fifth step. It goes on where an earlier one was killed, and ends early, at a
+checkpoint, when there is a file `enough` in the folder.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from gliotrail.tracking.courier import tracked
+from gliotrail.tracking.journal import RunFolder, Writer
+from gliotrail.tracking.lineage import Origin, describe
+
+KEY = "train/soft_dice_loss"
+
+
+def value(step: int) -> float:
+    """What is noted at a step."""
+    return 1 / step
+
+
+def work(run: RunFolder, pause_s: float, steps: int) -> None:
+    """From the last checkpoint on."""
+    if not run.has_begun():
+        says = describe(
+            Origin({}, {}), experiment="tests", kind="train", name="to be killed",
+            params={}, inputs=str(run.root), data=[],
+        )  # fmt: skip
+        run.begin(says)
+    run.reopen()
+    writer = Writer(run)
+    history = run.history()
+    step = history[-1].step if history else 0
+    print("step", step, flush=True)
+    while step < steps:
+        step += 1
+        writer.write(step, {KEY: value(step)})
+        if step % 5 == 0:
+            writer.checkpoint(step, b"state %d" % step)
+            if (run.root / "enough").exists():
+                break
+        time.sleep(pause_s)
+    run.end("FINISHED", "trained to the end", {"step": step})
+
+
+if __name__ == "__main__":
+    folder = RunFolder(Path(sys.argv[1]))
+    with tracked(folder):
+        work(folder, float(sys.argv[2]), int(sys.argv[3]))
