@@ -34,7 +34,7 @@ echo "$$key" >"$(1)/.installed"
 echo "installation took $$SECONDS s"
 endef
 
-.PHONY: help setup demo ui test demo-test check fmt services peers clean python
+.PHONY: help setup demo ui test demo-test chaos tracking-cost check fmt services peers clean python
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -52,6 +52,12 @@ test: setup ## all tests but the long ones; ARGS="tests/imaging -x" chooses
 
 demo-test: setup ## the demo in a temporary clone, with its time and peak memory
 	@pytest -m long -s tests/spine/test_demo.py $(ARGS)
+
+chaos: setup ## kill processes at random for an hour and count what is lost, doubled or left running
+	@pytest -m long -s tests/tracking $(ARGS)
+
+tracking-cost: setup ## time that tracking takes of a training's loop, with servers up, down and hanging
+	@python -m tests.tracking.loop_cost $(ARGS)
 
 check: setup ## format, lint, types, import layers
 	@status=0

@@ -41,6 +41,7 @@ class Storm:
         self.run, self.random = RunFolder(root / "runs/one"), random.Random(seed)
         self.kills: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
+        self.seen: list[str] = []
 
     def start(self, command: list[str], *words: str) -> subprocess.Popen[bytes]:
         quiet = subprocess.DEVNULL
@@ -71,6 +72,7 @@ class Storm:
         history = sorted((p.key, p.step, p.value, p.time_ms) for p in self.run.points())
         self.faults["points doubled"] += sum(n - 1 for n in seen.values())
         self.faults["points wrong"] += len(set(of["points"]) - set(history))
+        self.seen.append(f"{of['status']} {len(of['points'])} of {len(history)}, wanted {ended}")
         if ended:
             self.faults["points lost"] += len(set(history) - set(of["points"]))
             self.faults["wrong statuses"] += of["status"] != ended
@@ -86,9 +88,10 @@ class Storm:
             self.count(client(), None)
             if process.returncode == 0:
                 break
-            reap_all()
-            if self.run.has_begun():
-                self.count(client(), "KILLED" if self.run.ended() else None)
+            if reap_all():
+                self.count(client(), "KILLED")
+            if self.run.is_finished():  # killed while it told MLflow so
+                break
         last = self.tracked()
         assert last.wait(120) == 0
         self.settle()
@@ -105,7 +108,9 @@ class Storm:
         """Who was killed how often, and what was amiss."""
         rows = [f"{what:24}killed {n:4} times" for what, n in sorted(self.kills.items())]
         names = ("points lost", "points doubled", "points wrong", "runs lost", "wrong statuses")
-        return "\n".join([*rows, *(f"{name:24}{self.faults[name]:11}" for name in names)])
+        return "\n".join(
+            [*rows, *(f"{name:24}{self.faults[name]:11}" for name in names), *self.seen]
+        )
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def test_killed_at_random_nothing_is_lost_doubled_or_left_running(
     tmp_path: Path, database: Path
 ) -> None:
     shutil.copy(database, tmp_path)
-    assert "tracked process         killed" in storm(tmp_path, 3, timeout_s=250)
+    assert "points lost" in storm(tmp_path, 2, timeout_s=280)
 
 
 @pytest.mark.long
