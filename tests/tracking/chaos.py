@@ -1,35 +1,30 @@
 """Processes killed at random moments; then it is counted what of the truth MLflow lacks.
 
-    python -m tests.tracking.chaos FOLDER SEED KILLS [--server]
+    python -m tests.tracking.chaos FOLDER SEED KILLS
 
-A tracked run (see `tracked_process`), a `gliotrail runs sync` beside it, and with `--server` the
-tracking server they talk to, each by SIGKILL. After every kill: what MLflow has is part of the
-history, nothing twice. At the end, the run having ended: MLflow has exactly the history.
+A tracked run (see `tracked_process`) and a `gliotrail runs sync` beside it, each by SIGKILL. After
+every kill: what MLflow has is part of the history, nothing twice. At the end, the run having ended:
+MLflow has exactly the history.
 """
 
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow import MlflowClient
 
-from gliotrail.tracking.address import tracking_uri
 from gliotrail.tracking.journal import RunFolder
 from gliotrail.tracking.reaper import reap_all
 from gliotrail.tracking.runs import client, find_run
 from tests.support.told import told
 from tests.tracking.tracked_process import KEY, value
 
-STEPS, PAUSE_S = 120, 0.05
+STEPS_PER_KILL, PAUSE_S = 60, 0.05
 TRACKED = [sys.executable, "-m", "tests.tracking.tracked_process"]
 SYNC = [sys.executable, "-m", "gliotrail.cli.app", "runs", "sync"]
 
@@ -37,8 +32,9 @@ SYNC = [sys.executable, "-m", "gliotrail.cli.app", "runs", "sync"]
 class Storm:
     """Kills, and the faults found after them."""
 
-    def __init__(self, root: Path, seed: int) -> None:
+    def __init__(self, root: Path, seed: int, kills: int) -> None:
         self.run, self.random = RunFolder(root / "runs/one"), random.Random(seed)
+        self.max_kills, self.steps = kills, STEPS_PER_KILL * (kills + 1)
         self.kills: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.seen: list[str] = []
@@ -48,7 +44,7 @@ class Storm:
         return subprocess.Popen([*command, *words], stdout=quiet, stderr=quiet)
 
     def tracked(self) -> subprocess.Popen[bytes]:
-        return self.start(TRACKED, str(self.run.root), str(PAUSE_S), str(STEPS))
+        return self.start(TRACKED, str(self.run.root), str(PAUSE_S), str(self.steps))
 
     def kill(self, what: str, process: subprocess.Popen[bytes], after_s: float) -> None:
         """Unless it has ended before."""
@@ -77,9 +73,9 @@ class Storm:
             self.faults["points lost"] += len(set(history) - set(of["points"]))
             self.faults["wrong statuses"] += of["status"] != ended
 
-    def rage(self, kills: int) -> None:
+    def rage(self) -> None:
         """Kill the tracked run and syncs beside it, at random, then let it end."""
-        while self.kills.total() < kills:
+        while self.kills.total() < self.max_kills:
             process = self.tracked()
             if self.random.random() < 0.4:
                 time.sleep(self.random.uniform(0, 2))
@@ -93,14 +89,14 @@ class Storm:
             if self.run.is_finished():  # killed while it told MLflow so
                 break
         last = self.tracked()
-        assert last.wait(120) == 0
+        assert last.wait(900) == 0
         self.settle()
 
     def settle(self) -> None:
         """All that is left is delivered; nothing may be amiss then."""
-        assert self.start(SYNC).wait(120) == 0
+        assert self.start(SYNC).wait(300) == 0
         self.count(client(), "FINISHED")
-        expected = [(KEY, step, value(step)) for step in range(1, STEPS + 1)]
+        expected = [(KEY, step, value(step)) for step in range(1, self.steps + 1)]
         got = [(p.key, p.step, p.value) for p in self.run.points()]
         self.faults["points wrong"] += got != expected
 
@@ -113,67 +109,16 @@ class Storm:
         )
 
 
-@contextmanager
-def a_server(root: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """MLflow's own, on a SQLite file."""
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{root}/server.db"]
-    command += ["--artifacts-destination", str(root / "artifacts")]
-    quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
-    try:
-        yield process
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # its workers too
-        process.wait()
-
-
-def until_ready(port: int) -> None:
-    """Wait for the server's first answer."""
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError("the server never came")
-
-
-def against_a_server(storm: Storm, root: Path, kills: int) -> None:
-    """The server is killed while the run goes on, again and again, and comes back each time."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
-    for n in range(kills + 1):
-        with a_server(root, port):
-            until_ready(port)
-            process = storm.tracked()
-            if n == kills:
-                assert process.wait(300) == 0
-                storm.settle()
-                return
-            time.sleep(storm.random.uniform(1, 10))
-        storm.kills["tracking server"] += 1
-        storm.kill("tracked process", process, storm.random.uniform(0, 5))
-        if process.returncode == 0:  # it ended all the same: the server learns it later
-            storm.faults["wrong statuses"] += not storm.run.is_finished()
-
-
-def main(root: Path, seed: int, kills: int, with_server: bool) -> Storm:
-    """One storm over one run."""
+def main(root: Path, seed: int, kills: int) -> Storm:
+    """One storm over one run, with MLflow on a SQLite file."""
     os.environ["GLIOTRAIL_STATE"] = str(root)
-    if not with_server:
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-    storm = Storm(root, seed)
-    if with_server:
-        against_a_server(storm, root, kills)
-    else:
-        assert str(root) in tracking_uri()
-        storm.rage(kills)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    storm = Storm(root, seed, kills)
+    storm.rage()
     return storm
 
 
 if __name__ == "__main__":
-    done = main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), "--server" in sys.argv)
+    done = main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
     print(done.table())
     sys.exit(done.faults.total() > 0)

@@ -1,6 +1,6 @@
 """Short storms here; `make chaos` has the long ones. The seed is printed: the same one again is
 
-python -m tests.tracking.chaos FOLDER SEED KILLS [--server]
+python -m tests.tracking.chaos FOLDER SEED KILLS
 """
 
 import os
@@ -15,10 +15,10 @@ import pytest
 from tests.support.projects import ROOT
 
 
-def storm(root: Path, kills: int, *options: str, timeout_s: float) -> str:
+def storm(root: Path, kills: int, timeout_s: float) -> str:
     seed = os.environ.get("CHAOS_SEED") or str(secrets.randbelow(10**6))
     print(f"seed {seed}")
-    command = [sys.executable, "-m", "tests.tracking.chaos", str(root), seed, str(kills), *options]
+    command = [sys.executable, "-m", "tests.tracking.chaos", str(root), seed, str(kills)]
     env = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     done = subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_s
@@ -43,12 +43,3 @@ def test_a_long_storm(tmp_path: Path, database: Path) -> None:
         root.mkdir()
         shutil.copy(database, root)
         storm(root, 20, timeout_s=3600)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(7200)
-def test_a_long_storm_over_the_server_too(tmp_path: Path) -> None:
-    for n in range(3):
-        root = tmp_path / str(n)
-        root.mkdir()
-        storm(root, 8, "--server", timeout_s=3600)
