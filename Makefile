@@ -53,7 +53,7 @@ test: setup ## all tests but the long ones; ARGS="tests/imaging -x" chooses
 demo-test: setup ## the demo in a temporary clone, with its time and peak memory
 	@pytest -m long -s tests/spine/test_demo.py $(ARGS)
 
-chaos: setup ## kill processes at random for an hour and count what is lost, doubled or left running
+chaos: setup ## kill processes at random, many times, and count what is lost, doubled or left running
 	@pytest -m long -s tests/tracking $(ARGS)
 
 tracking-cost: setup ## time that tracking takes of a training's loop, with servers up, down and hanging
