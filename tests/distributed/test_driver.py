@@ -151,7 +151,6 @@ def test_what_cannot_be_trained_is_refused(crops: Crops, tmp_path: Path) -> None
     for what, training in {
         "validation": there.training(),
         "size": crops.training(train__patch_size="16x15x16"),
-        "init": crops.training(train__init="somewhere.safetensors"),
     }.items():
         with pytest.raises(ParamsError) as told:
             check([crops.training(), training] if what == "size" else [training])
@@ -161,7 +160,6 @@ def test_what_cannot_be_trained_is_refused(crops: Crops, tmp_path: Path) -> None
         " name cases, a share or a block in prepare.split.validation"
     )
     assert "16x14x16 or 16x16x16" in str(refused["size"])
-    assert str(refused["init"]) == "train.init: wanted scratch, got 'somewhere.safetensors'"
     check([crops.training()])
 
 

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,9 @@ def test_other_data_other_patches_and_other_code_make_another(crops: Crops, tmp_
     shutil.copyfile(there.patches / "16x16x8/index.parquet", index)
     names.append(name(there.training()))
     training = there.training()
-    names.append(name(Training(**(vars(training) | {"code": "other"}))))
-    assert len(set(names)) == 4
+    for of in ("code", "synthetic"):
+        names.append(name(replace(training, digests={**training.digests, of: "other"})))
+    assert len(set(names)) == 5
 
 
 def test_what_is_not_prepared_is_told(crops: Crops, tmp_path: Path) -> None:
