@@ -60,12 +60,12 @@ def test_an_epoch_is_as_many_voxels_whatever_the_patch_size(
     assert off <= step_voxels / 2 or (plan.steps_per_epoch == 1 and step_voxels > epoch_voxels)
 
 
-def test_the_demo_s_epochs_are_30_steps_of_its_largest_patch() -> None:
+def test_the_demo_s_epochs_are_25_steps_of_32x32x32() -> None:
     section = params.load(ROOT / "params.yaml").train
     steps = [
         plan_of(size, epochs=10, epoch_voxels=section.epoch_voxels).steps
         for size in ((32, 32, 32), (48, 48, 16), (32, 32, 16))
     ]
     assert section.batch_size == 4
-    assert steps == [300, 270, 600]
+    assert steps == [250, 220, 500]
     assert plan_of((32, 32, 32), epochs=10, epoch_voxels=3932160).warmup_steps == 30
