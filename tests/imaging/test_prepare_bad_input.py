@@ -128,7 +128,7 @@ def test_the_stage_ends_with_one_line_and_no_traceback(tmp_path: Path, what: str
 
 def test_a_mistyped_key_ends_the_stage_with_one_line(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(text.replace("validation:", "validaton:"))
+    (tmp_path / "params.yaml").write_text(text.replace("validation:", "validaton:", 1))
     done = run_stage(tmp_path, "pipelines.prepare")
     assert done.returncode == 1
     assert done.stderr == (
