@@ -61,6 +61,7 @@ def test_the_stage_gives_a_fold_s_model_and_measures(
     both: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow itself sets it
     monkeypatch.setenv("GLIOTRAIL_WORKERS", "1")
     params = both.params(**BOTH)
     crossvalidate(params, 2, both.prepared, both.patches, out=tmp_path / "out")

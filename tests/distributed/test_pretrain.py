@@ -44,6 +44,7 @@ def test_the_stage_gives_weights_with_a_card(
     crops: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow itself sets it
     monkeypatch.setenv("GLIOTRAIL_WORKERS", "1")
     small = {"pretrain__train__model__base_filters": 2, "pretrain__train__epoch_voxels": 16**4}
     pretrain(crops.params(**SHORT, **small), SYNTHETIC, tmp_path / "out")
