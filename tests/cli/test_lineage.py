@@ -7,6 +7,8 @@ import shutil
 
 import pytest
 
+from tests.support.environment import in_state
+
 
 @pytest.fixture
 def ids(tmp_path, database, monkeypatch):
@@ -16,8 +18,7 @@ def ids(tmp_path, database, monkeypatch):
     from gliotrail.tracking.spool import runs_dir
     from tests.tracking.conftest import begun, go_on
 
-    monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    in_state(tmp_path, monkeypatch)
     shutil.copy(database, tmp_path)
     found = []
     for steps in ([1], [1, 2]):

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from gliotrail.tracking.spool import runs_dir
+from tests.support.environment import in_state
 
 
 @pytest.fixture
@@ -16,8 +17,7 @@ def runs(tmp_path, database, monkeypatch):
 
     from tests.tracking.conftest import begun, finished, go_on
 
-    monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    in_state(tmp_path, monkeypatch)
     shutil.copy(database, tmp_path)
     done, going = finished(runs_dir() / "done"), begun(runs_dir() / "going")
     go_on(going, [1, 2])

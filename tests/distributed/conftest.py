@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,15 @@ import pytest
 
 from gliotrail import params
 from gliotrail.distributed.cluster import cluster
+from gliotrail.distributed.driver import run_training
 from gliotrail.distributed.training import Training
 from gliotrail.imaging.patch import patch
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import load_prepared
 from gliotrail.params import Params
+from gliotrail.segmentation.loop import World
+from gliotrail.tracking.journal import RunFolder
+from tests.support.environment import in_state
 from tests.support.projects import CROPS_PARAMS, ROOT, set_params
 from tests.support.scans import lay_out_crops
 
@@ -89,6 +93,20 @@ def ray_cluster() -> Iterator[None]:
             yield
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage trains here, without Ray; that it does so on Ray's workers too is test_train's."""
+
+    def fit(training: Training, run: RunFolder, _: object) -> None:
+        run_training(training, run, World())
+
+    of_train = "gliotrail.distributed.train"
+    monkeypatch.setattr(f"{of_train}.cluster", lambda: nullcontext(lambda: None))
+    monkeypatch.setattr(f"{of_train}.nodes", list)
+    monkeypatch.setattr(f"{of_train}.share_out", lambda *_: None)
+    monkeypatch.setattr("gliotrail.distributed.workers.fit_on_workers", fit)
+
+
 @pytest.fixture(scope="module")
 def new_state(
     tmp_path_factory: pytest.TempPathFactory, database: Path
@@ -99,8 +117,7 @@ def new_state(
         def move() -> Path:
             state = tmp_path_factory.mktemp("state")
             shutil.copy(database, state)
-            patched.setenv("GLIOTRAIL_STATE", str(state))
-            patched.delenv("MLFLOW_TRACKING_URI", raising=False)
+            in_state(state, patched)
             return state
 
         yield move

@@ -1,6 +1,7 @@
 """Folds of the training patients: here two, of one patient each."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,13 +57,11 @@ def test_more_folds_than_patients_are_refused(both: Crops) -> None:
         check([training])
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("in_this_process")
 def test_the_stage_gives_a_fold_s_model_and_measures(
-    both: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    both: Crops, new_state: Callable[[], Path], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow itself sets it
-    monkeypatch.setenv("GLIOTRAIL_WORKERS", "1")
+    new_state()
     params = both.params(**BOTH)
     crossvalidate(params, 2, both.prepared, both.patches, out=tmp_path / "out")
     measures = json.loads((tmp_path / "out/2.json").read_text())

@@ -1,5 +1,6 @@
 """The stage `pretrain`: 20 steps of the whole network, twice; and the stage itself, smaller."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,13 +40,11 @@ def test_20_steps_twice_give_the_same_bytes(crops: Crops, tmp_path: Path) -> Non
     assert count_parameters(load(tmp_path / "weights.safetensors")[0]) == (833_507, 0)
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("in_this_process")
 def test_the_stage_gives_weights_with_a_card(
-    crops: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    crops: Crops, new_state: Callable[[], Path], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow itself sets it
-    monkeypatch.setenv("GLIOTRAIL_WORKERS", "1")
+    new_state()
     small = {"pretrain__train__model__base_filters": 2, "pretrain__train__epoch_voxels": 16**4}
     pretrain(crops.params(**SHORT, **small), SYNTHETIC, tmp_path / "out")
     (weights,) = (tmp_path / "out").glob("*.safetensors")

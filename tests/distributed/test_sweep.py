@@ -21,6 +21,7 @@ from gliotrail.segmentation.loop import World
 from gliotrail.tracking.journal import RunFolder
 from gliotrail.tracking.runs import client, experiment_id
 from tests.distributed.conftest import Crops, a_worker_killed
+from tests.support.environment import in_state
 
 SIZES = ["16x16x8", "16x16x16"]
 
@@ -128,8 +129,7 @@ def test_train_takes_the_winner_where_its_params_say_so(swept: Swept, crops: Cro
 def test_trials_lie_below_their_sweep_in_mlflow(
     swept: Swept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GLIOTRAIL_STATE", str(swept.state))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    in_state(swept.state, monkeypatch)
     server = client()
     found = server.search_runs(
         [experiment_id(server, EXPERIMENT)], "tags.`gliotrail.kind` = 'sweep'"
@@ -171,8 +171,7 @@ def test_a_trial_whose_worker_was_killed_has_the_curve_of_one_that_was_not(
 def test_again_is_as_once(
     swept: Swept, without_test_patients: Crops, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GLIOTRAIL_STATE", str(swept.state))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    in_state(swept.state, monkeypatch)
     once = {path.name: path.read_bytes() for path in swept.out.iterdir()}
     attempts = swept.attempts()
     there = without_test_patients

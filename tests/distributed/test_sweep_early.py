@@ -15,6 +15,7 @@ from gliotrail.params import Params
 from gliotrail.tracking.journal import RunFolder
 from gliotrail.tracking.runs import client, experiment_id
 from tests.distributed.conftest import Crops
+from tests.support.environment import in_state
 
 EPOCHS, STEPS_PER_EPOCH = 3, 4
 SPACE = {
@@ -85,8 +86,7 @@ def test_a_stopped_trial_ends_at_its_rung_and_says_why(swept: Swept) -> None:
 def test_mlflow_tells_the_stopped_from_the_finished(
     swept: Swept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GLIOTRAIL_STATE", str(swept.state))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    in_state(swept.state, monkeypatch)
     server = client()
     found = server.search_runs([experiment_id(server, EXPERIMENT)])
     (parent,) = [run for run in found if run.data.tags["gliotrail.kind"] == "sweep"]
@@ -105,8 +105,7 @@ def test_an_interrupted_sweep_asks_nothing_again_and_ends_the_same(
 ) -> None:
     state = tmp_path / "state"
     shutil.copytree(swept.state, state)
-    monkeypatch.setenv("GLIOTRAIL_STATE", str(state))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    in_state(state, monkeypatch)
     once = {path.name: path.read_bytes() for path in swept.out.iterdir()}
     finished = next(row for row in swept.rows() if row["status"] == "FINISHED")
     shutil.rmtree(state / "runs" / finished["trial"])

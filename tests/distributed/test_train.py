@@ -15,6 +15,7 @@ from gliotrail.segmentation import weights
 from gliotrail.tracking.journal import MODEL_FILE, RunFolder, parse_lines
 from gliotrail.tracking.runs import client, existing_run
 from tests.distributed.conftest import Crops, a_worker_killed
+from tests.support.environment import in_state
 from tests.support.scans import snapshot
 from tests.support.told import told
 
@@ -57,11 +58,6 @@ def trained(crops: Crops, state: Path, workers: int) -> Trained:
 def by_two(ray_cluster: None, crops: Crops, new_state: Callable[[], Path]) -> Trained:
     """Trained by two workers. Shared: change nothing."""
     return trained(crops, new_state(), workers=2)
-
-
-def in_state(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLIOTRAIL_STATE", str(state))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 def test_out_come_model_journal_and_curves(by_two: Trained) -> None:

@@ -85,3 +85,15 @@ def is_here(host: str) -> bool:
         card.address.partition("%")[0] for cards in psutil.net_if_addrs().values() for card in cards
     }
     return str(address) in own
+
+
+def in_state(state: Path, patch: pytest.MonkeyPatch) -> None:
+    """Move this process to another place for runs, and to the database there."""
+    patch.setenv("GLIOTRAIL_STATE", str(state))
+    patch.setenv("MLFLOW_TRACKING_URI", "")  # set, so that undoing ends what MLflow sets itself
+
+
+@pytest.fixture(autouse=True)
+def _mlflow_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What MLflow makes of its address in a test ends with the test."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", ""))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.environment import in_state
+
 if TYPE_CHECKING:  # MLflow takes seconds to import
     from mlflow import MlflowClient
 
@@ -18,8 +20,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     state = tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("GLIOTRAIL_STATE", str(state))
-        patched.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow itself sets it
+        in_state(state, patched)
         client()
     return state / "mlflow.db"
 

@@ -15,6 +15,7 @@ from gliotrail.segmentation.unet import initialize
 from gliotrail.tracking.journal import MODEL_FILE, RunFolder, Writer
 from gliotrail.tracking.lineage import Origin, describe
 from gliotrail.tracking.runs import client
+from tests.support.environment import in_state
 
 DIGESTS = {"data/prepare": "0" * 32 + ".dir", "data/patch/16x16x16": "1" * 32 + ".dir"}
 
@@ -81,6 +82,5 @@ def server(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> M
     state = tmp_path / "state"
     state.mkdir()
     shutil.copy(database, state)
-    monkeypatch.setenv("GLIOTRAIL_STATE", str(state))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow itself sets it
+    in_state(state, monkeypatch)
     return client()

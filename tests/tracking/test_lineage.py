@@ -75,7 +75,7 @@ def test_a_run_names_the_data_that_dvc_knows() -> None:
         "dvc.data/fetch": "f.dir",
         "gliotrail.kind": "trial",
         "gliotrail.inputs": digest_of([1, 2]),
-        "mlflow.source.name": "pipelines.trial",
+        "mlflow.source.name": "pipelines.sweep",
         "mlflow.source.type": "JOB",
     }
 

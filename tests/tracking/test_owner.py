@@ -43,8 +43,9 @@ time.sleep(60)
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    return begun(tmp_path / "run")
+def run(tmp_path: Path) -> Iterator[RunFolder]:
+    yield (made := begun(tmp_path / "run"))
+    release(made)  # this process goes on to other tests
 
 
 @pytest.fixture

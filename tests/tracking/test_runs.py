@@ -16,6 +16,7 @@ from gliotrail.tracking.runs import (
     find_run,
     one_line,
 )
+from tests.support.environment import in_state
 from tests.support.projects import ROOT
 from tests.tracking.conftest import begun
 
@@ -46,8 +47,7 @@ sys.exit(sum(os.waitpid(pid, 0)[1] for pid in children))
 def test_four_processes_at_once_on_a_fresh_sqlite_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    in_state(tmp_path, monkeypatch)
     done = subprocess.run(
         [sys.executable, "-c", FOUR_AT_ONCE], cwd=ROOT, capture_output=True, text=True
     )
@@ -60,8 +60,7 @@ def test_four_processes_at_once_on_a_fresh_sqlite_file(
 def test_mlflow_is_where_the_environment_says_else_a_file_of_this_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    in_state(tmp_path, monkeypatch)
     assert tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert tracking_uri() == "http://127.0.0.1:5000"

@@ -20,6 +20,8 @@ from gliotrail.tracking.journal import now_ms
 
 _PACKAGES = ("dvc", "mlflow", "numpy", "nibabel", "ray", "safetensors", "scipy", "torch")
 
+_STAGE_OF = {"trial": "sweep", "fold": "crossvalidate"}  # other kinds are named as their stage
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -48,7 +50,7 @@ def describe(
     """A new run: what its folder and MLflow say of it.
 
     Args:
-        kind: `train`, `sweep` or `trial`.
+        kind: `train`, `pretrain`, `sweep`, `trial` or `fold`.
         params: nested, as params.yaml has them.
         inputs: all that the result depends on, as plain values.
         data: paths of the data that went in; those that DVC knows become datasets.
@@ -65,7 +67,7 @@ def describe(
         "params": params,
         "tags": {
             **origin.tags,
-            "mlflow.source.name": f"pipelines.{kind}",
+            "mlflow.source.name": f"pipelines.{_STAGE_OF.get(kind, kind)}",
             "mlflow.source.type": "JOB",
             "gliotrail.kind": kind,
             "gliotrail.inputs": digest_of(inputs),
