@@ -73,6 +73,15 @@ class ClusterError(GliotrailError):
     """Ray can't give what was asked."""
 
 
+class Stopped(GliotrailError):  # noqa: N818 - nothing went wrong
+    """It was asked to stop, and did, with a checkpoint. `code` is for the process to end with."""
+
+    @property
+    def code(self) -> int:
+        """As a shell tells it of the signal itself."""
+        return 130 if "Ctrl-C" in self.what else 143
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """End the process with exit code 1 and one line, without a traceback.
@@ -81,13 +90,15 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
+    except Stopped as error:
+        _end(str(error), error.code)
     except GliotrailError as error:
         _end(str(error))
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         _end(f"{place}{error.strerror or error}; the same command goes on once that is mended")
     except KeyboardInterrupt:
-        _end("stopped by Ctrl-C; the same command goes on", code=130)
+        _end("stopped by Ctrl-C; the same command goes on", 130)
 
 
 def _end(line: str, code: int = 1) -> NoReturn:

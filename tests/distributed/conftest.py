@@ -137,14 +137,25 @@ def a_worker_killed(state: Path, kind: str) -> Iterator[list[int]]:
     killed: list[int] = []
 
     def kill() -> None:
-        while not list(state.glob("runs/*/checkpoints/*/manifest.json")):
-            time.sleep(0.01)
         killed.append(_workers_of_ray(kind)[0])
         os.kill(killed[0], signal.SIGKILL)
 
-    thread = threading.Thread(target=kill, daemon=True)
+    with once(state, "checkpoints/*/manifest.json", kill):
+        yield killed
+
+
+@contextmanager
+def once(state: Path, pattern: str, do: Callable[[], object]) -> Iterator[None]:
+    """Do something as soon as a run's folder has such a file."""
+
+    def wait() -> None:
+        while not list(state.glob(f"runs/*/{pattern}")):
+            time.sleep(0.01)
+        do()
+
+    thread = threading.Thread(target=wait, daemon=True)
     thread.start()
-    yield killed
+    yield
     thread.join(1)
 
 

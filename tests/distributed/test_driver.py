@@ -11,6 +11,7 @@ from gliotrail.distributed.driver import check, from_bytes, plan_of, result, run
 from gliotrail.distributed.training import Training
 from gliotrail.errors import GliotrailError, ParamsError, TrackingError, TrainingError
 from gliotrail.segmentation.loop import State, World
+from gliotrail.tracking import stop
 from gliotrail.tracking.journal import RunFolder, Writer
 from tests.distributed.conftest import Crops
 
@@ -78,6 +79,25 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(
     assert final == (list(range(1, steps + 1)) if every_s == 0 else [4][: steps // 4])
     with pytest.raises(TrainingError, match=rf"stopped early: got {max(final, default=0)} of 8"):
         result(training, run)
+    run_training(training, run, World())
+    assert curves(run) == curves(whole)
+    assert result(training, run)[1] == result(training, whole)[1]
+
+
+def test_asked_to_stop_it_makes_a_checkpoint_and_goes_on_as_if_it_had_not(
+    training: Training, whole: RunFolder, tmp_path: Path
+) -> None:
+    run, steps = RunFolder(tmp_path), 0
+
+    def ask_in_the_second_step(tensor: torch.Tensor) -> None:
+        nonlocal steps
+        steps += tensor.dim() == 1  # gradients and loss
+        if steps == 2:
+            stop.ask(run, "a test")
+
+    assert run_training(training, run, World(sum_in_place=ask_in_the_second_step)).step == 3
+    assert [c.step for c in run.history()] == [3]
+    stop.forget(run)
     run_training(training, run, World())
     assert curves(run) == curves(whole)
     assert result(training, run)[1] == result(training, whole)[1]

@@ -1,5 +1,7 @@
 import csv
 import json
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +11,13 @@ import pytest
 import torch
 
 from gliotrail.distributed.train import train
+from gliotrail.errors import Stopped
 from gliotrail.imaging.labels import CHANNELS, CLASSES
 from gliotrail.params import Params
 from gliotrail.segmentation import weights
 from gliotrail.tracking.journal import MODEL_FILE, RunFolder, parse_lines
 from gliotrail.tracking.runs import client, existing_run
-from tests.distributed.conftest import Crops, a_worker_killed
+from tests.distributed.conftest import Crops, a_worker_killed, once
 from tests.support.environment import in_state
 from tests.support.scans import snapshot
 from tests.support.told import told
@@ -131,10 +134,17 @@ def test_the_same_inputs_are_not_trained_on_again(
     assert told(server, run_id) == once
 
 
-def test_one_worker_takes_the_same_steps(
+def test_one_worker_takes_the_same_steps_also_if_stopped_by_ctrl_c(
     by_two: Trained, crops: Crops, new_state: Callable[[], Path]
 ) -> None:
-    by_one = trained(crops, new_state(), workers=1)
+    state = new_state()
+    with (
+        once(state, "attempts/*.jsonl", lambda: os.kill(os.getpid(), signal.SIGINT)),
+        pytest.raises(Stopped, match="stopped by Ctrl-C; the same command goes on"),
+    ):
+        trained(crops, state, workers=1)
+    by_one = trained(crops, state, workers=1)
+    assert len(list(by_one.run.root.glob("attempts/*.jsonl"))) == 2
     assert list(by_one.losses) == list(by_two.losses)
     ten = range(1, 11)  # float32 itself diverges later
     assert [by_one.losses[n] for n in ten] == pytest.approx(

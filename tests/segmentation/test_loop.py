@@ -75,6 +75,7 @@ def train(
     state: State | None = None,
     world: World | None = None,
     scores: list[float] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> State:
     """Train a small network. Judged by the crops, or in turn by `scores`."""
     world = world or World()
@@ -85,7 +86,7 @@ def train(
         assert isinstance(model, UNet3d)
         return validate(model, patches.cases, REGIONS, "brain", 0.5, world)
 
-    return fit(network(base), patches, plan, judge, seen or Seen(), world, state)
+    return fit(network(base), patches, plan, judge, seen or Seen(), world, state, stop)
 
 
 def train_there(world: World, patches: Patches, plan: Plan) -> tuple[Any, ...]:
@@ -93,6 +94,12 @@ def train_there(world: World, patches: Patches, plan: Plan) -> tuple[Any, ...]:
     seen = Seen()
     state = train(patches, plan, seen=seen, world=world)
     return seen.without_timings, {name: t.numpy() for name, t in state.tensors.items()}
+
+
+def stopped_there(world: World, patches: Patches, plan: Plan, rank: int) -> int:
+    """The last step, where one worker is asked to stop at the third."""
+    asked = iter([False, False, world.rank == rank, False])
+    return train(patches, plan, world=world, stop=asked.__next__).step
 
 
 def error_there(world: World, patches: Patches, plan: Plan) -> str:
@@ -163,6 +170,13 @@ def test_two_workers_take_the_first_steps_of_one_in_float32(
     for metrics, _ in gloo(2, train_there, patches, plan):
         ours = [m["train/soft_dice_loss"] for m in metrics]
         assert ours == pytest.approx(seen.losses, rel=1e-4)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_worker_that_is_asked_to_stop_stops_all(
+    gloo: Workers, patches: Patches, rank: int
+) -> None:
+    assert gloo(2, stopped_there, patches, replace(PLAN, batch_size=2), rank) == [3, 3]
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])

@@ -4,16 +4,18 @@
 
 Each step's number is known beforehand, so that what survives can be compared. A checkpoint comes
 with every fifth step. It goes on where an earlier one was killed, and ends early, at a
-checkpoint, when there is a file `enough` in the folder.
+checkpoint, when there is a file `enough` in the folder; it stops at the next step when asked to.
 """
 
 import sys
 import time
 from pathlib import Path
 
+from gliotrail.errors import one_line_errors
 from gliotrail.tracking.courier import tracked
 from gliotrail.tracking.journal import RunFolder, Writer
 from gliotrail.tracking.lineage import Origin, describe
+from gliotrail.tracking.stop import asked_by, stop_if_asked
 
 KEY = "train/soft_dice_loss"
 
@@ -39,15 +41,17 @@ def work(run: RunFolder, pause_s: float, steps: int) -> None:
     while step < steps:
         step += 1
         writer.write(step, {KEY: value(step)})
-        if step % 5 == 0:
+        asked = asked_by(run)
+        if step % 5 == 0 or asked:
             writer.checkpoint(step, b"state %d" % step)
             if (run.root / "enough").exists():
                 break
+        stop_if_asked(run)
         time.sleep(pause_s)
     run.end("FINISHED", "trained to the end", {"step": step})
 
 
 if __name__ == "__main__":
     folder = RunFolder(Path(sys.argv[1]))
-    with tracked(folder):
+    with one_line_errors(), tracked(folder):
         work(folder, float(sys.argv[2]), int(sys.argv[3]))

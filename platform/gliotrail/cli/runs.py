@@ -1,6 +1,7 @@
 """`gliotrail runs`."""
 
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -53,6 +54,34 @@ def status(as_json: Json = False) -> None:
     print(f"{total / 1e6:.1f} MB of at most {budget / 1e6:.0f} ({BUDGET}) in {runs_dir()}")
     if waiting:
         print(f"not wholly in {shown(tracking_uri())}: {waiting}; `gliotrail runs sync` delivers")
+
+
+def doctor() -> None:
+    """Tell where the outputs of this checkout and MLflow disagree, and what mends it.
+
+    Exit code 1 where they do.
+    """
+    from gliotrail.tracking.restore import disagreements
+
+    found = list(disagreements())
+    for where, what in found:
+        print(f"{where}: {what}")
+    if found:
+        raise typer.Exit(1)
+    print("outputs and MLflow agree")
+
+
+@app.command()
+def stop(
+    run: Annotated[str, typer.Argument(help="its folder, its own id, or MLflow's")],
+) -> None:
+    """Stop a run, here or on another machine, at its next step and with a checkpoint.
+
+    The process that works on it stops with all of its runs. The same command goes on from there.
+    """
+    from gliotrail.tracking.stop import ask_by_name
+
+    print(f"{ask_by_name(run)} was asked to stop at the next step")
 
 
 @app.command()

@@ -39,6 +39,7 @@ from gliotrail.segmentation.sampling import Mixture, Patches, Phantoms, Source
 from gliotrail.segmentation.unet import UNet3d, check_size, initialize
 from gliotrail.segmentation.validation import validate, validate_synthetic
 from gliotrail.tracking.journal import RunFolder, Writer
+from gliotrail.tracking.stop import asked_by
 
 CHECKPOINT_EVERY_S: Final = 60.0
 
@@ -86,7 +87,8 @@ def run_training(
 ) -> State:
     """Train to the plan's end, from the last final checkpoint if there is one.
 
-    Every worker calls it; worker 0 writes the run's folder.
+    Every worker calls it; worker 0 writes the run's folder. A run that is asked to stop (see
+    `tracking.stop`) makes a checkpoint of its last step.
 
     Raises:
         TrainingError, DataError, ParamsError: as the loop, the data and the params have it.
@@ -141,7 +143,12 @@ def run_training(
             on_epoch(step, metrics)
 
     try:
-        return fit(model, source, plan, judge, report, world, state)
+        state = fit(
+            model, source, plan, judge, report, world, state, lambda: asked_by(run) is not None
+        )
+        if writer is not None and state.step > writer.last_step:
+            writer.checkpoint(state.step, to_bytes(state))
+        return state
     finally:
         if writer is not None:
             writer.close()

@@ -6,6 +6,7 @@ Dice of whole validation scans, never a patch's. Test patients are not read.
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from gliotrail.params import Params, format_size
 from gliotrail.progress import say
 from gliotrail.tracking.courier import tracked
 from gliotrail.tracking.lineage import Origin, describe
+from gliotrail.tracking.stop import asked_by, stop_if_asked
 
 EXPERIMENT: Final = "gliotrail-sweeps"
 
@@ -33,7 +35,8 @@ def sweep(
 
     Raises:
         ParamsError: a swept key that can't be swept, a size that isn't prepared or can't be halved.
-        TrainingError: no trial came to its end, or the sweep was stopped.
+        TrainingError: no trial came to its end.
+        Stopped: by Ctrl-C, SIGTERM or `gliotrail runs stop`.
     """
     proposals = Proposals(params, prepared, patches)
     parent, trials = proposals.parent, proposals.trials
@@ -102,7 +105,10 @@ def _run(params: Params, proposals: Proposals, halving: Halving, asked: ExitStac
             trial.run.reopen()
             return trial
 
-        run_trials(waiting(), proposals.total, wanted, halving)
+        stop_if_asked(parent)
+        going_on = takewhile(lambda _: asked_by(parent) is None, waiting())
+        run_trials(going_on, proposals.total, wanted, halving)
+    stop_if_asked(parent)
     ended = sum(trial.run.ended() is not None for trial in proposals.trials)
     if ended < proposals.total:
         got = f"{proposals.total - ended} of {proposals.total} trials unfinished"

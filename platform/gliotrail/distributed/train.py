@@ -15,7 +15,8 @@ from gliotrail.files import replacing, write_json
 from gliotrail.params import FROM_SWEEP, Params, Train
 from gliotrail.progress import say
 from gliotrail.tracking.courier import tracked
-from gliotrail.tracking.journal import MODEL_FILE, Point, RunFolder
+from gliotrail.tracking.journal import JOURNAL_FILE, MODEL_FILE, RUN_FILE, Point, RunFolder
+from gliotrail.tracking.stop import stop_if_asked
 
 EXPERIMENT: Final = "gliotrail"
 _CURVES: Final = {"train": "train.csv", "val": "validation.csv", "val_synthetic": "synthetic.csv"}
@@ -46,6 +47,7 @@ def run_tracked(training: Training, experiment: str, kind: str) -> RunFolder:
 
     Raises:
         TrainingError, DataError, ClusterError: as training, data and cluster have it.
+        Stopped: by Ctrl-C, SIGTERM or `gliotrail runs stop`.
     """
     run, workers = training.folder(), workers_wanted()
     with tracked(run):
@@ -73,8 +75,11 @@ def _fit(
             run.begin(described, starting_artifacts(training))
         run.reopen()
         connected()
+        stop_if_asked(run)
         with watching(run, plan_of(training).steps, kind):
             fit_on_workers(training, run, share_out(nodes(), workers))
+    if run.history()[-1].step < plan_of(training).steps:
+        stop_if_asked(run)
     finish(training, run)
 
 
@@ -117,8 +122,8 @@ def export(run: RunFolder, out: Path) -> None:
         partial.mkdir(parents=True)
         shutil.copyfile(run.root / MODEL_FILE, partial / MODEL_FILE)
         journal = b"".join(checkpoint.segment() for checkpoint in run.history())
-        (partial / "journal.jsonl").write_bytes(journal)
-        write_json(partial / "run.json", run.describe() | {"ended": run.ended()})
+        (partial / JOURNAL_FILE).write_bytes(journal)
+        write_json(partial / RUN_FILE, run.describe() | {"ended": run.ended()})
         for part, name in _CURVES.items():
             (partial / name).write_text(_table(points, f"{part}/"))
 

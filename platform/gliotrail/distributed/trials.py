@@ -20,6 +20,7 @@ from gliotrail.errors import ClusterError, GliotrailError
 from gliotrail.places import state_dir
 from gliotrail.progress import progress
 from gliotrail.segmentation.loop import SCORE, World
+from gliotrail.tracking.stop import asked_by
 
 TRIAL_CPUS: Final = "GLIOTRAIL_TRIAL_CPUS"
 CONCURRENT: Final = "GLIOTRAIL_CONCURRENT_TRIALS"
@@ -74,6 +75,7 @@ def run_trials(waiting: Iterator[Trial], number: int, wanted: Resources, halving
     if first is None:
         return
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # see `tracking.stop`
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # nobody reads their files
     name = f"sweep-{time.time_ns()}"
     with progress(number, "sweep", "trials") as advance:
@@ -175,6 +177,8 @@ def _trial(config: dict[str, Any]) -> None:
             tune.report({SCORE: score, "epoch": epoch})
     try:
         run_training(training, run, world, tell)
+        if run.history()[-1].step < plan.steps and asked_by(run):
+            return  # it goes on with the sweep
         state, _ = result(training, run)
     except GliotrailError as error:  # it would come again if tried again
         run.end("FAILED", str(error))

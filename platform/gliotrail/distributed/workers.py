@@ -40,13 +40,15 @@ class _Trainer(TorchTrainer):
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
         return [callback for callback in callbacks if type(callback).__name__ not in unused]
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """None: Ray's own aborts without a checkpoint; see `tracking.stop`."""
+
 
 def fit_on_workers(training: Training, run: RunFolder, wanted: Resources) -> None:
     """Train on Ray Train's workers; a killed one is replaced, and all go on from the checkpoint.
 
     Raises:
         TrainingError: what a worker raised, or workers that were killed again and again.
-        KeyboardInterrupt: by Ctrl-C.
     """
     failed = run.root / _FAILED
     failed.unlink(missing_ok=True)
@@ -71,8 +73,6 @@ def fit_on_workers(training: Training, run: RunFolder, wanted: Resources) -> Non
         trainer.fit()
     except TrainingFailedError as error:
         raise TrainingError("Ray's workers failed", got=_last_line(error)) from error
-    except SystemExit:
-        raise KeyboardInterrupt from None  # Ray answers Ctrl-C by an exit, with code 0
     finally:
         shutil.rmtree(state_dir() / "ray" / name, ignore_errors=True)
     if failed.is_file():

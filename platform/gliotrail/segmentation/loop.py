@@ -123,12 +123,14 @@ def fit(
     report: Report,
     world: World | None = None,
     state: State | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> State:
-    """Train from `state` (or from the start) to the plan's end.
+    """Train from `state` (or from the start) to the plan's end, or until asked to stop.
 
     Args:
         validate: called on every worker at each epoch's end; its numbers include SCORE.
         report: called after every step, on every worker.
+        stop: asked at every step; where it says so on any worker, that step is the last of all.
 
     Returns:
         the last state; the weights to use are its `kept` ones.
@@ -162,8 +164,9 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate_at(step)
         optimizer.zero_grad()
-        flat = _gradients_and_losses(model, batch, plan, scaler, world)
-        losses = dict(zip(plan.losses, flat[-len(plan.losses) :].tolist(), strict=True))
+        flat = _gradients_and_losses(model, batch, plan, scaler, world, stop())
+        *values, votes = flat[-len(plan.losses) - 1 :].tolist()
+        losses = dict(zip(plan.losses, values, strict=True))
         loss = losses[plan.loss]
         # in float16 the scaler leaves out a step whose gradients are infinite
         if not math.isfinite(loss) or (plan.precision != "float16" and not flat.isfinite().all()):
@@ -190,13 +193,20 @@ def fit(
         state.step = step + 1
         networks = (model, averaged, kept)
         report(step + 1, metrics, partial(_snapshot, state, networks, optimizer, scaler))
+        if votes:
+            break
     return _snapshot(state, (model, averaged, kept), optimizer, scaler)
 
 
 def _gradients_and_losses(
-    model: nn.Module, batch: Batch, plan: Plan, scaler: torch.amp.GradScaler, world: World
+    model: nn.Module,
+    batch: Batch,
+    plan: Plan,
+    scaler: torch.amp.GradScaler,
+    world: World,
+    stop: bool,
 ) -> Tensor:
-    """The global batch's mean losses, after all its gradients, in one flat tensor.
+    """The global batch's gradients, its mean losses, and how many workers were asked to stop, flat.
 
     The gradients are also left in the parameters, of every worker the same.
     """
@@ -217,7 +227,8 @@ def _gradients_and_losses(
         mean.backward()
     # one flat tensor, one sum: the same order of additions whatever the timing of the workers
     pieces = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = torch.cat([*(p.reshape(-1) for p in pieces), sums.detach() / plan.batch_size])
+    vote = torch.full((1,), float(stop), device=world.device)
+    flat = torch.cat([*(p.reshape(-1) for p in pieces), sums.detach() / plan.batch_size, vote])
     world.sum_in_place(flat)
     start = 0
     for parameter in parameters:

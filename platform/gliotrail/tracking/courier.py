@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from gliotrail.errors import GliotrailError
+from gliotrail.errors import GliotrailError, Stopped
 from gliotrail.progress import say
 from gliotrail.tracking.heart import Heart
 from gliotrail.tracking.journal import MODEL_FILE, RunFolder
 from gliotrail.tracking.owner import claim, heartbeat_s, held, release
+from gliotrail.tracking.stop import forget, stopped_by_signals
 
 _AT_A_TIME_S = 5.0
 
@@ -91,7 +92,8 @@ class Courier:
 def tracked(run: RunFolder, parts: Sequence[RunFolder] = ()) -> Iterator[None]:
     """Hold a run, and its parts, and deliver them while the block works on them.
 
-    If the block fails, the run ends FAILED with the reason; by Ctrl-C, KILLED. So do its parts.
+    If the block fails, the run ends FAILED with the reason; if it was stopped, KILLED. So do its
+    parts.
 
     Raises:
         TrackingError: another process holds one of them.
@@ -104,22 +106,26 @@ def tracked(run: RunFolder, parts: Sequence[RunFolder] = ()) -> Iterator[None]:
             if not each.is_finished():
                 claim(each)
                 closing.callback(release, each)
+                if outermost:
+                    forget(each)
         if outermost:
             closing.callback(Heart(run).close)
-        courier = Courier(runs, others_too=outermost)
+            closing.enter_context(stopped_by_signals())
+        courier, patience_s = Courier(runs, others_too=outermost), 30.0
         try:
             yield
         except BaseException as error:
             told = str(error) if isinstance(error, GliotrailError) else repr(error)
             if run.has_begun() and not run.is_finished():
-                killed = isinstance(error, KeyboardInterrupt)
+                killed = isinstance(error, KeyboardInterrupt | Stopped)
+                patience_s = 10.0 if killed else patience_s
                 run.end("KILLED" if killed else "FAILED", told[:500])
             for part in parts:
                 if part.has_begun() and part.ended() is None:
                     part.end("KILLED", f"the run above ended: {told}"[:500])
             raise
         finally:
-            late = courier.close()
+            late = courier.close(patience_s)
             if late:
                 later = "`gliotrail runs sync`, or the next run, delivers it later"
                 say(f"not all of it is in MLflow yet ({late}); {later}")

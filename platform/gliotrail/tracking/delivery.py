@@ -43,6 +43,8 @@ STATUS_TAG: Final = "gliotrail.status"
 """What the run's own process says of it."""
 REAPED_TAG: Final = "gliotrail.reaped"
 """Why another process closed it."""
+STOP_TAG: Final = "gliotrail.stop"
+"""What asks it to stop, from another machine; its process takes it away."""
 _BATCH: Final = 1000
 _LONGEST_PARAM: Final = 6000
 _THUMBNAIL_PX: Final = 256

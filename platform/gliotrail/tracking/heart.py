@@ -8,6 +8,7 @@ import threading
 from gliotrail.tracking.journal import RunFolder
 from gliotrail.tracking.owner import Watch, beat, beat_of, heartbeat_s, held
 from gliotrail.tracking.spool import read_notes
+from gliotrail.tracking.stop import ask
 
 
 class Heart:
@@ -39,13 +40,17 @@ class Heart:
 
     def _beat_there(self) -> None:
         # MLflow takes seconds to import, in which Ray starts
-        from gliotrail.tracking.delivery import HEARTBEAT_TAG, deliver
+        from gliotrail.tracking.delivery import HEARTBEAT_TAG, STOP_TAG, deliver
         from gliotrail.tracking.reaper import reap, was_closed
         from gliotrail.tracking.runs import client
 
         server, told = client(), read_notes(self._run)
         if "run_id" in told and self._run.ended() is None:
             server.set_tag(told["run_id"], HEARTBEAT_TAG, beat_of(self._run))
+            by = server.get_run(told["run_id"]).data.tags.get(STOP_TAG)
+            if by is not None:  # asked for on another machine
+                ask(self._run, by)
+                server.delete_tag(told["run_id"], STOP_TAG)
         if was_closed(server):  # by one who couldn't see that this process lives
             for run in held():
                 if run.has_begun():

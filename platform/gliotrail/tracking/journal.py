@@ -39,6 +39,10 @@ from gliotrail.tracking.budget import budget_bytes, bytes_of
 
 MODEL_FILE: Final = "model.safetensors"
 """The weights a finished run ended with, in its folder and in the stage's output."""
+RUN_FILE: Final = "run.json"
+"""What a run is, in its folder; in the stage's output also how it ended."""
+JOURNAL_FILE: Final = "journal.jsonl"
+"""The points of the whole history, in the stage's output."""
 TRACEBACK_FILE: Final = "traceback.txt"
 """Of the error that a run FAILED with, the last time that it did."""
 _LOCK: Final = "attempts.lock"
@@ -130,7 +134,7 @@ class RunFolder:
 
     def has_begun(self) -> bool:
         """Whether it is written down what the run is."""
-        return (self.root / "run.json").is_file()
+        return (self.root / RUN_FILE).is_file()
 
     def begin(
         self, description: Mapping[str, Any], artifacts: Mapping[str, bytes] | None = None
@@ -141,7 +145,7 @@ class RunFolder:
                 return
             for name, content in (artifacts or {}).items():
                 write_durably(self.root / "artifacts" / name, content)
-            write_durably(self.root / "run.json", _json(description))
+            write_durably(self.root / RUN_FILE, _json(description))
 
     def describe(self) -> dict[str, Any]:
         """What the run is.
@@ -150,8 +154,8 @@ class RunFolder:
             TrackingError: there is no such run.
         """
         if not self.has_begun():
-            raise TrackingError("no run", where=self.root, wanted="a folder with a run.json")
-        return dict(json.loads((self.root / "run.json").read_text()))
+            raise TrackingError("no run", where=self.root, wanted=f"a folder with a {RUN_FILE}")
+        return dict(json.loads((self.root / RUN_FILE).read_text()))
 
     def history(self) -> list[Checkpoint]:
         """The surviving chain of final checkpoints, oldest first.
@@ -230,12 +234,22 @@ class Writer:
         self._segment: list[bytes] = []
         self._files: dict[str, bytes] = {}
 
+    @property
+    def last_step(self) -> int:
+        """Of the last final checkpoint; 0 before the first."""
+        return self._last.step if self._last else 0
+
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Note points, each with the time it has from now on."""
         time_ms = now_ms()
         lines = [to_line(Point(key, float(v), step, time_ms)) for key, v in metrics.items()]
         self._journal.write(b"".join(lines))
         self._segment += lines
+
+    def adopt(self, lines: bytes) -> None:
+        """Note points of a journal that was kept elsewhere, with the times that they have."""
+        self._journal.write(lines)
+        self._segment.append(lines)
 
     def attach(self, name: str, content: bytes) -> None:
         """Add a file to the coming checkpoint."""

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
+from gliotrail.errors import TrackingError
 from gliotrail.tracking.budget import budget_bytes
 from gliotrail.tracking.delivery import deliver
 from gliotrail.tracking.journal import RunFolder
 from gliotrail.tracking.owner import Watch, owner_of
 from gliotrail.tracking.reaper import close_here, reap
+from gliotrail.tracking.restore import outputs_here, restore
 from gliotrail.tracking.runs import client
 from gliotrail.tracking.spool import all_runs, look_at, make_room
 
@@ -14,11 +16,18 @@ from gliotrail.tracking.spool import all_runs, look_at, make_room
 def sync_all() -> tuple[int, dict[str, str]]:
     """Deliver what is left, sweeps before their trials; then keep to the disk's budget.
 
+    Runs that only the outputs of this checkout tell of, as after `dvc pull`, are rebuilt first.
+
     Returns:
         how many runs the server knows now, and why others could not be delivered, by folder.
     """
     close_here(Watch())
     known, problems = 0, {}
+    for outputs in outputs_here():
+        try:
+            restore(outputs)
+        except TrackingError as error:
+            problems[str(outputs)] = str(error)
     for run in all_runs():
         try:
             deliver(run, client())

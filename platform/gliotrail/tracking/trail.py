@@ -18,6 +18,8 @@ from gliotrail.errors import TrackingError
 from gliotrail.places import git, main_checkout
 from gliotrail.tracking.address import shown, tracking_uri
 from gliotrail.tracking.code import CHANGES, UNTRACKED
+from gliotrail.tracking.delivery import OWNER_TAG, STOP_TAG
+from gliotrail.tracking.owner import Owner
 from gliotrail.tracking.registry import MODEL, SHA256_TAG, find_version
 from gliotrail.tracking.runs import ID_TAG, client, one_line
 
@@ -104,6 +106,25 @@ def resolve(server: MlflowClient, name: str) -> tuple[ModelVersion | None, Run]:
             return None, found[0]
     do = f"take models:/{MODEL}@champion, or an id that `gliotrail runs status` shows"
     raise TrackingError(f"{name}: no such run", where=shown(tracking_uri()), do=do)
+
+
+def ask_there(name: str, by: str) -> str:
+    """Ask a run to stop by MLflow alone: its process sees it with its next heartbeat.
+
+    Returns:
+        the process that works on it.
+
+    Raises:
+        TrackingError: there is no such run, it has ended, or MLflow can't be reached.
+    """
+    with one_line():
+        server = client()
+        run = resolve(server, name)[1]
+        owner = run.data.tags.get(OWNER_TAG)
+        if run.info.status != "RUNNING" or owner is None:
+            raise TrackingError(name, wanted="a run that goes on", got=run.info.status)
+        server.set_tag(run.info.run_id, STOP_TAG, by)
+        return str(Owner(**json.loads(owner)))
 
 
 def _model(version: ModelVersion) -> dict[str, Any]:

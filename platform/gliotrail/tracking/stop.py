@@ -1,0 +1,119 @@
+"""Stop runs at their next step, with a checkpoint: by Ctrl-C, SIGTERM or `gliotrail runs stop`.
+
+Whoever asks writes a file into the run's folder; the worker that writes the run looks for it at
+each step. The same command goes on from there.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from gliotrail.errors import Stopped, TrackingError
+from gliotrail.files import write_durably
+from gliotrail.tracking.journal import RunFolder
+from gliotrail.tracking.owner import held, owner_of
+from gliotrail.tracking.spool import all_runs
+
+_FILE: Final = "stop"
+_AGAIN: Final = "the same command goes on"
+_BY: Final = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+
+def ask(run: RunFolder, by: str) -> None:
+    """Ask a run to stop, and all others that the same process holds: they have one fate.
+
+    Args:
+        by: what stops it, for its reason.
+    """
+    holder = owner_of(run)
+    for each in [run, *(other for other in all_runs() if holder and owner_of(other) == holder)]:
+        _note(each, by)
+
+
+def _note(run: RunFolder, by: str) -> None:
+    write_durably(run.root / _FILE, by.encode())
+
+
+def asked_by(run: RunFolder) -> str | None:
+    """What asked a run to stop, if anything did."""
+    path = run.root / _FILE
+    return path.read_text() if path.is_file() else None
+
+
+def forget(run: RunFolder) -> None:
+    """It goes on: what asked it to stop is done."""
+    (run.root / _FILE).unlink(missing_ok=True)
+
+
+def stop_if_asked(run: RunFolder) -> None:
+    """Called where work can be left.
+
+    Raises:
+        Stopped: it was asked to.
+    """
+    by = asked_by(run)
+    if by is not None:
+        raise Stopped(f"stopped by {by}", do=_AGAIN)
+
+
+def ask_by_name(name: str) -> str:
+    """Ask a run to stop that a process here or on another machine works on.
+
+    Args:
+        name: the run's folder, its own id or MLflow's.
+
+    Returns:
+        the process that works on it.
+
+    Raises:
+        TrackingError: there is no such run, or nobody works on it.
+    """
+    by = "`gliotrail runs stop`"
+    for run in all_runs():
+        if name in {run.root.name, run.describe()["id"]}:
+            holder = owner_of(run)
+            if holder is None:
+                got = (run.ended() or {}).get("status", "a run that no process works on")
+                raise TrackingError(name, wanted="a run that goes on", got=got)
+            ask(run, by)
+            return str(holder)
+    from gliotrail.tracking.trail import ask_there  # MLflow takes seconds to import
+
+    return ask_there(name, by)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """In the block Ctrl-C or SIGTERM asks what this process holds to stop; the second is at once.
+
+    Signals reach the main thread alone; elsewhere this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+
+    def handle(number: int, _: Any) -> None:
+        by = _BY[signal.Signals(number)]
+        if not held():
+            raise Stopped(f"stopped by {by}", do=_AGAIN)
+        if seen:
+            for run in held():
+                if run.has_begun() and run.ended() is None:
+                    run.end("KILLED", f"stopped at once by {by}")
+            os._exit(128 + number)
+        seen.append(number)
+        for run in held():
+            _note(run, by)
+        # not by print: it may be what was interrupted
+        os.write(2, f"\n{by}: stopping at the next step; once more stops at once\n".encode())
+
+    before = {number: signal.signal(number, handle) for number in _BY}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

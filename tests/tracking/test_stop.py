@@ -1,0 +1,141 @@
+"""Real processes that are asked to stop: by signals, from another terminal, through MLflow."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+from mlflow import MlflowClient
+
+from gliotrail.errors import Stopped, TrackingError
+from gliotrail.tracking.delivery import OWNER_TAG, STOP_TAG
+from gliotrail.tracking.journal import RunFolder
+from gliotrail.tracking.owner import HEARTBEAT
+from gliotrail.tracking.runs import find_run
+from gliotrail.tracking.spool import runs_dir
+from gliotrail.tracking.stop import ask, ask_by_name, asked_by, stop_if_asked, stopped_by_signals
+from gliotrail.tracking.trail import ask_there
+from tests.support.projects import ROOT
+from tests.tracking.conftest import begun, finished
+from tests.tracking.test_courier import until
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def run(server: MlflowClient) -> RunFolder:
+    return RunFolder(runs_dir() / "one")
+
+
+@pytest.fixture
+def start(run: RunFolder) -> Iterator[Start]:
+    """Starts a process that tracks the run, step by step, and waits for its first step."""
+    started = []
+
+    def process(pause_s: float = 0.05) -> subprocess.Popen[str]:
+        before = len(list(run.root.glob("attempts/*.jsonl")))
+        command = [sys.executable, "-m", "tests.tracking.tracked_process", str(run.root)]
+        started.append(
+            subprocess.Popen([*command, str(pause_s), "100000"], cwd=ROOT, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        )  # fmt: skip
+        until(lambda: len(list(run.root.glob("attempts/*.jsonl"))) > before, 60)
+        return started[-1]
+
+    yield process
+    for each in started:
+        each.kill()
+        each.communicate()
+
+
+def why(run: RunFolder) -> tuple[str, str]:
+    ended = run.ended() or {}
+    return ended["status"], ended["reason"]
+
+
+def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(
+    run: RunFolder, server: MlflowClient, start: Start
+) -> None:
+    process = start()
+    until(lambda: find_run(server, "tests", run.describe()["id"]), 60)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "error: stopped by Ctrl-C; the same command goes on"
+    assert why(run) == ("KILLED", "stopped by Ctrl-C; the same command goes on")
+    attempts = (run.root / "attempts/0001.jsonl").read_text().splitlines()
+    assert run.history()[-1].step == len(attempts)  # nothing that was done is lost
+    known = find_run(server, "tests", run.describe()["id"])
+    assert known is not None
+    assert known.info.status == "KILLED"
+
+    last = run.history()[-1].step
+    again = start()
+    assert again.stdout is not None
+    assert again.stdout.readline() == f"step {last}\n"
+    until(lambda: run.history()[-1].step > last)
+    assert run.ended() is None
+
+
+def test_a_second_signal_stops_at_once(run: RunFolder, start: Start) -> None:
+    process = start(pause_s=60)
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    while "once more stops at once" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == 143
+    assert why(run) == ("KILLED", "stopped at once by SIGTERM")
+
+
+def test_another_terminal_stops_it(run: RunFolder, start: Start) -> None:
+    process = start()
+    assert ask_by_name(run.describe()["id"]).startswith(f"process {process.pid} on ")
+    assert process.wait(20) == 143
+    assert why(run)[1] == "stopped by `gliotrail runs stop`; the same command goes on"
+
+
+def test_another_machine_stops_it_through_mlflow(
+    run: RunFolder, server: MlflowClient, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HEARTBEAT, "0.5")
+    process, own_id = start(), run.describe()["id"]
+    until(
+        lambda: (is_known := find_run(server, "tests", own_id)) and OWNER_TAG in is_known.data.tags,
+        60,
+    )
+    assert ask_there(own_id, "a test").startswith(f"process {process.pid} on ")
+    assert process.wait(20) == 143
+    assert why(run)[1] == "stopped by a test; the same command goes on"
+    known = find_run(server, "tests", own_id)
+    assert known is not None
+    assert (known.info.status, STOP_TAG in known.data.tags) == ("KILLED", False)
+
+
+def test_a_run_that_nobody_works_on_is_not_asked(server: MlflowClient) -> None:
+    done = finished(runs_dir() / "done")
+    begun(runs_dir() / "left")
+    for name, got in (("done", "FINISHED"), ("left", "a run that no process works on")):
+        with pytest.raises(TrackingError, match=f"{name}: wanted a run that goes on, got {got}"):
+            ask_by_name(name)
+    with pytest.raises(TrackingError, match="strange: no such run"):
+        ask_by_name("strange")
+    assert asked_by(done) is None
+
+
+def test_what_is_asked_to_stop_stops_where_it_looks(server: MlflowClient) -> None:
+    run = begun(runs_dir() / "one")
+    stop_if_asked(run)
+    ask(run, "a test")
+    with pytest.raises(Stopped, match="stopped by a test; the same command goes on") as stopped:
+        stop_if_asked(run)
+    assert stopped.value.code == 143
+
+
+def test_where_no_run_is_held_a_signal_ends_the_block() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Stopped, match="stopped by Ctrl-C") as stopped, stopped_by_signals():
+        signal.raise_signal(signal.SIGINT)
+    assert stopped.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is before
