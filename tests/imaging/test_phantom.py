@@ -22,7 +22,7 @@ from tests.support.scans import ROOT
 
 FOLDER = ROOT / "data/pretrain"
 SIZE = (24, 28, 20)
-FLAIR, T1, T1GD, T2 = (CHANNELS.index(name) for name in ("FLAIR", "T1w", "T1gd", "T2w"))
+FLAIR, T1GD, T2 = (CHANNELS.index(name) for name in ("FLAIR", "T1gd", "T2w"))
 
 
 @pytest.fixture(scope="module")
@@ -103,22 +103,6 @@ def test_classes_look_as_radiology_describes_them(anatomy: Anatomy, shape: Label
     assert {name: np.mean(gains) > 0.4 for name, gains in brighter.items()} == {
         "FLAIR": True, "T2w": True, "T1gd": True,
     }  # fmt: skip
-
-
-def test_only_what_takes_up_contrast_agent_differs_on_T1gd(anatomy: Anatomy, shape: Labels) -> None:
-    """On the mean of many, T1gd less T1w, beside what it is in healthy brain."""
-    uptake: dict[int, list[float]] = {1: [], 2: [], 3: []}
-    for seed in range(40):
-        image_CIJK, labels_IJK, _ = made(anatomy, shape, seed)
-        gain = image_CIJK[T1GD] - image_CIJK[T1]
-        healthy = (labels_IJK == 0) & (image_CIJK != 0).any(axis=0)
-        for label, of in uptake.items():
-            part = labels_IJK == label
-            if min(part.sum(), healthy.sum()) >= 50:
-                of.append(float(gain[part].mean() - gain[healthy].mean()))
-    assert min(map(len, uptake.values())) >= 10
-    edema, non_enhancing, enhancing = (np.mean(of) for of in uptake.values())
-    assert enhancing > 1 > max(abs(edema), abs(non_enhancing))
 
 
 @given(seed=st.integers(0, 2**32 - 1))

@@ -32,16 +32,16 @@ FILES: Final[Mapping[str, str]] = {
 }  # fmt: skip
 LESION_FILE: Final = "lesion_mask.nii.gz"
 
-# What is painted, relative to normal white matter, in standard deviations of the brain, each from
-# little to much changed: FLAIR, T1w, T2w, and how much brighter than T1w it is on T1gd. Ranges
-# after the descriptions of Bakas et al. (2017, doi 10.1038/sdata.2017.117) and deliberately wider
-# than any scanner.
+# What is painted, relative to normal white matter, in standard deviations of the brain:
+# (low, high) for FLAIR, T1w, T1gd, T2w. Ranges after the descriptions of Bakas et al. (2017,
+# doi 10.1038/sdata.2017.117) and deliberately wider than any scanner.
 _LOOKS: Final[Mapping[str, tuple[tuple[float, float], ...]]] = {
-    "edema": ((0.7, 3.8), (-0.1, -1.9), (0.5, 3.6), (-0.5, 0.3)),
-    "solid": ((0.0, 2.2), (-0.4, -2.2), (0.1, 2.4), (-0.4, 0.6)),
-    "necrosis": ((-0.7, 2.2), (-0.9, -3.0), (0.4, 3.6), (-0.4, 0.4)),
-    "enhancing": ((-0.2, 2.2), (0.2, -2.0), (-0.2, 2.2), (0.8, 4.4)),
+    "edema": ((1.2, 3.8), (-1.9, -0.1), (-2.1, -0.1), (1.0, 3.6)),
+    "solid": ((0.0, 2.2), (-2.2, -0.4), (-1.9, 0.0), (0.1, 2.4)),
+    "necrosis": ((-0.7, 2.2), (-3.0, -0.9), (-2.8, -0.8), (0.4, 3.6)),
+    "enhancing": ((-0.2, 2.2), (-2.0, 0.2), (0.0, 3.6), (-0.2, 2.2)),
 }
+_LEAST_ENHANCEMENT: Final = 0.8
 _MEAN_STD: Final = 3.5
 """A brain's mean in its own standard deviations: what shading multiplies is raw values."""
 
@@ -167,8 +167,6 @@ def synthesize(
         labels = _restructure(labels, rng) * brain
         image, labels = _paint(image, labels, anatomy.white_C, looks, rng)
         image *= brain
-    if rng.random() < 0.5:
-        _add_vessels(image, brain & (labels == 0), rng)
     image = _standardize_again(image, anatomy.white_C, looks, rng)
     image = _rescan(image, brain, rng, style)
     return image, labels, unknown & (labels == 0)
@@ -278,27 +276,15 @@ def _restructure(labels: Labels, rng: np.random.Generator) -> Labels:
     return labels
 
 
-def _add_vessels(image: Floats, healthy: Mask, rng: np.random.Generator) -> None:
-    """Winding tubes that take up contrast agent and are no tumour, in place."""
-    one, two = (smooth_noise(healthy.shape, rng.uniform(7, 14), rng) for _ in range(2))
-    tube = np.clip(1.5 - np.hypot(one, two) / rng.uniform(0.08, 0.3), 0, 1) * healthy
-    image[CHANNELS.index("T1gd")] += np.float32(rng.uniform(0.5, 3.5)) * tube
-
-
 def _looks(rng: np.random.Generator, style: Style) -> dict[str, Floats]:
-    """What each part of a tumour is in each channel, relative to normal white matter.
-
-    The more a part is changed, the more all channels show it. Contrast agent brightens the
-    enhancing part alone: without it T1gd is T1w.
-    """
-    looks = {}
-    for name, (*limits, uptake) in _LOOKS.items():
-        change = style.draw(rng, 0, 1)
-        flair, t1, t2 = (
-            little + (much - little) * (change + style.draw(rng, 0, 1)) / 2
-            for little, much in limits
-        )
-        looks[name] = np.array([flair, t1, t1 + style.draw(rng, *uptake), t2], np.float32)
+    """What each part of a tumour is in each channel, relative to normal white matter."""
+    looks = {
+        name: np.array([style.draw(rng, *limits) for limits in limits_C], np.float32)
+        for name, limits_C in _LOOKS.items()
+    }
+    t1gd = CHANNELS.index("T1gd")
+    brightest = max(looks[name][t1gd] for name in ("edema", "solid", "necrosis"))
+    looks["enhancing"][t1gd] = max(looks["enhancing"][t1gd], brightest + _LEAST_ENHANCEMENT)
     return looks
 
 
