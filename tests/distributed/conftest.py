@@ -159,6 +159,11 @@ def once(state: Path, pattern: str, do: Callable[[], object]) -> Iterator[None]:
     thread.join(1)
 
 
+def interrupt() -> None:
+    """Ctrl-C."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def _workers_of_ray(kind: str) -> list[int]:
     found = []
     for process in psutil.Process().children(recursive=True):

@@ -1,7 +1,5 @@
 import csv
 import json
-import os
-import signal
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from gliotrail.params import Params
 from gliotrail.segmentation import weights
 from gliotrail.tracking.journal import MODEL_FILE, RunFolder, parse_lines
 from gliotrail.tracking.runs import client, existing_run
-from tests.distributed.conftest import Crops, a_worker_killed, once
+from tests.distributed.conftest import Crops, a_worker_killed, interrupt, once
 from tests.support.environment import in_state
 from tests.support.scans import snapshot
 from tests.support.told import told
@@ -139,7 +137,7 @@ def test_one_worker_takes_the_same_steps_also_if_stopped_by_ctrl_c(
 ) -> None:
     state = new_state()
     with (
-        once(state, "attempts/*.jsonl", lambda: os.kill(os.getpid(), signal.SIGINT)),
+        once(state, "attempts/*.jsonl", interrupt),
         pytest.raises(Stopped, match="stopped by Ctrl-C; the same command goes on"),
     ):
         trained(crops, state, workers=1)

@@ -1,5 +1,6 @@
 """Ray Tune's side of a sweep: each trial is the plain driver in a Tune worker, used again."""
 
+import logging
 import os
 import shutil
 import time
@@ -76,7 +77,11 @@ def run_trials(waiting: Iterator[Trial], number: int, wanted: Resources, halving
         return
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # see `tracking.stop`
+    # a trial that fails or is stopped before its first epoch's end has no number to tell
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # nobody reads their files
+    # it misses those files at the end; what trials did is in their runs' folders
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     name = f"sweep-{time.time_ns()}"
     with progress(number, "sweep", "trials") as advance:
         search = _Waiting(chain([first], waiting), halving, advance)
