@@ -10,7 +10,7 @@ from typing import Final
 
 from gliotrail.distributed.cluster import cluster, nodes, share_out, workers_wanted
 from gliotrail.distributed.training import Training, with_changes
-from gliotrail.errors import ParamsError
+from gliotrail.errors import ParamsError, TrainingError
 from gliotrail.files import replacing, write_json
 from gliotrail.params import FROM_SWEEP, Params, Train
 from gliotrail.progress import say
@@ -78,9 +78,11 @@ def _fit(
         stop_if_asked(run)
         with watching(run, plan_of(training).steps, kind):
             fit_on_workers(training, run, share_out(nodes(), workers))
-    if run.history()[-1].step < plan_of(training).steps:
+    try:
+        finish(training, run)
+    except TrainingError:  # not at its plan's end
         stop_if_asked(run)
-    finish(training, run)
+        raise
 
 
 def finish(training: Training, run: RunFolder) -> None:

@@ -182,11 +182,10 @@ def _trial(config: dict[str, Any]) -> None:
             tune.report({SCORE: score, "epoch": epoch})
     try:
         run_training(training, run, world, tell)
-        if run.history()[-1].step < plan.steps and asked_by(run):
-            return  # it goes on with the sweep
         state, _ = result(training, run)
     except GliotrailError as error:  # it would come again if tried again
-        run.end("FAILED", str(error))
+        if asked_by(run) is None:  # else it goes on with the sweep
+            run.end("FAILED", str(error))
     else:
         summary = {"score": state.kept_score, "steps": plan.steps}
         run.end("FINISHED", "trained to its budget", summary)

@@ -29,8 +29,10 @@ def ask(run: RunFolder, by: str) -> None:
         by: what stops it, for its reason.
     """
     holder = owner_of(run)
-    for each in [run, *(other for other in all_runs() if holder and owner_of(other) == holder)]:
-        _note(each, by)
+    _note(run, by)
+    for other in all_runs():
+        if holder is not None and owner_of(other) == holder:
+            _note(other, by)
 
 
 def _note(run: RunFolder, by: str) -> None:
