@@ -54,6 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "COLUMNS": "100",
     }.items():
         patch.setenv(name, value)
+    if torch := sys.modules.get("torch"):  # a room named on the command line imported it already
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if os.environ.get("GLIOTRAIL_CI"):  # the same examples each time; elsewhere new ones are sought
         settings.register_profile("again", derandomize=True)
         settings.load_profile("again")
