@@ -1,18 +1,23 @@
 import csv
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from gliotrail.distributed.driver import result, run_training
 from gliotrail.distributed.train import train
 from gliotrail.errors import Stopped
 from gliotrail.imaging.labels import CHANNELS, CLASSES
 from gliotrail.params import Params
 from gliotrail.segmentation import weights
+from gliotrail.segmentation.loop import World
 from gliotrail.tracking.journal import MODEL_FILE, RunFolder, parse_lines
 from gliotrail.tracking.runs import client, existing_run
 from tests.distributed.conftest import Crops, a_worker_killed, interrupt, once
@@ -57,8 +62,34 @@ def trained(crops: Crops, state: Path, workers: int) -> Trained:
 
 @pytest.fixture(scope="module")
 def by_two(ray_cluster: None, crops: Crops, new_state: Callable[[], Path]) -> Trained:
-    """Trained by two workers. Shared: change nothing."""
-    return trained(crops, new_state(), workers=2)
+    """Trained by two workers, of which one was killed in mid-training. Shared: change nothing."""
+    state = new_state()
+    with a_worker_killed(state, "RayTrainWorker") as killed:
+        done = trained(crops, state, workers=2)
+    assert len(killed) == 1
+    return done
+
+
+@pytest.fixture(scope="module")
+def undisturbed(crops: Crops, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, bytes]:
+    """The same training by two threads of this process: its run, and its model."""
+    run, other = (RunFolder(tmp_path_factory.mktemp("threads")) for _ in range(2))
+    training = crops.training(train__epochs=4)
+    both, handed = threading.Barrier(2), [torch.empty(0)] * 2
+
+    def work(rank: int) -> None:
+        world = World(rank, 2, partial(add, rank))
+        run_training(training, run if rank == 0 else other, world)
+
+    def add(rank: int, tensor: torch.Tensor) -> None:
+        handed[rank] = tensor.clone()
+        both.wait(60)
+        tensor.copy_(handed[0] + handed[1])
+        both.wait(60)
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(work, range(2)))
+    return run, result(training, run)[1]
 
 
 def test_out_come_model_journal_and_curves(by_two: Trained) -> None:
@@ -128,12 +159,26 @@ def test_the_same_inputs_are_not_trained_on_again(
     monkeypatch.setenv("GLIOTRAIL_WORKERS", "99")  # never asked for
     train(by_two.params, crops.prepared, crops.patches, by_two.state, by_two.out)
     assert snapshot(by_two.out) == outputs
-    assert [path.name for path in by_two.run.root.glob("attempts/*.jsonl")] == ["0001.jsonl"]
+    assert len(list(by_two.run.root.glob("attempts/*.jsonl"))) == 2
     assert told(server, run_id) == once
 
 
+def test_a_worker_killed_in_mid_training_changes_nothing(
+    by_two: Trained, undisturbed: tuple[RunFolder, bytes]
+) -> None:
+    assert len(list(by_two.run.root.glob("attempts/*.jsonl"))) == 2
+    whole, model = undisturbed
+    curves = [[(p.key, p.step, p.value) for p in run.points() if "_per_s" not in p.key
+               and "_share" not in p.key] for run in (by_two.run, whole)]  # fmt: skip
+    assert curves[0] == curves[1]  # no gap, no double, and bit for bit the same
+    assert (by_two.out / MODEL_FILE).read_bytes() == model
+
+
 def test_one_worker_takes_the_same_steps_also_if_stopped_by_ctrl_c(
-    by_two: Trained, crops: Crops, new_state: Callable[[], Path]
+    by_two: Trained,
+    crops: Crops,
+    new_state: Callable[[], Path],
+    request: pytest.FixtureRequest,
 ) -> None:
     state = new_state()
     with (
@@ -141,6 +186,7 @@ def test_one_worker_takes_the_same_steps_also_if_stopped_by_ctrl_c(
         pytest.raises(Stopped, match="stopped by Ctrl-C; the same command goes on"),
     ):
         trained(crops, state, workers=1)
+    request.getfixturevalue("in_this_process")  # where it goes on
     by_one = trained(crops, state, workers=1)
     assert len(list(by_one.run.root.glob("attempts/*.jsonl"))) == 2
     assert list(by_one.losses) == list(by_two.losses)
@@ -152,22 +198,3 @@ def test_one_worker_takes_the_same_steps_also_if_stopped_by_ctrl_c(
         torch.testing.assert_close(tensor, by_two.weights[name], rtol=1e-2, atol=1e-4)
     assert by_one.run.describe()["tags"]["gliotrail.inputs"] == by_one.run.root.name
     assert by_one.run.root.name == by_two.run.root.name
-
-
-def test_a_worker_killed_in_mid_training_changes_nothing(
-    by_two: Trained, crops: Crops, new_state: Callable[[], Path]
-) -> None:
-    state = new_state()
-    with a_worker_killed(state, "RayTrainWorker") as killed:
-        done = trained(crops, state, workers=2)
-    assert len(killed) == 1
-    assert len(list(done.run.root.glob("attempts/*.jsonl"))) == 2
-    assert done.losses == by_two.losses  # no gap, no double, and bit for bit the same
-    assert set(done.weights) == set(by_two.weights)
-    for name, tensor in done.weights.items():
-        assert torch.equal(tensor, by_two.weights[name])
-    server = client()
-    of = told(server, existing_run(server, "gliotrail", done.run.describe()["id"]).info.run_id)
-    assert Counter(key for key, *_ in of["points"])[LOSS] == STEPS
-    assert of["points"] == sorted((p.key, p.step, p.value, p.time_ms) for p in done.run.points())
-    assert of["status"] == "FINISHED"
