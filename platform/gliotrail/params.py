@@ -186,6 +186,7 @@ class Sweep(Section):
     reduction: Annotated[int, Field(ge=2)]
     epochs: Count
     epoch_voxels: Count
+    keep: Literal["winner", "all"]
     seed: Seed
 
 

@@ -103,6 +103,21 @@ def test_asked_to_stop_it_makes_a_checkpoint_and_goes_on_as_if_it_had_not(
     assert result(training, run)[1] == result(training, whole)[1]
 
 
+def test_without_its_states_it_begins_anew_and_no_point_comes_twice(
+    training: Training, whole: RunFolder, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path)
+    with pytest.raises(StoppedError):
+        run_training(training, run, stop_after(5))
+    before = run.points()
+    run.drop_states()
+    assert driver.restore(run) is None
+    assert run_training(training, run, World()).step == STEPS
+    assert run.points()[: len(before)] == before
+    assert curves(run) == curves(whole)
+    assert result(training, run)[1] == result(training, whole)[1]
+
+
 def test_a_training_at_its_end_takes_no_further_step(
     training: Training, whole: RunFolder, tmp_path: Path
 ) -> None:

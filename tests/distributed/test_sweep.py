@@ -168,6 +168,21 @@ def test_a_trial_whose_worker_was_killed_has_the_curve_of_one_that_was_not(
     assert curves[0] == curves[1]
 
 
+def test_only_the_winner_keeps_its_checkpoints(swept: Swept) -> None:
+    runs = {row["trial"]: RunFolder(swept.state / "runs" / row["trial"]) for row in swept.table()}
+    assert {name for name, run in runs.items() if run.has_states()} == {swept.best()["trial"]}
+    assert all(run.points() and run.history()[-1].pictures() for run in runs.values())
+
+
+def test_whose_checkpoints_stay_makes_no_other_sweep(crops: Crops) -> None:
+    sweeps = [
+        Proposals(crops.params(sweep__keep=whose), crops.prepared, crops.patches)
+        for whose in ("winner", "all")
+    ]
+    assert len({of.parent.root for of in sweeps}) == 1
+    assert len({tuple(trial.name for trial in of.trials) for of in sweeps}) == 1
+
+
 def test_again_is_as_once(
     swept: Swept, without_test_patients: Crops, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,7 +129,7 @@ def run_training(
     def report(step: int, metrics: Mapping[str, float], snapshot: Callable[[], State]) -> None:
         nonlocal last_checkpoint_s
         epoch_ends = SCORE in metrics
-        if writer is not None:
+        if writer is not None and step > writer.last_step:  # others were taken before
             writer.write(step, metrics)
             if epoch_ends or time.monotonic() - last_checkpoint_s > CHECKPOINT_EVERY_S:
                 for region, labels_IJK in shown.items():
@@ -255,13 +255,16 @@ def _draw(prepared: Prepared, region: Region, predicted_IJK: Labels, title: str)
 
 
 def restore(run: RunFolder) -> State | None:
-    """The state of the last final checkpoint, its checksum compared; None before the first.
+    """The state of the last final checkpoint, its checksum compared; None where there is none.
+
+    That is before the first, and where all states of a run were given up to make room: its steps
+    are then taken again, and not written down again.
 
     Raises:
         TrackingError: the checkpoint is damaged.
     """
     history = run.history()
-    return from_bytes(history[-1].state()) if history else None
+    return from_bytes(history[-1].state()) if history and run.has_states() else None
 
 
 def result(training: Training, run: RunFolder) -> tuple[State, bytes]:

@@ -71,7 +71,7 @@ class Proposals:
         self._first = Training.of(params, sections[0], prepared, patches)
         self.probes = [replace(self._first, section=section) for section in sections]
         inputs = [training.inputs() for training in self.probes]
-        identity = digest_of([params.sweep.model_dump(mode="json"), inputs])
+        identity = digest_of([params.sweep.model_dump(mode="json", exclude={"keep"}), inputs])
         self.parent = RunFolder(state_dir() / "runs" / f"sweep-{identity}")
         self._asked = self.parent.root / "asked.json"
         self.trials: list[Trial] = []

@@ -54,6 +54,10 @@ def sweep(
         best = best_of(rows, trials)
         if not parent.is_finished():
             parent.end("FINISHED", summary(rows, best), best)
+        if params.sweep.keep == "winner":
+            for row, trial in zip(rows, trials, strict=True):
+                if row["status"] != "FAILED" and trial.name != best["trial"]:
+                    trial.run.drop_states()
     write(out, rows, best, halving)
     show(rows)
     say(f"sweep: {summary(rows, best)}")

@@ -47,6 +47,7 @@ TRACEBACK_FILE: Final = "traceback.txt"
 """Of the error that a run FAILED with, the last time that it did."""
 _LOCK: Final = "attempts.lock"
 _STATE: Final = "state.safetensors"
+_STATES: Final = f"checkpoints/*/{_STATE}"
 _MANIFESTS: Final = "checkpoints/*/manifest.json"
 
 
@@ -181,6 +182,15 @@ class RunFolder:
         """
         return [point for c in self.history() for point in parse_lines(c.segment())]
 
+    def has_states(self) -> bool:
+        """Whether there is what training would go on from."""
+        return any(self.root.glob(_STATES))
+
+    def drop_states(self) -> None:
+        """Give up what training would go on from: it would begin anew. Points and scores stay."""
+        for path in self.root.glob(_STATES):
+            path.unlink()
+
     def end(
         self,
         status: str,
@@ -282,7 +292,7 @@ class Writer:
                 what = f"attempt {self.attempt} is over: attempt {newest} has taken the run"
                 raise TrackingError(what, where=self._root)
             write_durably(folder / "manifest.json", _json(manifest))
-            for path in self._root.glob(f"checkpoints/*/{_STATE}"):
+            for path in self._root.glob(_STATES):
                 if path.parent.name not in {folder.name, made.previous}:
                     path.unlink()
         self._last = made
