@@ -20,7 +20,8 @@ NO_TRAINING: Any = None
 def sweep_of(scheduler: str, epochs: int, reduction: int = 3) -> Sweep:
     return Sweep.model_validate({
         "space": {"batch_size": {"choice": [1]}}, "algorithm": "grid", "trials": 1, "seed": 1,
-        "epoch_voxels": 1, "keep": "all", "scheduler": scheduler, "epochs": epochs, "reduction": reduction,
+        "epoch_voxels": 1, "keep": "all", "epochs": epochs,
+        "scheduler": scheduler, "reduction": reduction,
     })  # fmt: skip
 
 
