@@ -1,58 +1,61 @@
 """Processes killed at random moments; then it is counted what of the truth MLflow lacks.
 
-    python -m tests.tracking.chaos FOLDER SEED KILLS
-
 A tracked run (see `tracked_process`) and a `gliotrail runs sync` beside it, each by SIGKILL. After
 every kill: what MLflow has is part of the history, nothing twice. At the end, the run having ended:
 MLflow has exactly the history.
 """
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from mlflow import MlflowClient
 
+from gliotrail.cli import app
 from gliotrail.tracking.journal import RunFolder
 from gliotrail.tracking.reaper import reap_all
 from gliotrail.tracking.runs import client, find_run
+from tests.support.forked import Forked
 from tests.support.told import told
+from tests.tracking import tracked_process
 from tests.tracking.tracked_process import KEY, value
 
-STEPS_PER_KILL, PAUSE_S = 60, 0.05
-TRACKED = [sys.executable, "-m", "tests.tracking.tracked_process"]
-SYNC = [sys.executable, "-m", "gliotrail.cli.app", "runs", "sync"]
+STEPS_PER_KILL, PAUSE_S = 40, 0.03
+
+
+def sync() -> None:
+    """`gliotrail runs sync`."""
+    sys.argv[1:] = ["runs", "sync"]
+    app.main()
 
 
 class Storm:
     """Kills, and the faults found after them."""
 
     def __init__(self, root: Path, seed: int, kills: int) -> None:
-        self.run, self.random = RunFolder(root / "runs/one"), random.Random(seed)
+        self.root, self.run = root, RunFolder(root / "runs/one")
+        self.random = random.Random(seed)
         self.max_kills, self.steps = kills, STEPS_PER_KILL * (kills + 1)
         self.kills: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.seen: list[str] = []
 
-    def start(self, command: list[str], *words: str) -> subprocess.Popen[bytes]:
-        quiet = subprocess.DEVNULL
-        return subprocess.Popen([*command, *words], stdout=quiet, stderr=quiet)
+    def start(self, work: Callable[..., None], *args: object) -> Forked:
+        return Forked(self.root / "printed.txt", work, *args)
 
-    def tracked(self) -> subprocess.Popen[bytes]:
-        return self.start(TRACKED, str(self.run.root), str(PAUSE_S), str(self.steps))
+    def tracked(self) -> Forked:
+        return self.start(tracked_process.main, self.run.root, PAUSE_S, self.steps)
 
-    def kill(self, what: str, process: subprocess.Popen[bytes], after_s: float) -> None:
+    def kill(self, what: str, process: Forked, after_s: float) -> None:
         """Unless it has ended before."""
         try:
             process.wait(after_s)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.kill()
             self.kills[what] += 1
 
     def count(self, server: MlflowClient, ended: str | None) -> None:
@@ -78,11 +81,11 @@ class Storm:
         while self.kills.total() < self.max_kills:
             process = self.tracked()
             if self.random.random() < 0.4:
-                time.sleep(self.random.uniform(0, 2))
-                self.kill("gliotrail runs sync", self.start(SYNC), self.random.uniform(0.5, 6))
-            self.kill("tracked process", process, self.random.uniform(0.2, 9))
+                time.sleep(self.random.uniform(0, 1))
+                self.kill("gliotrail runs sync", self.start(sync), self.random.uniform(0, 2))
+            self.kill("tracked process", process, self.random.uniform(0, 3))
             self.count(client(), None)
-            if process.returncode == 0:
+            if process.poll() == 0:
                 break
             if reap_all():
                 self.count(client(), "KILLED")
@@ -94,7 +97,7 @@ class Storm:
 
     def settle(self) -> None:
         """All that is left is delivered; nothing may be amiss then."""
-        assert self.start(SYNC).wait(300) == 0
+        assert self.start(sync).wait(300) == 0
         self.count(client(), "FINISHED")
         expected = [(KEY, step, value(step)) for step in range(1, self.steps + 1)]
         got = [(p.key, p.step, p.value) for p in self.run.points()]
@@ -107,18 +110,3 @@ class Storm:
         return "\n".join(
             [*rows, *(f"{name:24}{self.faults[name]:11}" for name in names), *self.seen]
         )
-
-
-def main(root: Path, seed: int, kills: int) -> Storm:
-    """One storm over one run, with MLflow on a SQLite file."""
-    os.environ["GLIOTRAIL_STATE"] = str(root)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    storm = Storm(root, seed, kills)
-    storm.rage()
-    return storm
-
-
-if __name__ == "__main__":
-    done = main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-    print(done.table())
-    sys.exit(done.faults.total() > 0)

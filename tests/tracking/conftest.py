@@ -2,7 +2,7 @@
 
 import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from gliotrail.tracking.journal import MODEL_FILE, RunFolder, Writer
 from gliotrail.tracking.lineage import Origin, describe
 from gliotrail.tracking.runs import client
 from tests.support.environment import in_state
+from tests.support.forked import Forked
+from tests.tracking import tracked_process
 
 DIGESTS = {"data/prepare": "0" * 32 + ".dir", "data/patch/16x16x16": "1" * 32 + ".dir"}
 
@@ -84,3 +86,23 @@ def server(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> M
     shutil.copy(database, state)
     in_state(state, monkeypatch)
     return client()
+
+
+Start = Callable[..., Forked]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Starts processes that track a run step by step, without end; at the end they are killed."""
+    started: list[Forked] = []
+
+    def process(root: Path, pause_s: float = 0.05) -> Forked:
+        output = tmp_path / f"{len(started)}.txt"
+        with monkeypatch.context() as patched:
+            patched.setenv("GLIOTRAIL_STATE", str(root.parent.parent))
+            started.append(Forked(output, tracked_process.main, root, pause_s, 100_000))
+        return started[-1]
+
+    yield process
+    for each in started:
+        each.kill()

@@ -1,7 +1,7 @@
 """Deliver runs in processes that are killed before their n-th call to MLflow, or note of one.
 
-A script, so that nothing but MLflow is loaded in the process that is forked, and no connection to
-the database is open in it.
+Not from pytest's own process: one that is forked must have no other thread, and no connection to
+the database open.
 """
 
 import os
@@ -67,7 +67,7 @@ def kill_everywhere(
     """Deliver run after run, each killed some calls later; see that the next delivery mends it.
 
     Args:
-        every: 1 kills before each call; 3 before each third, from one of the first three on.
+        every: 1 kills before each call; 4 before each fourth, from one of the first four on.
 
     Returns:
         the last call before which a delivery was killed.
@@ -115,7 +115,7 @@ def with_a_model_left(root: Path) -> RunFolder:
     return run
 
 
-if __name__ == "__main__":
-    root, step = Path(sys.argv[1]), int(sys.argv[2])
-    print("points", kill_everywhere(with_points, root / "points", 2, step))
-    print("model", kill_everywhere(with_a_model_left, root / "model", 0, step))
+def main(root: Path, every: int) -> None:
+    """Print before how many calls each of two kinds of runs was killed."""
+    print("points", kill_everywhere(with_points, root / "points", 2, every))
+    print("model", kill_everywhere(with_a_model_left, root / "model", 0, every))

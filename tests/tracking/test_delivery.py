@@ -1,8 +1,5 @@
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +10,10 @@ from gliotrail.errors import TrackingError
 from gliotrail.tracking.delivery import deliver, flatten
 from gliotrail.tracking.journal import MODEL_FILE, RunFolder
 from gliotrail.tracking.runs import ID_TAG, experiment_id, find_run
-from tests.support.projects import ROOT
+from tests.support.environment import in_state
+from tests.support.forked import Forked
 from tests.support.told import files, told
+from tests.tracking import killed_deliveries
 from tests.tracking.conftest import DIGESTS, begun, finished, go_on
 
 
@@ -179,21 +178,16 @@ def test_nested_params_are_flat_and_no_longer_than_mlflow_takes() -> None:
     assert flat == {"a.b.c": "1", "a.d": "[1, 'x']", "e": "None"}
 
 
-@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.long)])
 def test_a_delivery_killed_between_any_two_calls_loses_and_doubles_nothing(
-    every: int, tmp_path: Path, database: Path
+    every: int, tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each in a process of its own, killed before its n-th call to MLflow or note of one."""
     shutil.copy(database, tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.tracking.killed_deliveries", str(tmp_path), str(every)],
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-        | {"GLIOTRAIL_STATE": str(tmp_path), "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    killed = dict(line.split() for line in done.stdout.splitlines())
+    in_state(tmp_path, monkeypatch)
+    monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+    process = Forked(tmp_path / "printed.txt", killed_deliveries.main, tmp_path, every)
+    assert process.wait(280) == 0, process.printed()
+    killed = dict(line.split() for line in process.printed().splitlines())
     assert int(killed["points"]) > 15
     assert int(killed["model"]) > 5

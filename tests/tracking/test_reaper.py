@@ -4,7 +4,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,32 +21,10 @@ from gliotrail.tracking.owner import HEARTBEAT, Watch, this_process
 from gliotrail.tracking.reaper import close_there, reap, reap_all
 from gliotrail.tracking.runs import client, find_run
 from gliotrail.tracking.spool import runs_dir
-from tests.support.projects import ROOT
+from tests.support.forked import Forked
 from tests.support.told import told
-from tests.tracking.conftest import begun, go_on
+from tests.tracking.conftest import Start, begun, go_on
 from tests.tracking.test_courier import until
-
-Start = Callable[[Path], subprocess.Popen[str]]
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts processes that track a run without end; at the end they are killed."""
-    started = []
-
-    def process(root: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tests.tracking.tracked_process", str(root), "0.2"]
-        env = {**os.environ, "GLIOTRAIL_STATE": str(root.parent.parent)}
-        started.append(
-            subprocess.Popen([*command, "100000"], cwd=ROOT, env=env, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True)
-        )  # fmt: skip
-        return started[-1]
-
-    yield process
-    for each in started:
-        each.kill()
-        each.communicate()
 
 
 def known(server: MlflowClient, run: RunFolder) -> dict[str, object] | None:
@@ -64,7 +41,7 @@ def status(server: MlflowClient, run: RunFolder) -> object:
     return of and of["status"]
 
 
-def stop_between_two_writes(process: subprocess.Popen[str], database: Path) -> None:
+def stop_between_two_writes(process: Forked, database: Path) -> None:
     """A process that is stopped while it writes keeps SQLite's lock, and MLflow from everybody."""
     while True:
         process.send_signal(signal.SIGSTOP)
@@ -85,12 +62,11 @@ def test_a_run_is_closed_when_its_process_is_gone_never_before(
     server: MlflowClient, start: Start
 ) -> None:
     run = RunFolder(runs_dir() / "one")
-    process = start(run.root)
+    process = start(run.root, pause_s=0.2)
     until(lambda: status(server, run) == "RUNNING" and run.history(), 140)
     assert reap_all() == []
     assert status(server, run) == "RUNNING"
     process.kill()
-    process.wait()
     killed_ms = time.time() * 1000
     assert reap_all() == ["one"]
     of = known(server, run)
@@ -104,9 +80,9 @@ def test_a_run_is_closed_when_its_process_is_gone_never_before(
     assert abs(times[1] - killed_ms) < 5000
     assert reap_all() == []
 
-    again = start(run.root)
-    assert again.stdout is not None
-    assert again.stdout.readline() == f"step {run.history()[-1].step}\n"
+    again = start(run.root, pause_s=0.2)
+    until(again.printed)
+    assert again.printed().startswith(f"step {run.history()[-1].step}\n")
     until(lambda: status(server, run) == "RUNNING", 140)
     (run.root / "enough").touch()
     assert again.wait(140) == 0
@@ -142,10 +118,10 @@ def test_from_another_machine_a_run_is_closed_by_its_heartbeat_and_opens_again(
     (place / "mlflow.db").write_bytes(database.read_bytes())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}/mlflow.db")
     monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
-    interval_s = 1.0
+    interval_s = 0.6
     monkeypatch.setenv(HEARTBEAT, str(interval_s))
     run = RunFolder(tmp_path / "there/runs/one")
-    process = start(run.root)
+    process = start(run.root, pause_s=0.2)
     server = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     until(lambda: HEARTBEAT_TAG in str(known(server, run)), 140)
 

@@ -1,5 +1,4 @@
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,41 +16,25 @@ from gliotrail.tracking.runs import (
     one_line,
 )
 from tests.support.environment import in_state
-from tests.support.projects import ROOT
+from tests.support.forked import Forked
 from tests.tracking.conftest import begun
 
-FOUR_AT_ONCE = """
-import os, sys, time
-import mlflow.store.tracking.sqlalchemy_store
-from gliotrail.tracking.runs import client, experiment_id
 
-started, children = time.monotonic() + 0.3, []
-for n in range(4):
-    pid = os.fork()
-    if pid == 0:
-        time.sleep(started - time.monotonic())
-        try:
-            server = client()
-            of = experiment_id(server, "tests")
-            run = server.create_run(of, run_name=str(n))
-            server.log_metric(run.info.run_id, "n", n)
-            os._exit(0)
-        except Exception as error:
-            print(error, file=sys.stderr, flush=True)
-            os._exit(1)
-    children.append(pid)
-sys.exit(sum(os.waitpid(pid, 0)[1] for pid in children))
-"""
+def log_at(start_s: float, n: int) -> None:
+    """Make a run and log a metric, from a moment of the monotonic clock on."""
+    time.sleep(max(0, start_s - time.monotonic()))
+    server = client()
+    run = server.create_run(experiment_id(server, "tests"), run_name=str(n))
+    server.log_metric(run.info.run_id, "n", n)
 
 
 def test_four_processes_at_once_on_a_fresh_sqlite_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_state(tmp_path, monkeypatch)
-    done = subprocess.run(
-        [sys.executable, "-c", FOUR_AT_ONCE], cwd=ROOT, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    start_s = time.monotonic() + 0.5
+    four = [Forked(tmp_path / f"{n}.txt", log_at, start_s, n) for n in range(4)]
+    assert [(each.wait(60), each.printed()) for each in four] == [(0, "")] * 4
     server = client()
     found = server.search_runs([experiment_id(server, "tests")])
     assert sorted(run.data.metrics["n"] for run in found) == [0, 1, 2, 3]

@@ -1,9 +1,6 @@
 """Real processes that are asked to stop: by signals, from another terminal, through MLflow."""
 
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 
 import pytest
 from mlflow import MlflowClient
@@ -16,11 +13,9 @@ from gliotrail.tracking.runs import find_run
 from gliotrail.tracking.spool import runs_dir
 from gliotrail.tracking.stop import ask, ask_by_name, asked_by, stop_if_asked, stopped_by_signals
 from gliotrail.tracking.trail import ask_there
-from tests.support.projects import ROOT
-from tests.tracking.conftest import begun, finished
+from tests.support.forked import Forked
+from tests.tracking.conftest import Start, begun, finished
 from tests.tracking.test_courier import until
-
-Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
@@ -28,25 +23,11 @@ def run(server: MlflowClient) -> RunFolder:
     return RunFolder(runs_dir() / "one")
 
 
-@pytest.fixture
-def start(run: RunFolder) -> Iterator[Start]:
-    """Starts a process that tracks the run, step by step, and waits for its first step."""
-    started = []
-
-    def process(pause_s: float = 0.05) -> subprocess.Popen[str]:
-        before = len(list(run.root.glob("attempts/*.jsonl")))
-        command = [sys.executable, "-m", "tests.tracking.tracked_process", str(run.root)]
-        started.append(
-            subprocess.Popen([*command, str(pause_s), "100000"], cwd=ROOT, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        )  # fmt: skip
-        until(lambda: len(list(run.root.glob("attempts/*.jsonl"))) > before, 60)
-        return started[-1]
-
-    yield process
-    for each in started:
-        each.kill()
-        each.communicate()
+def begin(start: Start, run: RunFolder, pause_s: float = 0.05) -> Forked:
+    """Start a process and wait until it is at its steps."""
+    process = start(run.root, pause_s)
+    until(lambda: process.printed().startswith("step "), 60)
+    return process
 
 
 def why(run: RunFolder) -> tuple[str, str]:
@@ -57,13 +38,13 @@ def why(run: RunFolder) -> tuple[str, str]:
 def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(
     run: RunFolder, server: MlflowClient, start: Start
 ) -> None:
-    process = start()
+    process = begin(start, run)
     until(lambda: find_run(server, "tests", run.describe()["id"]), 60)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == "error: stopped by Ctrl-C; the same command goes on"
-    assert why(run) == ("KILLED", "stopped by Ctrl-C; the same command goes on")
+    assert process.wait(20) == 130
+    reason = "stopped by Ctrl-C; the same command goes on"
+    assert process.printed().splitlines()[-1] == f"error: {reason}"
+    assert why(run) == ("KILLED", reason)
     attempts = (run.root / "attempts/0001.jsonl").read_text().splitlines()
     assert run.history()[-1].step == len(attempts)  # nothing that was done is lost
     known = find_run(server, "tests", run.describe()["id"])
@@ -71,26 +52,23 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(
     assert known.info.status == "KILLED"
 
     last = run.history()[-1].step
-    again = start()
-    assert again.stdout is not None
-    assert again.stdout.readline() == f"step {last}\n"
+    again = begin(start, run)
+    assert again.printed().startswith(f"step {last}\n")
     until(lambda: run.history()[-1].step > last)
     assert run.ended() is None
 
 
 def test_a_second_signal_stops_at_once(run: RunFolder, start: Start) -> None:
-    process = start(pause_s=60)
+    process = begin(start, run, pause_s=60)
     process.send_signal(signal.SIGTERM)
-    assert process.stderr is not None
-    while "once more stops at once" not in process.stderr.readline():
-        assert process.poll() is None
+    until(lambda: "once more stops at once" in process.printed())
     process.send_signal(signal.SIGTERM)
     assert process.wait(5) == 143
     assert why(run) == ("KILLED", "stopped at once by SIGTERM")
 
 
 def test_another_terminal_stops_it(run: RunFolder, start: Start) -> None:
-    process = start()
+    process = begin(start, run)
     assert ask_by_name(run.describe()["id"]).startswith(f"process {process.pid} on ")
     assert process.wait(20) == 143
     assert why(run)[1] == "stopped by `gliotrail runs stop`; the same command goes on"
@@ -100,7 +78,7 @@ def test_another_machine_stops_it_through_mlflow(
     run: RunFolder, server: MlflowClient, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(HEARTBEAT, "0.5")
-    process, own_id = start(), run.describe()["id"]
+    process, own_id = begin(start, run), run.describe()["id"]
     until(
         lambda: (is_known := find_run(server, "tests", own_id)) and OWNER_TAG in is_known.data.tags,
         60,

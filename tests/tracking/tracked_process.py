@@ -1,13 +1,10 @@
 """A training's tracking without the training, in a process of its own: to be killed at any moment.
 
-    python -m tests.tracking.tracked_process RUN_FOLDER PAUSE_S STEPS
-
 Each step's number is known beforehand, so that what survives can be compared. A checkpoint comes
 with every fifth step. It goes on where an earlier one was killed, and ends early, at a
 checkpoint, when there is a file `enough` in the folder; it stops at the next step when asked to.
 """
 
-import sys
 import time
 from pathlib import Path
 
@@ -51,7 +48,8 @@ def work(run: RunFolder, pause_s: float, steps: int) -> None:
     run.end("FINISHED", "trained to the end", {"step": step})
 
 
-if __name__ == "__main__":
-    folder = RunFolder(Path(sys.argv[1]))
-    with one_line_errors(), tracked(folder):
-        work(folder, float(sys.argv[2]), int(sys.argv[3]))
+def main(root: Path, pause_s: float, steps: int) -> None:
+    """All that the process does."""
+    run = RunFolder(root)
+    with one_line_errors(), tracked(run):
+        work(run, pause_s, steps)
