@@ -99,6 +99,7 @@ def test_the_winner_is_the_best_by_validation(swept: Swept) -> None:
         points = RunFolder(swept.state / "runs" / row["trial"]).points()
         last = [p.value for p in points if p.key == "val/dice_mean_regions"][-1]
         assert last == float(row["score"])
+        assert not any(p.key.startswith("val_synthetic/") for p in points)  # decides nothing here
 
 
 def test_a_sweep_never_reads_a_test_patient(swept: Swept, without_test_patients: Crops) -> None:

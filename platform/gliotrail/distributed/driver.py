@@ -114,7 +114,7 @@ def run_training(
         assert isinstance(network, UNet3d)
         if prepared is None:
             return validate_synthetic(network, judged, training.threshold, world, "val")
-        synthetic = validate_synthetic(network, judged, training.threshold, world)
+        synthetic = validate_synthetic(network, judged, training.threshold, world) if judged else {}
         real = validate(
             network,
             prepared.cases,
@@ -186,6 +186,8 @@ def source_of(training: Training, prepared: Prepared | None) -> Source:
 def synthetic_scans(training: Training) -> list[tuple[Floats, Labels, Mask]]:
     """The synthetic scans that it is judged on: image (C, I, J, K), labels, where unknown."""
     judged = training.judged
+    if judged is None:
+        return []
     anatomies, shapes = _synthetic(training.synthetic, judged.anatomies, judged.shapes)
     scans = []
     for number in range(judged.scans):

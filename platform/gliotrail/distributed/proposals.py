@@ -68,7 +68,8 @@ class Proposals:
                 do = f"give it one choice, or give train.{key} a value"
                 raise ParamsError(f"sweep.space.{key}: missing", do=do)
         sections = [self._section(point) for point in self.space.probes()]
-        self._first = Training.of(params, sections[0], prepared, patches)
+        first = Training.of(params, sections[0], prepared, patches)
+        self._first = replace(first, judged=None)
         self.probes = [replace(self._first, section=section) for section in sections]
         inputs = [training.inputs() for training in self.probes]
         identity = digest_of([params.sweep.model_dump(mode="json", exclude={"keep"}), inputs])

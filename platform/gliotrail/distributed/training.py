@@ -39,7 +39,8 @@ class Training:
 
     section: `train` of params.yaml, with a learning rate and a patch size.
     threshold: of a voxel's class, where the validation data are judged.
-    phantoms, judged: the synthetic tumours that are rehearsed, and those that it is judged on.
+    phantoms, judged: the synthetic tumours that are rehearsed, and those that it is judged on
+        (none in a sweep's trials, where they would decide nothing).
     synthetic: the folder of anatomies and shapes they are made from.
     init: the weights file that it starts from, if any.
     prepared, patches: the stages' outputs; none when nothing real is trained on.
@@ -50,7 +51,7 @@ class Training:
     section: Train
     threshold: float
     phantoms: Rehearsed
-    judged: Judged
+    judged: Judged | None
     synthetic: Path
     init: Path | None
     prepared: Path | None
@@ -121,7 +122,7 @@ class Training:
             "train": self.section.model_dump(mode="json"),
             "threshold": self.threshold,
             "phantoms": self.phantoms.model_dump(mode="json"),
-            "judged": self.judged.model_dump(mode="json"),
+            **({"judged": self.judged.model_dump(mode="json")} if self.judged else {}),
             **({"fold": list(self.fold)} if self.fold else {}),
             **self.digests,
         }
