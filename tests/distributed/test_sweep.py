@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from PIL import Image
 
 from gliotrail.distributed.driver import run_training
 from gliotrail.distributed.proposals import Proposals
@@ -138,8 +139,8 @@ def test_trials_lie_below_their_sweep_in_mlflow(
     first, second = sorted(found, key=lambda run: run.info.start_time)
     names = [[str(run.info.run_name) for run in children(server, of)] for of in (first, second)]
     assert names == [
-        ["trial lr=1.0e-02 patch=16x16x8", "trial lr=1.0e-03 patch=16x16x8"],
-        ["trial lr=1.0e-02 patch=16x16x16", "trial lr=1.0e-03 patch=16x16x16"],
+        ["lr=1.0e-02 patch=16x16x8", "lr=1.0e-03 patch=16x16x8"],
+        ["lr=1.0e-02 patch=16x16x16", "lr=1.0e-03 patch=16x16x16"],
     ]
     assert str(second.info.run_name) == "sweep of learning_rate x patch_size, 4 trials"
     for parent in (first, second):
@@ -149,6 +150,31 @@ def test_trials_lie_below_their_sweep_in_mlflow(
             steps = int(run.data.params["steps"])
             history = server.get_metric_history(run.info.run_id, "train/soft_dice_loss")
             assert [metric.step for metric in history] == list(range(1, steps + 1))
+
+
+def test_the_sweeps_run_holds_tables_and_pictures_and_each_trials_cost(
+    swept: Swept, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    in_state(swept.state, monkeypatch)
+    server = client()
+    found = server.search_runs(
+        [experiment_id(server, EXPERIMENT)], "tags.`gliotrail.kind` = 'sweep'"
+    )
+    parent = max(found, key=lambda run: run.info.start_time)
+    held = {file.path for file in server.list_artifacts(parent.info.run_id)} - {"code"}
+    pictures = {"parallel_coordinates.png", "learning_rate.png", "budget.png"}
+    assert held == {"trials.csv", "decisions.csv", *pictures}
+    for name in ("trials.csv", "decisions.csv"):
+        path = server.download_artifacts(parent.info.run_id, name, str(tmp_path))
+        assert Path(path).read_bytes() == (swept.out / name).read_bytes()
+    for name in pictures:
+        with Image.open(server.download_artifacts(parent.info.run_id, name, str(tmp_path))) as of:
+            assert min(of.size) > 300
+    for run in children(server, parent):
+        assert run.data.metrics["trial/voxels"] == 2 * 4 * 4 * 16**3
+        assert run.data.metrics["trial/seconds"] > 0
+        # three measures over classes and regions, their means, and the loop's own
+        assert len(run.data.metrics) < 50
 
 
 def test_a_wider_space_uses_the_trials_that_were_finished(swept: Swept) -> None:

@@ -66,7 +66,13 @@ def test_the_distance_is_right_for_known_colours():
 @pytest.mark.parametrize("vision", VISION)
 @pytest.mark.parametrize(
     ("table", "least"),
-    [(colours.CLASS_COLOURS, 30), (colours.REGION_COLOURS, 30), (colours.SPLIT_COLOURS, 25)],
+    [
+        (colours.CLASS_COLOURS, 30),
+        (colours.REGION_COLOURS, 30),
+        (colours.SPLIT_COLOURS, 25),
+        (colours.STATUS_COLOURS, 25),
+        (dict(enumerate(colours.SERIES_COLOURS)), 25),
+    ],
 )
 def test_colours_of_one_table_are_apart_from_each_other_and_from_the_ground(table, least, vision):
     seen = [colours.rgb(colour) for colour in (*table.values(), colours.BACKGROUND)]

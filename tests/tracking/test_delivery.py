@@ -93,6 +93,36 @@ def test_again_is_as_once(run: RunFolder, server: MlflowClient) -> None:
     assert told(server, run_id) == once
 
 
+def test_files_that_come_later_arrive_and_a_changed_one_again(
+    run: RunFolder, server: MlflowClient, tmp_path: Path
+) -> None:
+    run_id = deliver(run, server)
+    run.attach("trials.csv", b"trial,score\n")
+    run.attach("params.yaml", b"train: {seed: 8}\n")
+    deliver(run, server)
+    once = told(server, run_id)
+    assert {"trials.csv", "params.yaml"} <= set(once["files"])
+    changed = Path(server.download_artifacts(run_id, "params.yaml", str(tmp_path)))
+    assert changed.read_bytes() == b"train: {seed: 8}\n"
+    forget_what_was_told(run)
+    deliver(run, server)
+    assert told(server, run_id) == once
+
+
+def test_numbers_of_the_end_are_metrics_where_they_have_a_metrics_name(
+    tmp_path: Path, server: MlflowClient
+) -> None:
+    run = begun(tmp_path / "run")
+    go_on(run, [1])
+    run.end("KILLED", "stopped early", {"score": 0.5, "trial/voxels": 4096, "trial/seconds": None})
+    run_id = deliver(run, server)
+    forget_what_was_told(run)
+    deliver(run, server)
+    history = server.get_metric_history(run_id, "trial/voxels")
+    assert [metric.value for metric in history] == [4096]
+    assert {"score", "trial/seconds"}.isdisjoint(server.get_run(run_id).data.metrics)
+
+
 def test_points_arrive_with_their_checkpoint_in_order(tmp_path: Path, server: MlflowClient) -> None:
     run = begun(tmp_path / "run")
     go_on(run, [1])

@@ -1,7 +1,7 @@
 """What came of a sweep: a row a trial, the winner, the files of the stage, a table for people."""
 
 import csv
-import math
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ from gliotrail.distributed.halving import Halving
 from gliotrail.distributed.proposals import Trial
 from gliotrail.errors import TrainingError
 from gliotrail.files import replacing, write_json
+from gliotrail.params import Sweep
 
 Row = Mapping[str, Any]
 
@@ -33,14 +34,13 @@ def row_of(trial: Trial, halving: Halving) -> Row:
 
         status, score, reason = "STOPPED", stopped.value, halving.reason(stopped)
         steps = stopped.rung * plan_of(trial.training).steps_per_epoch
-    voxels_per_step = trial.training.section.batch_size * math.prod(trial.training.size_vox)
     return {
         "trial": trial.name,
         **trial.values(),
         "status": status,
         "score": score,
         "steps": steps,
-        "voxels": steps and steps * voxels_per_step,
+        "voxels": steps and steps * trial.training.voxels_per_step,
         "reason": "" if status == "FINISHED" else reason,
     }
 
@@ -68,10 +68,46 @@ def write(out: Path, rows: Sequence[Row], best: Mapping[str, Any], halving: Halv
         partial.mkdir(parents=True)
         write_json(partial / "best.json", best)
         (partial / "decisions.csv").write_bytes(halving.table())
-        with (partial / "trials.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        (partial / "trials.csv").write_bytes(_table(rows))
+
+
+def _table(rows: Sequence[Row]) -> bytes:
+    """The trials as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def artifacts(
+    sweep: Sweep, title: str, rows: Sequence[Row], trials: Sequence[Trial], halving: Halving
+) -> dict[str, bytes]:
+    """What the sweep's own run holds in MLflow, by file name: two tables and three pictures."""
+    # seconds of imports
+    from gliotrail.distributed.driver import plan_of
+    from gliotrail.report.figures import figure_png
+    from gliotrail.report.sweeps import Outcome, draw_budget, draw_parallel, draw_rates
+
+    logarithmic = {"learning_rate", *(key for key, of in sweep.space.items() if of.loguniform)}
+    rungs = {rung for trial in trials for rung in halving.rungs(trial.number)[1]} | {sweep.epochs}
+    outcomes = [
+        Outcome(
+            {k: v if isinstance(v, int | float) else str(v) for k, v in trial.values().items()},
+            row["status"],
+            row["score"],
+            row["voxels"] or 0,
+            (row["steps"] or 0) / plan_of(trial.training).steps_per_epoch,
+        )
+        for row, trial in zip(rows, trials, strict=True)
+    ]
+    return {
+        "trials.csv": _table(rows),
+        "decisions.csv": halving.table(),
+        "parallel_coordinates.png": figure_png(draw_parallel(outcomes, title, logarithmic)),
+        "learning_rate.png": figure_png(draw_rates(outcomes, title)),
+        "budget.png": figure_png(draw_budget(outcomes, sorted(rungs), title)),
+    }
 
 
 def summary(rows: Sequence[Row], best: Mapping[str, Any]) -> str:

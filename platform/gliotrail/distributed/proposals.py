@@ -14,7 +14,7 @@ from gliotrail.distributed.space import Point, Space, changes
 from gliotrail.distributed.training import Training, with_changes
 from gliotrail.errors import ParamsError
 from gliotrail.files import write_durably
-from gliotrail.params import FROM_SWEEP, Params, Train
+from gliotrail.params import FROM_SWEEP, Params, Train, format_size
 from gliotrail.places import state_dir
 from gliotrail.tracking.journal import RunFolder
 from gliotrail.tracking.lineage import digest_of
@@ -41,6 +41,22 @@ class Trial:
         """Learning rate, patch size, and what else is swept."""
         section = self.training.section.model_dump(mode="json")
         return {key: section[key] for key in ALWAYS} | self.point
+
+    @property
+    def label(self) -> str:
+        """Such as `lr=3.2e-04 patch=48x48x16 batch_size=2`."""
+        of = {"lr": f"{self.training.learning_rate:.1e}"}
+        of["patch"] = format_size(self.training.size_vox)
+        more = {key: value for key, value in self.point.items() if key not in ALWAYS}
+        of |= {k: f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in more.items()}
+        return " ".join(f"{key}={value}" for key, value in of.items())
+
+    def seen(self) -> dict[str, float]:
+        """What it has taken up to its last checkpoint: steps and, as in MLflow, voxels, seconds."""
+        history = self.run.history()
+        steps = history[-1].step if history else 0
+        voxels = steps * self.training.voxels_per_step
+        return {"steps": steps, "trial/voxels": voxels, "trial/seconds": self.run.seconds()}
 
     def by_epoch(self) -> dict[int, float]:
         """The score at each epoch's end so far, from 1."""
@@ -106,8 +122,8 @@ class Proposals:
             tpe.add(trial.point)
         while len(self.trials) < self.total:
             for trial in self.trials:
-                ended = trial.run.ended()
-                if ended is not None and trial.number not in told:
+                ended = None if trial.number in told else trial.run.ended()
+                if ended is not None:
                     tpe.tell(trial.point, trial.by_epoch(), trial.run.is_finished())
                     told.add(trial.number)
             yield self.add(tpe.ask())

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from gliotrail.distributed.cluster import cluster, nodes
 from gliotrail.distributed.halving import Halving
-from gliotrail.distributed.outcome import best_of, row_of, show, summary, write
-from gliotrail.distributed.proposals import ALWAYS, Proposals, Trial
+from gliotrail.distributed.outcome import artifacts, best_of, row_of, show, summary, write
+from gliotrail.distributed.proposals import Proposals, Trial
 from gliotrail.distributed.training import data_paths
 from gliotrail.errors import TrainingError
 from gliotrail.params import Params, format_size
@@ -51,6 +51,10 @@ def sweep(
             with ExitStack() as asked:
                 _run(params, proposals, halving, asked)
         rows = [row_of(trial, halving) for trial in trials]
+        if not parent.is_finished():
+            title = parent.describe()["name"]
+            for name, content in artifacts(params.sweep, title, rows, trials, halving).items():
+                parent.attach(name, content)
         best = best_of(rows, trials)
         if not parent.is_finished():
             parent.end("FINISHED", summary(rows, best), best)
@@ -104,8 +108,7 @@ def _run(params: Params, proposals: Proposals, halving: Halving, asked: ExitStac
         def begun(trial: Trial) -> Trial:
             if not trial.run.has_begun():
                 of = describe_training(trial.training, origin, EXPERIMENT, "trial", above)
-                more = [f"{key}={v}" for key, v in trial.point.items() if key not in ALWAYS]
-                trial.run.begin(of | {"name": " ".join([of["name"], *more])})
+                trial.run.begin(of | {"name": trial.label})
             trial.run.reopen()
             return trial
 

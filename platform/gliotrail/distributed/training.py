@@ -6,6 +6,7 @@ again and goes on, a finished one is not run twice, and a changed one starts afr
 Nothing here imports torch or MLflow: Ray starts while they are imported.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,11 @@ class Training:
         """The patches' size."""
         assert not isinstance(self.section.patch_size, str)
         return self.section.patch_size
+
+    @property
+    def voxels_per_step(self) -> int:
+        """Of all workers' patches together."""
+        return self.section.batch_size * math.prod(self.size_vox)
 
     @property
     def index_path(self) -> Path:

@@ -109,7 +109,8 @@ def run_trials(waiting: Iterator[Trial], number: int, wanted: Resources, halving
     for n in range(len(outcomes)):
         error, config = outcomes[n].error, outcomes[n].config
         if error is not None and config is not None:
-            config["trial"].run.end("FAILED", str(error).strip().rpartition("\n")[2])
+            trial = config["trial"]
+            trial.run.end("FAILED", str(error).strip().rpartition("\n")[2], trial.seen())
 
 
 class _Waiting(Searcher):
@@ -164,7 +165,7 @@ def end_if_stopped(trial: Trial, halving: Halving) -> None:
     """Write down that a trial was stopped early: its run is KILLED, and says why."""
     decision = halving.stopped(trial)
     if decision is not None and trial.run.ended() is None:
-        summary = {"score": decision.value, "steps": trial.run.history()[-1].step}
+        summary = {"score": decision.value} | trial.seen()
         trial.run.end("KILLED", halving.reason(decision), summary)
 
 
@@ -185,7 +186,7 @@ def _trial(config: dict[str, Any]) -> None:
         state, _ = result(training, run)
     except GliotrailError as error:  # it would come again if tried again
         if asked_by(run) is None:  # else it goes on with the sweep
-            run.end("FAILED", str(error))
+            run.end("FAILED", str(error), trial.seen())
     else:
-        summary = {"score": state.kept_score, "steps": plan.steps}
+        summary = {"score": state.kept_score} | trial.seen()
         run.end("FINISHED", "trained to its budget", summary)

@@ -26,6 +26,14 @@ ERROR_COLOURS: Mapping[str, str] = {
     "false_negative": "#FFFFFF",
 }
 SPLIT_COLOURS: Mapping[str, str] = {"train": "#C9D1DB", "val": "#FF9F40", "test": "#8A6CFF"}
+STATUS_COLOURS: Mapping[str, str] = {
+    "FINISHED": "#56B4E9",
+    "STOPPED": "#98A1AD",
+    "FAILED": "#D55E00",
+}
+"""Of a sweep's trials."""
+SERIES_COLOURS = ("#56B4E9", "#D55E00", "#F0E442", "#5B5BFF")
+"""Of things that have no colour of their own, in their order; more begin anew."""
 
 BACKGROUND = "#15181C"
 FOREGROUND = "#F2F4F7"

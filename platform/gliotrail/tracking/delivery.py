@@ -20,7 +20,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from gliotrail.files import locked, write_json
+from gliotrail.files import locked, sha256, write_json
 from gliotrail.tracking.code import code_dir
 from gliotrail.tracking.journal import (
     MODEL_FILE,
@@ -77,10 +77,16 @@ def deliver(run: RunFolder, server: MlflowClient, stop: Callable[[], bool] = lam
         if seen is None:
             seen = _make_run(server, run, description)
             note(run_id=str(seen.info.run_id))
+        # the end is read first: what came before it is told before it
         run_id, ended, owner = str(told["run_id"]), run.ended(), owner_of(run)
         if owner and ended is None and told.get("owner") != asdict(owner):
             server.set_tag(run_id, OWNER_TAG, json.dumps(asdict(owner)))
             note(owner=asdict(owner))
+        for path in sorted((run.root / "artifacts").glob("[!.]*")):
+            known, digest = told.get("artifacts", {}), sha256(path)
+            if known.get(path.name) != digest:
+                server.log_artifact(run_id, str(path))
+                note(artifacts={**known, path.name: digest})
         history = run.history()
         names = [checkpoint.folder.name for checkpoint in history]
         start = names.index(told["upto"]) + 1 if told.get("upto") in names else 0
@@ -153,8 +159,6 @@ def _make_run(server: MlflowClient, run: RunFolder, description: Mapping[str, An
     ]
     if datasets:
         server.log_inputs(run_id, datasets=datasets)
-    for path in sorted((run.root / "artifacts").glob("*")):
-        server.log_artifact(run_id, str(path))
     code = description["tags"].get("gliotrail.code.files")
     if code and code_dir(code).is_dir():
         server.log_artifacts(run_id, str(code_dir(code)), "code")
@@ -212,5 +216,10 @@ def _set_status(server: MlflowClient, run_id: str, ended: Mapping[str, Any] | No
         return
     # the tags come first: a reaper that closes the run at this moment looks at them afterwards
     tags = [RunTag("gliotrail.ended", ended["reason"]), RunTag(STATUS_TAG, ended["status"])]
-    server.log_batch(run_id, tags=tags)
+    metrics = [
+        Metric(key, float(value), ended["time_ms"], 0)
+        for key, value in ended["summary"].items()
+        if "/" in key and value is not None
+    ]
+    server.log_batch(run_id, metrics=metrics, tags=tags)
     server.set_terminated(run_id, ended["status"], end_time=ended["time_ms"])

@@ -2,7 +2,7 @@
 
 A run's folder:
 
-    artifacts/                   files that were there from the start
+    artifacts/                   files of the whole run: some from its start, some from its end
     run.json                     what the run is (name, params, tags); with it the run has begun
     attempts/0001.jsonl          the live journal of each attempt: a line a point, checksummed
     checkpoints/0000000120-0001/ step and attempt
@@ -145,8 +145,20 @@ class RunFolder:
             if self.has_begun():
                 return
             for name, content in (artifacts or {}).items():
-                write_durably(self.root / "artifacts" / name, content)
+                self.attach(name, content)
             write_durably(self.root / RUN_FILE, _json(description))
+
+    def attach(self, name: str, content: bytes) -> None:
+        """Add a file to the run, or replace it; before its end, which tells that it is there."""
+        write_durably(self.root / "artifacts" / name, content)
+
+    def seconds(self) -> float:
+        """From the first point to the last, of each attempt; their sum."""
+        total_ms = 0
+        for path in self.root.glob("attempts/*.jsonl"):
+            points = parse_lines(path.read_bytes())
+            total_ms += points[-1].time_ms - points[0].time_ms if points else 0
+        return total_ms / 1000
 
     def describe(self) -> dict[str, Any]:
         """What the run is.
@@ -203,6 +215,8 @@ class RunFolder:
         The traceback of an error that is being handled is kept with a FAILED one.
 
         Args:
+            summary: what came of it. Numbers with a metric's name, such as `trial/voxels`, are
+                metrics in MLflow.
             time_ms: when, if not now.
         """
         if status == "FAILED" and sys.exc_info()[0]:
