@@ -164,6 +164,8 @@ def draw_rates(trials: Sequence[Outcome], title: str) -> Figure:
     """
     figure, axes = _one_panel(7.0, 4.4, title)
     axes.set_xscale("log")
+    rates = [trial.values["learning_rate"] for trial in trials]
+    axes.set_xlim(min(rates) / 1.3, max(rates) * 1.3)
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -192,8 +194,6 @@ def draw_rates(trials: Sequence[Outcome], title: str) -> Figure:
         if status in statuses:
             handle = Line2D([], [], linestyle="", color=FAINT, **symbol)  # type: ignore[arg-type]
             entries.append((handle, _SPOKEN[status]))
-    rates = [trial.values["learning_rate"] for trial in trials]
-    axes.set_xlim(min(rates) / 1.3, max(rates) * 1.3)
     _legend(axes, entries)
     return figure
 
