@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from gliotrail.distributed.cluster import Resources, nodes, share_out, total, workers_wanted
-from gliotrail.distributed.trials import CONCURRENT, TRIAL_CPUS, resources
+from gliotrail.distributed.trials import CONCURRENT, TRIAL_CPUS, TRIAL_WORKERS, resources
 from gliotrail.errors import ClusterError, ParamsError
 from tests.support.projects import ROOT
 
@@ -112,38 +112,55 @@ def test_an_address_where_no_cluster_answers_is_one_line(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("there", "trials", "cpus", "at_once", "shared"),
+    ("there", "trials", "workers", "cpus", "most", "each", "at_once"),
     [
-        ([SMALL], 4, None, None, Resources(2, 1, 0)),
-        ([SMALL], 4, None, "1", Resources(1, 2, 0)),
-        ([SMALL], 4, "2", None, Resources(1, 2, 0)),
-        ([BIG], 4, "3", None, Resources(4, 3, 0)),
-        ([BIG], 9, "3", None, Resources(5, 3, 0)),
-        ([BIG], 9, "3", "2", Resources(2, 3, 0)),
-        ([WITH_GPUS], 9, None, None, Resources(4, 4, 1)),
-        ([WITH_GPUS, BIG], 9, "8", None, Resources(2, 8, 1)),
+        ([SMALL], 4, None, None, None, Resources(1, 1, 0), 2),
+        ([SMALL], 4, None, None, "1", Resources(1, 2, 0), 1),
+        ([SMALL], 4, None, "2", None, Resources(1, 2, 0), 1),
+        ([BIG], 4, None, "3", None, Resources(1, 3, 0), 4),
+        ([BIG], 9, None, "3", None, Resources(1, 3, 0), 5),
+        ([BIG], 9, None, "3", "2", Resources(1, 3, 0), 2),
+        ([WITH_GPUS], 9, None, None, None, Resources(1, 4, 1), 4),
+        ([WITH_GPUS, BIG], 9, None, "8", None, Resources(1, 8, 1), 2),
+        ([SMALL], 4, "2", None, None, Resources(2, 1, 0), 1),
+        ([BIG], 4, "2", None, "3", Resources(2, 2, 0), 3),
+        ([BIG], 9, "2", "3", None, Resources(2, 3, 0), 2),
+        ([SMALL] * 3, 9, "2", "2", None, Resources(2, 2, 0), 1),
+        ([WITH_GPUS] * 2, 9, "3", None, None, Resources(3, 5, 1), 2),
     ],
 )
 def test_trials_share_the_machines(
     there: list[dict[str, float]],
     trials: int,
+    workers: str | None,
     cpus: str | None,
-    at_once: str | None,
-    shared: Resources,
+    most: str | None,
+    each: Resources,
+    at_once: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv(TRIAL_WORKERS, workers or "")
     monkeypatch.setenv(TRIAL_CPUS, cpus or "")
-    monkeypatch.setenv(CONCURRENT, at_once or "")
-    assert resources(there, trials) == shared
+    monkeypatch.setenv(CONCURRENT, most or "")
+    assert resources(there, trials) == (each, at_once)
 
 
-def test_a_trial_that_fits_on_no_machine_is_refused_at_once(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("workers", "cpus", "wanted", "lower"),
+    [
+        ("1", "17", "1 workers of 17 CPU", "CPUS"),
+        ("3", "8", "3 workers of 8 CPU", "WORKERS"),
+        ("21", "", "21 workers of 1 CPU", "WORKERS"),
+    ],
+)
+def test_a_trial_that_can_never_fit_is_refused_at_once(
+    workers: str, cpus: str, wanted: str, lower: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(TRIAL_CPUS, "17")
+    monkeypatch.setenv(TRIAL_WORKERS, workers)
+    monkeypatch.setenv(TRIAL_CPUS, cpus)
     with pytest.raises(ClusterError) as told:
         resources([BIG, SMALL, SMALL], 4)
     assert str(told.value) == (
-        "a trial can never start: wanted 1 workers of 17 CPU, got machines of"
-        " 16 CPUs and 0 GPUs / 2 CPUs and 0 GPUs; lower GLIOTRAIL_TRIAL_CPUS"
+        f"a trial can never start: wanted {wanted}, got machines of"
+        f" 16 CPUs and 0 GPUs / 2 CPUs and 0 GPUs; lower GLIOTRAIL_TRIAL_{lower}"
     )

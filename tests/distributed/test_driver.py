@@ -1,6 +1,5 @@
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -128,13 +127,13 @@ def test_a_training_at_its_end_takes_no_further_step(
 
 
 def test_each_epochs_end_is_told(training: Training, tmp_path: Path) -> None:
-    told: list[tuple[int, bool]] = []
-
-    def on_epoch(step: int, metrics: Mapping[str, float]) -> None:
-        told.append((step, "val/dice_mean_regions" in metrics))
-
-    run_training(training, RunFolder(tmp_path), World(), on_epoch)
-    assert told == [(4, True), (8, True)]
+    told: list[dict[str, float]] = []
+    run = RunFolder(tmp_path)
+    run_training(training, run, World(), told.append)
+    key = "val/dice_mean_regions"
+    scores = [point.value for point in run.points() if point.key == key]
+    assert told == [{"epoch": n, key: score} for n, score in enumerate(scores, 1)]
+    assert len(told) == 2
 
 
 def test_a_worker_that_is_not_the_first_writes_nothing(training: Training, tmp_path: Path) -> None:
@@ -148,7 +147,7 @@ def test_a_training_whose_run_was_taken_by_another_stops(
 ) -> None:
     run = RunFolder(tmp_path)
     with pytest.raises(TrackingError, match="attempt 1 is over: attempt 2 has taken the run"):
-        run_training(training, run, World(), lambda step, metrics: Writer(run).close())
+        run_training(training, run, World(), lambda _: Writer(run).close())
     assert [c.step for c in run.history()] == [4]
 
 

@@ -210,6 +210,34 @@ def test_whose_checkpoints_stay_makes_no_other_sweep(crops: Crops) -> None:
     assert len({tuple(trial.name for trial in of.trials) for of in sweeps}) == 1
 
 
+def test_a_trial_of_two_workers_has_the_curve_of_one_of_one(
+    swept: Swept,
+    without_test_patients: Crops,
+    new_state: Callable[[], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there, state = without_test_patients, new_state()
+    monkeypatch.setenv("GLIOTRAIL_TRIAL_WORKERS", "2")
+    params = there.params(
+        sweep__space={
+            "learning_rate": {"choice": [1e-3]}, "patch_size": {"choice": SIZES[1:]}
+        },
+        sweep__scheduler="asha", sweep__reduction=2,
+    )  # fmt: skip
+    sweep(params, there.prepared, there.patches, state / "out")
+    (row,) = Swept(state, state / "out", params).table()
+    (one,) = [of for of in swept.table() if of["trial"] == row["trial"]]
+    assert row == one | {key: row[key] for key in ("score", "seconds") if key in row}
+    curves = [
+        {(p.key, p.step): p.value for p in RunFolder(of / "runs" / row["trial"]).points()
+         if p.key.startswith("val/dice") or "loss" in p.key}
+        for of in (state, swept.state)
+    ]  # fmt: skip
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+    (decision,) = csv.DictReader((state / "out/decisions.csv").read_text().splitlines())
+    assert float(decision["value"]) == curves[0]["val/dice_mean_regions", 4]
+
+
 def test_again_is_as_once(
     swept: Swept, without_test_patients: Crops, monkeypatch: pytest.MonkeyPatch
 ) -> None:

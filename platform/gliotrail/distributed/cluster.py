@@ -13,7 +13,7 @@ import ray
 
 from gliotrail.errors import ClusterError, ParamsError
 
-_SETTINGS = {
+SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports block up to 2 s with the default
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # doubled prints
@@ -67,7 +67,7 @@ def cluster() -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     address = os.environ.get("RAY_ADDRESS")
-    for name, value in (_SETTINGS if address else _SETTINGS | _LOCAL_SETTINGS).items():
+    for name, value in (SETTINGS if address else SETTINGS | _LOCAL_SETTINGS).items():
         os.environ.setdefault(name, value)
     with ThreadPoolExecutor(1, "ray") as starter:
         started = starter.submit(_connect, address)
@@ -150,7 +150,7 @@ def share_out(nodes: Sequence[Node], workers: int | None) -> Resources:
     # the most cores that each can have, a worker being on one machine
     for cpus_per_worker in range(max(1, cpus // workers), 0, -1):
         wanted = Resources(workers, cpus_per_worker, of_one)
-        if sum(_fitting(wanted, node) for node in nodes) >= workers:
+        if fitting(nodes, wanted) >= workers:
             return wanted
     raise ClusterError(
         "training can never start",
@@ -160,9 +160,10 @@ def share_out(nodes: Sequence[Node], workers: int | None) -> Resources:
     )
 
 
-def _fitting(wanted: Resources, node: Node) -> int:
-    """How many workers fit on a machine."""
-    return min(int(node.get(name, 0) // n) for name, n in wanted.per_worker().items())
+def fitting(nodes: Sequence[Node], wanted: Resources) -> int:
+    """How many such workers fit on the machines, each on one."""
+    each = wanted.per_worker().items()
+    return sum(min(int(node.get(name, 0) // n) for name, n in each) for node in nodes)
 
 
 def workers_wanted() -> int | None:

@@ -43,8 +43,8 @@ from gliotrail.tracking.stop import asked_by
 
 CHECKPOINT_EVERY_S: Final = 60.0
 
-OnEpoch = Callable[[int, Mapping[str, float]], None]
-"""Is told, on every worker, the step and the numbers of each epoch's end."""
+OnEpoch = Callable[[dict[str, float]], None]
+"""Is told, on every worker, the number of each `epoch` that ends, from 1, and its SCORE."""
 
 
 def check(trainings: Sequence[Training]) -> None:
@@ -140,7 +140,7 @@ def run_training(
                 last_checkpoint_s = time.monotonic()
         shown.clear()
         if epoch_ends and on_epoch is not None:
-            on_epoch(step, metrics)
+            on_epoch({"epoch": step // plan.steps_per_epoch, SCORE: metrics[SCORE]})
 
     try:
         state = fit(

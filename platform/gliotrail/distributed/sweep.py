@@ -84,7 +84,7 @@ def _run(params: Params, proposals: Proposals, halving: Halving, asked: ExitStac
         origin = Origin.now()
         described = _describe(params, proposals, origin)
         connected()
-        wanted = resources(nodes(), proposals.total)
+        wanted, at_once = resources(nodes(), proposals.total)
         if not parent.has_begun():
             parent.begin(described)
         parent.reopen()
@@ -114,7 +114,7 @@ def _run(params: Params, proposals: Proposals, halving: Halving, asked: ExitStac
 
         stop_if_asked(parent)
         going_on = takewhile(lambda _: asked_by(parent) is None, waiting())
-        run_trials(going_on, proposals.total, wanted, halving)
+        run_trials(going_on, proposals.total, wanted, at_once, halving)
     stop_if_asked(parent)
     ended = sum(trial.run.ended() is not None for trial in proposals.trials)
     if ended < proposals.total:

@@ -5,33 +5,45 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Final
 
 import torch
 from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from gliotrail.distributed.cluster import Node, Resources, share_out, total, whole_number
-from gliotrail.distributed.driver import plan_of, result, run_training
+from gliotrail.distributed.cluster import (
+    SETTINGS,
+    Node,
+    Resources,
+    fitting,
+    share_out,
+    total,
+    whole_number,
+)
+from gliotrail.distributed.driver import result, run_training
 from gliotrail.distributed.halving import Halving
 from gliotrail.distributed.proposals import Trial
+from gliotrail.distributed.workers import fit_on_workers, give_back
 from gliotrail.errors import ClusterError, GliotrailError
 from gliotrail.places import state_dir
 from gliotrail.progress import progress
 from gliotrail.segmentation.loop import SCORE, World
-from gliotrail.tracking.stop import asked_by
+from gliotrail.tracking.stop import asked_by, forget, note
 
+TRIAL_WORKERS: Final = "GLIOTRAIL_TRIAL_WORKERS"
 TRIAL_CPUS: Final = "GLIOTRAIL_TRIAL_CPUS"
 CONCURRENT: Final = "GLIOTRAIL_CONCURRENT_TRIALS"
 _FAILURES_SURVIVED: Final = 3
 
 
-def resources(there: Sequence[Node], trials: int) -> Resources:
+def resources(there: Sequence[Node], trials: int) -> tuple[Resources, int]:
     """What each trial takes, and how many run at a time: as many as there are GPUs, or else cores.
 
-    GLIOTRAIL_TRIAL_CPUS and GLIOTRAIL_CONCURRENT_TRIALS say it otherwise.
+    GLIOTRAIL_TRIAL_WORKERS, GLIOTRAIL_TRIAL_CPUS and GLIOTRAIL_CONCURRENT_TRIALS say it otherwise.
 
     Args:
         there: the cluster's machines.
@@ -40,16 +52,10 @@ def resources(there: Sequence[Node], trials: int) -> Resources:
         ClusterError: the cluster, as it is now, can't ever give so much.
         ParamsError: a variable that is no whole number.
     """
-    cpus, at_once = whole_number(TRIAL_CPUS), whole_number(CONCURRENT) or trials
-    places = total(there, "GPU") or total(there, "CPU")
-    if cpus is None:
-        return share_out(there, max(1, min(trials, places, at_once)))
-    wanted = Resources(1, cpus, 1 if total(there, "GPU") else 0)
-    fitting = sum(
-        min(int(node.get(name, 0) // n) for name, n in wanted.per_worker().items())
-        for node in there
-    )
-    if not fitting:
+    workers, cpus = whole_number(TRIAL_WORKERS) or 1, whole_number(TRIAL_CPUS)
+    wanted = Resources(workers, cpus or 1, 1 if total(there, "GPU") else 0)
+    at_once = min(trials, fitting(there, wanted) // workers, whole_number(CONCURRENT) or trials)
+    if not at_once:
         machines = [
             f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in there
         ]
@@ -57,12 +63,16 @@ def resources(there: Sequence[Node], trials: int) -> Resources:
             "a trial can never start",
             wanted=wanted.describe(),
             got=f"machines of {' / '.join(dict.fromkeys(machines)) or 'nothing'}",
-            do=f"lower {TRIAL_CPUS}",
+            do=f"lower {TRIAL_WORKERS if workers > 1 else TRIAL_CPUS}",
         )
-    return Resources(min(trials, fitting, at_once), cpus, wanted.gpus_per_worker)
+    if cpus is None:
+        wanted = replace(share_out(there, at_once * workers), workers=workers)
+    return wanted, at_once
 
 
-def run_trials(waiting: Iterator[Trial], number: int, wanted: Resources, halving: Halving) -> None:
+def run_trials(
+    waiting: Iterator[Trial], number: int, wanted: Resources, at_once: int, halving: Halving
+) -> None:
     """Run trials on the connected cluster, each taken from `waiting` when there is room for it.
 
     Each run ends FINISHED, FAILED, or, stopped early, KILLED; one without an end was stopped with
@@ -70,6 +80,8 @@ def run_trials(waiting: Iterator[Trial], number: int, wanted: Resources, halving
 
     Args:
         number: how many there are at most.
+        wanted: what each takes; those of several workers hold nothing beside them.
+        at_once: how many run at a time.
         halving: decides which are stopped early.
     """
     first = next(waiting, None)
@@ -84,14 +96,14 @@ def run_trials(waiting: Iterator[Trial], number: int, wanted: Resources, halving
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     name = f"sweep-{time.time_ns()}"
     with progress(number, "sweep", "trials") as advance:
-        search = _Waiting(chain([first], waiting), halving, advance)
+        search = _Waiting(chain([first], waiting), wanted, halving, advance)
         tuner = tune.Tuner(
-            tune.with_resources(_trial, {k.lower(): n for k, n in wanted.per_worker().items()}),
+            tune.with_resources(_trial, _held(wanted)),
             tune_config=tune.TuneConfig(
                 num_samples=number,
                 search_alg=search,
                 scheduler=_Scheduler(search, halving),
-                max_concurrent_trials=wanted.workers,
+                max_concurrent_trials=at_once,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
@@ -113,14 +125,26 @@ def run_trials(waiting: Iterator[Trial], number: int, wanted: Resources, halving
             trial.run.end("FAILED", str(error).strip().rpartition("\n")[2], trial.seen())
 
 
+def _held(wanted: Resources) -> dict[str, float]:
+    """What a trial's own process holds. One that waits for its workers: a byte, for Tune's sake."""
+    if wanted.workers > 1:
+        return {"cpu": 0, "memory": 1}
+    return {name.lower(): n for name, n in wanted.per_worker().items()}
+
+
 class _Waiting(Searcher):
     """Hands Tune the trials that wait, one by one, and ends those that were stopped early."""
 
     def __init__(
-        self, waiting: Iterator[Trial], halving: Halving, advance: Callable[[int], None]
+        self,
+        waiting: Iterator[Trial],
+        wanted: Resources,
+        halving: Halving,
+        advance: Callable[[int], None],
     ) -> None:
         super().__init__(metric=SCORE, mode="max")
         self._waiting, self._halving, self._advance = waiting, halving, advance
+        self.wanted = wanted
         self.trials: dict[str, Trial] = {}
         """By Tune's own name."""
 
@@ -129,10 +153,13 @@ class _Waiting(Searcher):
         if trial is None:
             return Searcher.FINISHED
         self.trials[trial_id] = trial
-        return {"trial": trial, "retell": bool(self._halving.rungs(trial.number)[1])}
+        retell = bool(self._halving.rungs(trial.number)[1])
+        return {"trial": trial, "wanted": self.wanted, "retell": retell}
 
     def on_trial_complete(self, trial_id: str, *args: Any, **more: Any) -> None:
-        end_if_stopped(self.trials[trial_id], self._halving)
+        trial = self.trials[trial_id]
+        give_back(trial.run)
+        end_if_stopped(trial, self._halving)
         self._advance(1)
 
     def save(self, checkpoint_path: str) -> None:
@@ -154,8 +181,13 @@ class _Scheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         ours, epoch = self._search.trials[trial.trial_id], result.get("epoch")
-        goes_on = epoch is None or self._halving.goes_on(ours, epoch, result[SCORE])
-        return self.CONTINUE if goes_on else self.STOP
+        if epoch is None or self._halving.goes_on(ours, epoch, result[SCORE]):
+            return self.CONTINUE
+        if self._search.wanted.workers == 1:
+            return self.STOP
+        # its workers stop by themselves: killed, they would leave what they hold reserved
+        note(ours.run, "the sweep")
+        return self.CONTINUE
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as above
@@ -167,22 +199,23 @@ def end_if_stopped(trial: Trial, halving: Halving) -> None:
     if decision is not None and trial.run.ended() is None:
         summary = {"score": decision.value} | trial.seen()
         trial.run.end("KILLED", halving.reason(decision), summary)
+        forget(trial.run)
 
 
 def _trial(config: dict[str, Any]) -> None:
-    """What a Tune worker does for one trial."""
+    """What a Tune worker does for one trial: trains, or waits for workers of its own that do."""
     trial: Trial = config["trial"]
-    training, run, plan = trial.training, trial.run, plan_of(trial.training)
-    world = World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-
-    def tell(step: int, metrics: Any) -> None:
-        tune.report({SCORE: metrics[SCORE], "epoch": step // plan.steps_per_epoch})
-
+    training, run = trial.training, trial.run
     if config["retell"]:  # of an earlier attempt; the last one may not have been heard
         for epoch, score in trial.by_epoch().items():
             tune.report({SCORE: score, "epoch": epoch})
     try:
-        run_training(training, run, world, tell)
+        if config["wanted"].workers > 1:
+            os.environ.update(SETTINGS | os.environ)
+            fit_on_workers(training, run, config["wanted"], [TuneReportCallback()])
+        else:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            run_training(training, run, World(device=device), tune.report)
         state, _ = result(training, run)
     except GliotrailError as error:  # it would come again if tried again
         if asked_by(run) is None:  # else it goes on with the sweep

@@ -6,26 +6,39 @@ Nothing here imports MLflow: a worker is ready seconds sooner without it.
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 import torch.distributed
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context
+from ray import PlacementGroupID
+from ray.train import (
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    get_context,
+)
 from ray.train import report as ray_report
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    remove_placement_group,
+)
 
 from gliotrail.distributed.cluster import Resources, is_own
 from gliotrail.distributed.driver import run_training
 from gliotrail.distributed.training import Training
 from gliotrail.errors import GliotrailError, TrainingError
 from gliotrail.files import write_json
-from gliotrail.places import state_dir
 from gliotrail.segmentation.loop import World
 from gliotrail.tracking.journal import RunFolder
 
 _FAILURES_SURVIVED: Final = 3
 _FAILED: Final = "failed.json"
+_RESERVED: Final = "reserved"
 
 
 class _Trainer(TorchTrainer):
@@ -44,14 +57,20 @@ class _Trainer(TorchTrainer):
         """None: Ray's own aborts without a checkpoint; see `tracking.stop`."""
 
 
-def fit_on_workers(training: Training, run: RunFolder, wanted: Resources) -> None:
+def fit_on_workers(
+    training: Training, run: RunFolder, wanted: Resources, callbacks: Sequence[Any] = ()
+) -> None:
     """Train on Ray Train's workers; a killed one is replaced, and all go on from the checkpoint.
+
+    Args:
+        callbacks: Ray Train's, which are told of each epoch's end.
 
     Raises:
         TrainingError: what a worker raised, or workers that were killed again and again.
     """
     failed = run.root / _FAILED
     failed.unlink(missing_ok=True)
+    give_back(run)
     # Ray does nothing for a name that ended once; what resumes is our own folder
     name = f"{run.root.name}-{time.time_ns()}"
     trainer = _Trainer(
@@ -65,8 +84,9 @@ def fit_on_workers(training: Training, run: RunFolder, wanted: Resources) -> Non
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(state_dir() / "ray"),
+            storage_path=str(run.root / "ray"),
             failure_config=FailureConfig(max_failures=_FAILURES_SURVIVED),
+            callbacks=list(callbacks),
         ),
     )
     try:
@@ -74,9 +94,21 @@ def fit_on_workers(training: Training, run: RunFolder, wanted: Resources) -> Non
     except TrainingFailedError as error:
         raise TrainingError("Ray's workers failed", got=_last_line(error)) from error
     finally:
-        shutil.rmtree(state_dir() / "ray" / name, ignore_errors=True)
+        shutil.rmtree(run.root / "ray", ignore_errors=True)
+        give_back(run)
     if failed.is_file():
         raise TrainingError(json.loads(failed.read_text())["error"])
+
+
+def give_back(run: RunFolder) -> None:
+    """Free what the workers of a training hold whose starter was killed in a sweep.
+
+    Ray would keep it reserved for them until the whole sweep ends.
+    """
+    path = run.root / _RESERVED
+    if path.is_file():
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(path.read_text()))))
+        path.unlink()
 
 
 def _last_line(error: Exception) -> str:
@@ -91,6 +123,9 @@ def _work(config: dict[str, Any]) -> None:
         return
     context = get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
+    held = get_current_placement_group()
+    if rank == 0 and held is not None:
+        (run.root / _RESERVED).write_text(held.id.hex())
     world = World(
         rank,
         workers,
@@ -98,7 +133,7 @@ def _work(config: dict[str, Any]) -> None:
         device=get_device(),
     )
     try:
-        run_training(training, run, world, lambda step, metrics: ray_report(dict(metrics)))
+        run_training(training, run, world, ray_report)
     except GliotrailError as error:
         # it would come again if tried again: the workers that Ray starts in place of these stop
         write_json(run.root / _FAILED, {"error": str(error)})

@@ -29,13 +29,14 @@ def ask(run: RunFolder, by: str) -> None:
         by: what stops it, for its reason.
     """
     holder = owner_of(run)
-    _note(run, by)
+    note(run, by)
     for other in all_runs():
         if holder is not None and owner_of(other) == holder:
-            _note(other, by)
+            note(other, by)
 
 
-def _note(run: RunFolder, by: str) -> None:
+def note(run: RunFolder, by: str) -> None:
+    """Ask one run alone to stop."""
     write_durably(run.root / _FILE, by.encode())
 
 
@@ -109,7 +110,7 @@ def stopped_by_signals() -> Iterator[None]:
             os._exit(128 + number)
         seen.append(number)
         for run in held():
-            _note(run, by)
+            note(run, by)
         # not by print: it may be what was interrupted
         os.write(2, f"\n{by}: stopping at the next step; once more stops at once\n".encode())
 
