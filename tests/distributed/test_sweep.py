@@ -197,7 +197,7 @@ def test_a_trial_whose_worker_was_killed_has_the_curve_of_one_that_was_not(
 
 def test_only_the_winner_keeps_its_checkpoints(swept: Swept) -> None:
     runs = {row["trial"]: RunFolder(swept.state / "runs" / row["trial"]) for row in swept.table()}
-    assert {name for name, run in runs.items() if run.has_states()} == {swept.best()["trial"]}
+    assert {name for name, run in runs.items() if run.states()} == {swept.best()["trial"]}
     assert all(run.points() and run.history()[-1].pictures() for run in runs.values())
 
 

@@ -266,7 +266,7 @@ def restore(run: RunFolder) -> State | None:
         TrackingError: the checkpoint is damaged.
     """
     history = run.history()
-    return from_bytes(history[-1].state()) if history and run.has_states() else None
+    return from_bytes(history[-1].state()) if history and run.states() else None
 
 
 def result(training: Training, run: RunFolder) -> tuple[State, bytes]:

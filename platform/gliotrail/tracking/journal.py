@@ -47,7 +47,6 @@ TRACEBACK_FILE: Final = "traceback.txt"
 """Of the error that a run FAILED with, the last time that it did."""
 _LOCK: Final = "attempts.lock"
 _STATE: Final = "state.safetensors"
-_STATES: Final = f"checkpoints/*/{_STATE}"
 _MANIFESTS: Final = "checkpoints/*/manifest.json"
 
 
@@ -194,13 +193,13 @@ class RunFolder:
         """
         return [point for c in self.history() for point in parse_lines(c.segment())]
 
-    def has_states(self) -> bool:
-        """Whether there is what training would go on from."""
-        return any(self.root.glob(_STATES))
+    def states(self) -> list[Path]:
+        """The files that training would go on from."""
+        return list(self.root.glob(f"checkpoints/*/{_STATE}"))
 
     def drop_states(self) -> None:
         """Give up what training would go on from: it would begin anew. Points and scores stay."""
-        for path in self.root.glob(_STATES):
+        for path in self.states():
             path.unlink()
 
     def end(
@@ -306,7 +305,7 @@ class Writer:
                 what = f"attempt {self.attempt} is over: attempt {newest} has taken the run"
                 raise TrackingError(what, where=self._root)
             write_durably(folder / "manifest.json", _json(manifest))
-            for path in self._root.glob(_STATES):
+            for path in self._root.glob(f"checkpoints/*/{_STATE}"):
                 if path.parent.name not in {folder.name, made.previous}:
                     path.unlink()
         self._last = made
