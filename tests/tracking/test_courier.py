@@ -80,10 +80,16 @@ def test_a_block_that_fails_ends_its_run_saying_why(
     with pytest.raises(type(error)), tracked(run):
         raise error
     of = known(server, run)
-    tags = of["tags"]
+    tags, files = of["tags"], of["files"]
     assert isinstance(tags, dict)
+    assert isinstance(files, list)
     assert of["status"] == status
     assert tags["gliotrail.ended"].startswith(reason)
+    assert ("traceback.txt" in files) == (status == "FAILED")
+    if status == "FAILED":
+        kept = (run.root / "traceback.txt").read_text()
+        assert "in test_a_block_that_fails_ends_its_run_saying_why" in kept
+        assert kept.endswith(f"{type(error).__name__}: {error}\n")
 
 
 def test_a_block_that_fails_before_its_run_began_leaves_no_run(

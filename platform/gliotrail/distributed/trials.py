@@ -121,8 +121,8 @@ def run_trials(
     for n in range(len(outcomes)):
         error, config = outcomes[n].error, outcomes[n].config
         if error is not None and config is not None:
-            trial = config["trial"]
-            trial.run.end("FAILED", str(error).strip().rpartition("\n")[2], trial.seen())
+            trial, reason = config["trial"], str(error).strip().rpartition("\n")[2]
+            trial.run.end("FAILED", reason, trial.seen(), error=error)
 
 
 def _held(wanted: Resources) -> dict[str, float]:

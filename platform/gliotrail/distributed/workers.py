@@ -6,6 +6,7 @@ Nothing here imports MLflow: a worker is ready seconds sooner without it.
 import json
 import shutil
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -97,7 +98,9 @@ def fit_on_workers(
         shutil.rmtree(run.root / "ray", ignore_errors=True)
         give_back(run)
     if failed.is_file():
-        raise TrainingError(json.loads(failed.read_text())["error"])
+        told = json.loads(failed.read_text())
+        # the run keeps the whole chain: see `RunFolder.end`
+        raise TrainingError(told["error"]) from RuntimeError(told["traceback"])
 
 
 def give_back(run: RunFolder) -> None:
@@ -136,6 +139,7 @@ def _work(config: dict[str, Any]) -> None:
         run_training(training, run, world, ray_report)
     except GliotrailError as error:
         # it would come again if tried again: the workers that Ray starts in place of these stop
-        write_json(run.root / _FAILED, {"error": str(error)})
+        told = {"error": str(error), "traceback": traceback.format_exc()}
+        write_json(run.root / _FAILED, told)
         if not isinstance(error, TrainingError):  # which all workers raise; others just one
             raise

@@ -208,18 +208,20 @@ class RunFolder:
         reason: str,
         summary: Mapping[str, Any] | None = None,
         time_ms: int | None = None,
+        error: BaseException | None = None,
     ) -> None:
         """The run ended: FINISHED at its plan's end, FAILED or KILLED before it.
-
-        The traceback of an error that is being handled is kept with a FAILED one.
 
         Args:
             summary: what came of it. Numbers with a metric's name, such as `trial/voxels`, are
                 metrics in MLflow.
             time_ms: when, if not now.
+            error: why it FAILED, if it isn't what is being handled; its traceback is kept.
         """
-        if status == "FAILED" and sys.exc_info()[0]:
-            write_durably(self.root / TRACEBACK_FILE, traceback.format_exc().encode())
+        error = error or sys.exc_info()[1]
+        if status == "FAILED" and error:
+            told = "".join(traceback.format_exception(error))
+            write_durably(self.root / TRACEBACK_FILE, told.encode())
         time_ms = now_ms() if time_ms is None else time_ms
         ended = {"status": status, "reason": reason, "time_ms": time_ms, "summary": summary or {}}
         write_durably(self.root / "ended.json", _json(ended))

@@ -1,0 +1,27 @@
+"""What becomes of what a worker raises. Ray Train calls its function in this process: 0 workers."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gliotrail.distributed.cluster import Resources
+from gliotrail.distributed.workers import fit_on_workers
+from gliotrail.errors import TrainingError
+from gliotrail.tracking.journal import TRACEBACK_FILE, RunFolder
+from tests.distributed.conftest import Crops
+from tests.support.scans import edit_json
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_a_workers_own_traceback_is_kept(crops: Crops, tmp_path: Path, ray_cluster: None) -> None:
+    there, run = Crops(tmp_path / "crops"), RunFolder(tmp_path / "run")
+    shutil.copytree(crops.root, there.root)
+    case = there.prepared / "cases/BRATS_009/case.json"
+    edit_json(case, lambda values: values.update(std_C=[1e-300] * 4))  # patches are infinite
+    with pytest.raises(TrainingError, match="loss at step 1") as caught:
+        fit_on_workers(there.training(), run, Resources(0, 1, 0))
+    run.end("FAILED", str(caught.value), error=caught.value)
+    kept = (run.root / TRACEBACK_FILE).read_text()
+    assert "in run_training" in kept
+    assert kept.endswith(f"TrainingError: {caught.value}\n")
