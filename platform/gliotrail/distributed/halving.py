@@ -11,7 +11,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
@@ -103,7 +103,7 @@ class Halving:
         columns = [field.name for field in fields(Decision)]
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(map(asdict, self.decisions))
+        writer.writerows(map(vars, self.decisions))
         return text.getvalue().encode()
 
     def _note(self, trial: Trial, rung: int, value: float, decision: str) -> None:

@@ -5,7 +5,6 @@ Dice of whole validation scans, never a patch's. Test patients are not read.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +17,7 @@ from gliotrail.distributed.training import data_paths
 from gliotrail.errors import TrainingError
 from gliotrail.params import Params, format_size
 from gliotrail.progress import say
-from gliotrail.tracking.courier import tracked
+from gliotrail.tracking.courier import Hold, tracked
 from gliotrail.tracking.lineage import Origin, describe
 from gliotrail.tracking.stop import asked_by, stop_if_asked
 
@@ -45,11 +44,10 @@ def sweep(
     say(f"sweep: {proposals.total} trials, {finished} of them finished before")
     if not proposals.is_reproducible:
         say("sweep: what is tried, or stopped early, depends on timing; decisions.csv tells")
-    with tracked(parent, [trial.run for trial in trials]):
+    with tracked(parent, [trial.run for trial in trials]) as hold:
         left = len(trials) < proposals.total or any(_waits(trial, halving) for trial in trials)
         if left or not parent.is_finished():
-            with ExitStack() as asked:
-                _run(params, proposals, halving, asked)
+            _run(params, proposals, halving, hold)
         rows = [row_of(trial, halving) for trial in trials]
         if not parent.is_finished():
             title = parent.describe()["name"]
@@ -71,13 +69,14 @@ def _waits(trial: Trial, halving: Halving) -> bool:
     return not trial.run.is_finished() and halving.stopped(trial) is None
 
 
-def _run(params: Params, proposals: Proposals, halving: Halving, asked: ExitStack) -> None:
-    """The trials that wait, each in a run below the sweep's own; those asked for, until `asked`."""
+def _run(params: Params, proposals: Proposals, halving: Halving, hold: Hold) -> None:
+    """The trials that wait, each in a run below the sweep's own."""
     parent = proposals.parent
     with cluster() as connected:
         # seconds of imports, while Ray starts
         from gliotrail.distributed.description import describe_training
         from gliotrail.distributed.driver import check
+        from gliotrail.distributed.live import watching_sweep
         from gliotrail.distributed.trials import end_if_stopped, resources, run_trials
 
         check(proposals.probes)
@@ -102,7 +101,7 @@ def _run(params: Params, proposals: Proposals, halving: Halving, asked: ExitStac
                     if trial.run.is_finished():
                         halving.note_finished(trial)
                     else:
-                        asked.enter_context(tracked(trial.run))
+                        hold(trial.run)
                         yield begun(trial)
 
         def begun(trial: Trial) -> Trial:
@@ -114,7 +113,8 @@ def _run(params: Params, proposals: Proposals, halving: Halving, asked: ExitStac
 
         stop_if_asked(parent)
         going_on = takewhile(lambda _: asked_by(parent) is None, waiting())
-        run_trials(going_on, proposals.total, wanted, at_once, halving)
+        with watching_sweep(proposals, halving):
+            run_trials(going_on, proposals.total, wanted, at_once, halving)
     stop_if_asked(parent)
     ended = sum(trial.run.ended() is not None for trial in proposals.trials)
     if ended < proposals.total:

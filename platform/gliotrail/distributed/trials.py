@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Final
@@ -30,7 +30,6 @@ from gliotrail.distributed.proposals import Trial
 from gliotrail.distributed.workers import fit_on_workers, give_back
 from gliotrail.errors import ClusterError, GliotrailError
 from gliotrail.places import state_dir
-from gliotrail.progress import progress
 from gliotrail.segmentation.loop import SCORE, World
 from gliotrail.tracking.stop import asked_by, forget, note
 
@@ -95,29 +94,28 @@ def run_trials(
     # it misses those files at the end; what trials did is in their runs' folders
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     name = f"sweep-{time.time_ns()}"
-    with progress(number, "sweep", "trials") as advance:
-        search = _Waiting(chain([first], waiting), wanted, halving, advance)
-        tuner = tune.Tuner(
-            tune.with_resources(_trial, _held(wanted)),
-            tune_config=tune.TuneConfig(
-                num_samples=number,
-                search_alg=search,
-                scheduler=_Scheduler(search, halving),
-                max_concurrent_trials=at_once,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: str(trial.trial_id),
-            ),
-            run_config=tune.RunConfig(
-                name=name,
-                storage_path=str(state_dir() / "ray"),
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=_FAILURES_SURVIVED),
-            ),
-        )
-        try:
-            outcomes = tuner.fit()
-        finally:
-            shutil.rmtree(state_dir() / "ray" / name, ignore_errors=True)
+    search = _Waiting(chain([first], waiting), wanted, halving)
+    tuner = tune.Tuner(
+        tune.with_resources(_trial, _held(wanted)),
+        tune_config=tune.TuneConfig(
+            num_samples=number,
+            search_alg=search,
+            scheduler=_Scheduler(search, halving),
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(state_dir() / "ray"),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=_FAILURES_SURVIVED),
+        ),
+    )
+    try:
+        outcomes = tuner.fit()
+    finally:
+        shutil.rmtree(state_dir() / "ray" / name, ignore_errors=True)
     for n in range(len(outcomes)):
         error, config = outcomes[n].error, outcomes[n].config
         if error is not None and config is not None:
@@ -140,10 +138,9 @@ class _Waiting(Searcher):
         waiting: Iterator[Trial],
         wanted: Resources,
         halving: Halving,
-        advance: Callable[[int], None],
     ) -> None:
         super().__init__(metric=SCORE, mode="max")
-        self._waiting, self._halving, self._advance = waiting, halving, advance
+        self._waiting, self._halving = waiting, halving
         self.wanted = wanted
         self.trials: dict[str, Trial] = {}
         """By Tune's own name."""
@@ -160,7 +157,6 @@ class _Waiting(Searcher):
         trial = self.trials[trial_id]
         give_back(trial.run)
         end_if_stopped(trial, self._halving)
-        self._advance(1)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: what resumes is our own folders."""

@@ -18,7 +18,7 @@ def watching(run: RunFolder, steps: int, what: str, every_s: float = 0.5) -> Ite
     with progress(steps, what, "steps") as advance:
 
         def follow() -> None:
-            shown, journal = 0, _Journal()
+            shown, journal = 0, Journal()
             while True:
                 last = done.wait(every_s)
                 by_step: dict[int, dict[str, float]] = {}
@@ -42,7 +42,7 @@ def watching(run: RunFolder, steps: int, what: str, every_s: float = 0.5) -> Ite
             thread.join(10)
 
 
-class _Journal:
+class Journal:
     """Reads on in the newest attempt's journal."""
 
     def __init__(self) -> None:

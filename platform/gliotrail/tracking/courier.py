@@ -5,7 +5,7 @@ MLflow is imported by the courier's own thread: that takes seconds, in which Ray
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,12 +18,15 @@ from gliotrail.tracking.stop import forget, stopped_by_signals
 
 _AT_A_TIME_S = 5.0
 
+Hold = Callable[[RunFolder], None]
+"""Holds and delivers one more run, as a part."""
+
 
 class Courier:
     """Delivers runs from a thread beside the training.
 
-    Runs are told in their order: a sweep before its trials. When all is told, what other runs of
-    this checkout left is delivered too, a few seconds at a time.
+    Runs are told in their order: a sweep before its trials; more may be added at the end. When all
+    is told, what other runs of this checkout left is delivered too, a few seconds at a time.
     """
 
     def __init__(
@@ -89,8 +92,11 @@ class Courier:
 
 
 @contextmanager
-def tracked(run: RunFolder, parts: Sequence[RunFolder] = ()) -> Iterator[None]:
+def tracked(run: RunFolder, parts: Sequence[RunFolder] = ()) -> Iterator[Hold]:
     """Hold a run, and its parts, and deliver them while the block works on them.
+
+    Yields:
+        what takes in a part that comes later.
 
     If the block fails, the run ends FAILED with the reason; if it was stopped, KILLED. So do its
     parts.
@@ -98,29 +104,34 @@ def tracked(run: RunFolder, parts: Sequence[RunFolder] = ()) -> Iterator[None]:
     Raises:
         TrackingError: another process holds one of them.
     """
-    runs = [run, *parts]
+    runs: list[RunFolder] = []
     heartbeat_s()  # a wrong one is told before anything starts
     outermost = not held()
     with ExitStack() as closing:
-        for each in runs:
+
+        def hold(each: RunFolder) -> None:
             if not each.is_finished():
                 claim(each)
                 closing.callback(release, each)
                 if outermost:
                     forget(each)
+            runs.append(each)
+
+        for each in (run, *parts):
+            hold(each)
         if outermost:
             closing.callback(Heart(run).close)
             closing.enter_context(stopped_by_signals())
         courier, patience_s = Courier(runs, others_too=outermost), 30.0
         try:
-            yield
+            yield hold
         except BaseException as error:
             told = str(error) if isinstance(error, GliotrailError) else repr(error)
             if run.has_begun() and not run.is_finished():
                 killed = isinstance(error, KeyboardInterrupt | Stopped)
                 patience_s = 10.0 if killed else patience_s
                 run.end("KILLED" if killed else "FAILED", told[:500])
-            for part in parts:
+            for part in runs[1:]:
                 if part.has_begun() and part.ended() is None:
                     part.end("KILLED", f"the run above ended: {told}"[:500])
             raise
@@ -135,5 +146,7 @@ def _progress_of(run: RunFolder) -> object:
     """Changes whenever there is something to tell; None before the run began."""
     if not run.has_begun():
         return None
+    if (ended := run.ended_ns()) is not None:  # of a thousand trials most have: no more is read
+        return ended
     manifests = sum(1 for _ in run.root.glob("checkpoints/*/manifest.json"))
-    return manifests, run.ended(), (run.root / MODEL_FILE).exists()
+    return manifests, (run.root / MODEL_FILE).exists()

@@ -35,7 +35,7 @@ from typing import Any, Final
 
 from gliotrail.errors import TrackingError
 from gliotrail.files import locked, write_durably
-from gliotrail.tracking.budget import budget_bytes, bytes_of
+from gliotrail.tracking.budget import budget_bytes, bytes_of_lately
 
 MODEL_FILE: Final = "model.safetensors"
 """The weights a finished run ended with, in its folder and in the stage's output."""
@@ -46,6 +46,7 @@ JOURNAL_FILE: Final = "journal.jsonl"
 TRACEBACK_FILE: Final = "traceback.txt"
 """Of the error that a run FAILED with, the last time that it did."""
 _LOCK: Final = "attempts.lock"
+_ENDED: Final = "ended.json"
 _STATE: Final = "state.safetensors"
 _MANIFESTS: Final = "checkpoints/*/manifest.json"
 
@@ -224,16 +225,23 @@ class RunFolder:
             write_durably(self.root / TRACEBACK_FILE, told.encode())
         time_ms = now_ms() if time_ms is None else time_ms
         ended = {"status": status, "reason": reason, "time_ms": time_ms, "summary": summary or {}}
-        write_durably(self.root / "ended.json", _json(ended))
+        write_durably(self.root / _ENDED, _json(ended))
 
     def reopen(self) -> None:
         """A run that FAILED or was KILLED goes on."""
-        (self.root / "ended.json").unlink(missing_ok=True)
+        (self.root / _ENDED).unlink(missing_ok=True)
 
     def ended(self) -> dict[str, Any] | None:
         """How the run ended; None while it goes on."""
-        path = self.root / "ended.json"
+        path = self.root / _ENDED
         return dict(json.loads(path.read_text())) if path.is_file() else None
+
+    def ended_ns(self) -> int | None:
+        """When it was written down how the run ended; None while it goes on."""
+        try:
+            return (self.root / _ENDED).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
 
     def is_finished(self) -> bool:
         """Whether the run came to its plan's end."""
@@ -249,7 +257,7 @@ class Writer:
 
     def __init__(self, run: RunFolder) -> None:
         self._root = run.root
-        self._room_bytes = budget_bytes() - bytes_of(run.root.parent)
+        self._room_bytes = budget_bytes() - bytes_of_lately(run.root.parent)
         with locked(self._root / _LOCK):
             self._last = next(reversed(run.history()), None)
             self.attempt = _newest_attempt(self._root) + 1
