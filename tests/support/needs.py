@@ -27,7 +27,7 @@ class Need:
 def postgres_bin() -> Path | None:
     """The folder of PostgreSQL's server programs. Debian keeps it out of PATH."""
     found = shutil.which("initdb")
-    folders = [Path(found).parent] if found else []
+    folders = [Path(found).resolve().parent] if found else []
     folders += [initdb.parent for initdb in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
     return max(folders, key=lambda folder: folder.parent.name, default=None)
 

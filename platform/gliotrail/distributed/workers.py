@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import torch
 import torch.distributed
-from ray import PlacementGroupID
+from ray import PlacementGroupID, get_runtime_context
+from ray.exceptions import RayActorError
 from ray.train import (
     FailureConfig,
     RunConfig,
@@ -26,6 +27,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.placement_group import (
     PlacementGroup,
     get_current_placement_group,
+    placement_group_table,
     remove_placement_group,
 )
 
@@ -63,15 +65,34 @@ def fit_on_workers(
 ) -> None:
     """Train on Ray Train's workers; a killed one is replaced, and all go on from the checkpoint.
 
+    So does Ray Train's controller, which Ray itself doesn't replace.
+
     Args:
         callbacks: Ray Train's, which are told of each epoch's end.
 
     Raises:
-        TrainingError: what a worker raised, or workers that were killed again and again.
+        TrainingError: what a worker raised, or processes that were killed again and again.
     """
     failed = run.root / _FAILED
     failed.unlink(missing_ok=True)
     give_back(run)
+    for left in reversed(range(_FAILURES_SURVIVED + 1)):
+        try:
+            _fit(training, run, wanted, callbacks)
+            break
+        except TrainingFailedError as error:
+            raise TrainingError("Ray's workers failed", got=_last_line(error)) from error
+        except RayActorError as error:
+            if not left:
+                raise TrainingError("Ray's controller failed", got=_last_line(error)) from error
+            _give_back_all()
+    if failed.is_file():
+        told = json.loads(failed.read_text())
+        # the run keeps the whole chain: see `RunFolder.end`
+        raise TrainingError(told["error"]) from RuntimeError(told["traceback"])
+
+
+def _fit(training: Training, run: RunFolder, wanted: Resources, callbacks: Sequence[Any]) -> None:
     # Ray does nothing for a name that ended once; what resumes is our own folder
     name = f"{run.root.name}-{time.time_ns()}"
     trainer = _Trainer(
@@ -92,15 +113,9 @@ def fit_on_workers(
     )
     try:
         trainer.fit()
-    except TrainingFailedError as error:
-        raise TrainingError("Ray's workers failed", got=_last_line(error)) from error
     finally:
         shutil.rmtree(run.root / "ray", ignore_errors=True)
         give_back(run)
-    if failed.is_file():
-        told = json.loads(failed.read_text())
-        # the run keeps the whole chain: see `RunFolder.end`
-        raise TrainingError(told["error"]) from RuntimeError(told["traceback"])
 
 
 def give_back(run: RunFolder) -> None:
@@ -112,6 +127,18 @@ def give_back(run: RunFolder) -> None:
     if path.is_file():
         remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(path.read_text()))))
         path.unlink()
+
+
+def _give_back_all() -> None:
+    """Free what a killed controller reserved for workers that had not begun, and so said nothing.
+
+    Not in a sweep, whose other trials have theirs; where the cluster isn't this process's own, a
+    helper of Ray's sees to it (see `_Trainer`).
+    """
+    if is_own() and not get_runtime_context().get_actor_id():
+        for key, group in placement_group_table().items():
+            if group["state"] != "REMOVED":
+                remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(key)))
 
 
 def _last_line(error: Exception) -> str:
