@@ -11,7 +11,7 @@ from gliotrail.distributed.training import Training
 from gliotrail.errors import GliotrailError, ParamsError, TrackingError, TrainingError
 from gliotrail.segmentation.loop import State, World
 from gliotrail.tracking import stop
-from gliotrail.tracking.journal import RunFolder, Writer
+from gliotrail.tracking.journal import RunFolder, Writer, changes
 from tests.distributed.conftest import Crops
 
 STEPS = 8
@@ -115,6 +115,25 @@ def test_without_its_states_it_begins_anew_and_no_point_comes_twice(
     assert run.points()[: len(before)] == before
     assert curves(run) == curves(whole)
     assert result(training, run)[1] == result(training, whole)[1]
+
+
+def test_what_the_bits_depend_on_is_kept_and_what_changed_is_told(
+    training: Training, whole: RunFolder, tmp_path: Path
+) -> None:
+    run, threads = RunFolder(tmp_path), torch.get_num_threads()
+    with pytest.raises(StoppedError):
+        run_training(training, run, stop_after(5))
+    try:
+        torch.set_num_threads(threads + 1)
+        run_training(training, run, World())
+    finally:
+        torch.set_num_threads(threads)
+    assert changes(run.history()) == f"threads {threads}, from step 4 on {threads + 1}"
+    assert [(key, step) for key, step, _ in curves(run)] == [
+        (key, step) for key, step, _ in curves(whole)
+    ]
+    assert changes(whole.history()) == ""
+    assert whole.history()[0].made_on["torch"] == torch.__version__
 
 
 def test_a_training_at_its_end_takes_no_further_step(

@@ -8,7 +8,7 @@ from PIL import Image
 
 from gliotrail.errors import TrackingError
 from gliotrail.tracking.delivery import deliver, flatten
-from gliotrail.tracking.journal import MODEL_FILE, RunFolder
+from gliotrail.tracking.journal import MODEL_FILE, RunFolder, Writer
 from gliotrail.tracking.runs import ID_TAG, experiment_id, find_run
 from tests.support.environment import in_state
 from tests.support.forked import Forked
@@ -133,6 +133,21 @@ def test_points_arrive_with_their_checkpoint_in_order(tmp_path: Path, server: Ml
     assert told(server, run_id)["points"] == points_of(run)
     history = server.get_metric_history(run_id, "val/dice_WT")
     assert [(m.step, m.value) for m in history] == [(1, 0.001), (2, 0.002), (3, 0.003)]
+
+
+def test_a_run_that_went_on_in_another_way_is_not_exact_for_good(
+    tmp_path: Path, server: MlflowClient
+) -> None:
+    run, seen = begun(tmp_path / "run"), []
+    for step, threads in enumerate("1122", 1):
+        writer = Writer(run, {"threads": threads, "cpu": "abacus"})
+        writer.write(step, {"train/soft_dice_loss": 1})
+        writer.checkpoint(step, b"")
+        writer.close()
+        seen.append(server.get_run(deliver(run, server)).data.tags.get("gliotrail.resume.exact"))
+    assert seen == [None, None, "false", "false"]
+    tags = server.get_run(deliver(run, server)).data.tags
+    assert tags["gliotrail.resume.changed"] == "threads 1, from step 2 on 2"
 
 
 def test_a_run_that_failed_goes_on_and_ends(tmp_path: Path, server: MlflowClient) -> None:

@@ -39,6 +39,7 @@ from gliotrail.segmentation.sampling import Mixture, Patches, Phantoms, Source
 from gliotrail.segmentation.unet import UNet3d, check_size, initialize
 from gliotrail.segmentation.validation import validate, validate_synthetic
 from gliotrail.tracking.journal import RunFolder, Writer
+from gliotrail.tracking.lineage import cpu_model
 from gliotrail.tracking.stop import asked_by
 
 CHECKPOINT_EVERY_S: Final = 60.0
@@ -62,6 +63,18 @@ def check(trainings: Sequence[Training]) -> None:
     for training in trainings:
         check_size(training.size_vox, training.section.model.depth)
         first_network(training)
+
+
+def made_on(world: World) -> dict[str, str]:
+    """What a training's bits depend on beside its inputs; kept with each checkpoint."""
+    on_gpu = world.device.type == "cuda"
+    return {
+        "workers": str(world.workers),
+        "threads": str(torch.get_num_threads()),
+        "cpu": f"{cpu_model()} ({torch.backends.cpu.get_cpu_capability()})",
+        "gpu": torch.cuda.get_device_name(world.device) if on_gpu else "none",
+        "torch": torch.__version__,
+    }
 
 
 def plan_of(training: Training) -> Plan:
@@ -101,7 +114,8 @@ def run_training(
     model = first_network(training)
     if section.freeze == "encoder":
         model.down.requires_grad_(False)
-    writer = Writer(run) if world.rank == 0 else None  # before `restore`: no older one may go on
+    # before `restore`: no older one may go on
+    writer = Writer(run, made_on(world)) if world.rank == 0 else None
     state = restore(run)
     shown: dict[Region, Labels] = {}
     last_checkpoint_s = time.monotonic()

@@ -28,8 +28,9 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,6 +84,7 @@ class Checkpoint:
     """A final checkpoint. `sha256` is of its files, by name.
 
     left_out: how many pictures there was no disk for.
+    made_on: what its bits depend on beside the run's inputs, such as the kind of CPU.
     """
 
     folder: Path
@@ -90,6 +92,7 @@ class Checkpoint:
     previous: str | None
     sha256: Mapping[str, str]
     left_out: int = 0
+    made_on: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, name: str, do: str | None = None) -> bytes:
         """A file, its checksum compared; `do` is advice for when it is not what was written.
@@ -255,8 +258,8 @@ class Writer:
     Where the runs take more disk than their budget, checkpoints come without their pictures.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self._root = run.root
+    def __init__(self, run: RunFolder, made_on: Mapping[str, str] | None = None) -> None:
+        self._root, self._made_on = run.root, made_on or {}
         self._room_bytes = budget_bytes() - bytes_of_lately(run.root.parent)
         with locked(self._root / _LOCK):
             self._last = next(reversed(run.history()), None)
@@ -307,6 +310,7 @@ class Writer:
             self._last.folder.name if self._last else None,
             {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
             left_out,
+            self._made_on,
         )
         manifest = {key: value for key, value in vars(made).items() if key != "folder"}
         with locked(self._root / _LOCK):
@@ -327,6 +331,16 @@ class Writer:
         self._journal.close()
 
 
+def changes(history: Sequence[Checkpoint]) -> str:
+    """Where a run went on with another `made_on`, if it did: its bits may differ from then on."""
+    return "; ".join(
+        f"{key} {old}, from step {before.step} on {value}"
+        for before, after in pairwise(history)
+        for key, value in after.made_on.items()
+        if (old := before.made_on.get(key, value)) != value
+    )
+
+
 def now_ms() -> int:
     """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000
@@ -341,7 +355,8 @@ def _read_manifest(path: Path) -> Checkpoint:
     try:
         manifest = json.loads(path.read_bytes())
         step, previous, sha256 = (manifest[key] for key in ("step", "previous", "sha256"))
-        return Checkpoint(path.parent, step, previous, sha256, manifest.get("left_out", 0))
+        more = {key: manifest[key] for key in ("left_out", "made_on") if key in manifest}
+        return Checkpoint(path.parent, step, previous, sha256, **more)
     except (ValueError, KeyError, TypeError):
         raise TrackingError("damaged manifest", where=path) from None
 

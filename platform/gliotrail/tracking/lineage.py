@@ -3,6 +3,7 @@
 import getpass
 import hashlib
 import json
+import os
 import platform
 import sys
 import uuid
@@ -90,7 +91,7 @@ def provenance() -> dict[str, str]:
         "gliotrail.uncommitted_changes": str(bool(changed)).lower(),
         "env.python": platform.python_version(),
         "env.machine": f"{platform.system()} {platform.machine()}",
-        "env.cpu": _cpu_model(),
+        "env.cpu": f"{os.cpu_count()} x {cpu_model()}",
         "env.command": " ".join(Path(w).name if w.startswith("/") else w for w in sys.argv),
         **{f"env.{package}": metadata.version(package) for package in _PACKAGES},
     }
@@ -135,8 +136,9 @@ def digest_of(values: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The kind of this machine's CPUs."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(models)} x {models[0]}" if models else platform.processor()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
