@@ -50,3 +50,19 @@ def test_a_status_of_nothing(gliotrail, tmp_path, monkeypatch):
         1,
         "error: GLIOTRAIL_DISK_GB: wanted a number above 0, got 'much'\n",
     )
+
+
+def test_gc_tells_what_would_go_then_removes_it(gliotrail, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gliotrail("runs", "sync")
+    done, going = runs
+    would = gliotrail("gc", "--dry-run")
+    assert (would.code, len(done.states())) == (0, 2)
+    rows = [line.split() for line in would.out.splitlines()]
+    assert rows[0][:4] == ["what", "MB", "would", "go"]
+    assert {"checkpoints", "journals,", "caches", "MLflow"} <= {row[0] for row in rows}
+    assert "would go" in would.out.splitlines()[-1]
+    went = gliotrail("gc")
+    assert (went.code, went.out.split()[-1]) == (0, "went")
+    assert (len(done.states()), len(going.states())) == (0, 2)
+    assert gliotrail("gc", "--days", "-1").code == 2
