@@ -108,6 +108,18 @@ def test_an_address_where_no_cluster_answers_is_one_line(address: str) -> None:
     assert line.startswith(f"error: RAY_ADDRESS={address}: no Ray cluster answers: got ")
 
 
+def test_a_cluster_of_this_machine_that_does_not_start_is_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECT],
+        cwd=ROOT, env=os.environ | {"RAY_TMPDIR": "/proc/none"}, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: Ray does not start: got ")
+    assert line.endswith("; the same command goes on")
+
+
 # a sweep's trials
 
 

@@ -91,8 +91,11 @@ def _connect(address: str | None) -> None:
             logging_level=logging.WARNING,
             log_to_driver=bool(os.environ.get("GLIOTRAIL_RAY_LOGS")),
         )
-    except (ConnectionError, ValueError) as error:
-        raise _no_answer(address, error) from None
+    except Exception as error:
+        # as broad as what Ray raises where a start takes it more than 30 s
+        if address and not isinstance(error, ConnectionError | ValueError):
+            raise
+        raise (_no_answer(address, error) if address else _no_start(error)) from None
 
 
 def _check_answer(address: str) -> None:
@@ -104,6 +107,11 @@ def _check_answer(address: str) -> None:
         socket.create_connection((parts[1], int(parts[2])), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise _no_answer(address, error) from None
+
+
+def _no_start(error: Exception) -> ClusterError:
+    do = "it may be that this machine has too much to do; the same command goes on"
+    return ClusterError("Ray does not start", got=error, do=do)
 
 
 def _no_answer(address: str | None, error: Exception) -> ClusterError:
