@@ -180,7 +180,7 @@ class Sweep(Section):
     """Which trials are run, each for how long. Compared by whole-scan validation Dice."""
 
     space: Annotated[dict[str, Choice], Field(min_length=1)]
-    algorithm: Literal["grid", "random", "optuna"]
+    algorithm: Literal["grid", "random", "optuna", "pbt"]
     trials: Count
     scheduler: Literal["fifo", "asha", "hyperband"]
     reduction: Annotated[int, Field(ge=2)]

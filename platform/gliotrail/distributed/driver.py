@@ -96,12 +96,19 @@ def plan_of(training: Training) -> Plan:
 
 
 def run_training(
-    training: Training, run: RunFolder, world: World, on_epoch: OnEpoch | None = None
+    training: Training,
+    run: RunFolder,
+    world: World,
+    on_epoch: OnEpoch | None = None,
+    until: int | None = None,
 ) -> State:
     """Train to the plan's end, from the last final checkpoint if there is one.
 
     Every worker calls it; worker 0 writes the run's folder. A run that is asked to stop (see
     `tracking.stop`) makes a checkpoint of its last step.
+
+    Args:
+        until: the epoch to stop after, if that is not the plan's last.
 
     Raises:
         TrainingError, DataError, ParamsError: as the loop, the data and the params have it.
@@ -158,7 +165,15 @@ def run_training(
 
     try:
         state = fit(
-            model, source, plan, judge, report, world, state, lambda: asked_by(run) is not None
+            model,
+            source,
+            plan,
+            judge,
+            report,
+            world,
+            state,
+            lambda: asked_by(run) is not None,
+            until and until * plan.steps_per_epoch,
         )
         if writer is not None and state.step > writer.last_step:
             writer.checkpoint(state.step, to_bytes(state))

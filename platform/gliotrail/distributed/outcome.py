@@ -62,12 +62,12 @@ def best_of(rows: Sequence[Row], trials: Sequence[Trial]) -> dict[str, Any]:
     }
 
 
-def write(out: Path, rows: Sequence[Row], best: Mapping[str, Any], halving: Halving) -> None:
+def write(out: Path, rows: Sequence[Row], best: Mapping[str, Any], decisions: bytes) -> None:
     """The stage's outputs: `best.json`, `trials.csv`, `decisions.csv`."""
     with replacing(out) as partial:
         partial.mkdir(parents=True)
         write_json(partial / "best.json", best)
-        (partial / "decisions.csv").write_bytes(halving.table())
+        (partial / "decisions.csv").write_bytes(decisions)
         (partial / "trials.csv").write_bytes(_table(rows))
 
 
@@ -81,7 +81,12 @@ def _table(rows: Sequence[Row]) -> bytes:
 
 
 def artifacts(
-    sweep: Sweep, title: str, rows: Sequence[Row], trials: Sequence[Trial], halving: Halving
+    sweep: Sweep,
+    title: str,
+    rows: Sequence[Row],
+    trials: Sequence[Trial],
+    halving: Halving,
+    decisions: bytes,
 ) -> dict[str, bytes]:
     """What the sweep's own run holds in MLflow, by file name: two tables and three pictures."""
     # seconds of imports
@@ -103,7 +108,7 @@ def artifacts(
     ]
     return {
         "trials.csv": _table(rows),
-        "decisions.csv": halving.table(),
+        "decisions.csv": decisions,
         "parallel_coordinates.png": figure_png(draw_parallel(outcomes, title, logarithmic)),
         "learning_rate.png": figure_png(draw_rates(outcomes, title)),
         "budget.png": figure_png(draw_budget(outcomes, sorted(rungs), title)),

@@ -31,6 +31,10 @@ class Trial:
     point: Point
     training: Training
     run: RunFolder
+    until: int | None = None
+    """The epoch that it is trained to for now, if not to its end."""
+    reason: str = "trained to its budget"
+    """What its run ends with."""
 
     @property
     def name(self) -> str:
@@ -106,6 +110,11 @@ class Proposals:
         """Whether the winner doesn't depend on how long each trial takes."""
         return not self.asks and self._params.sweep.scheduler == "fifo"
 
+    def at(self, trial: Trial, point: Point) -> Trial:
+        """A trial with other values, in the same run."""
+        training = replace(trial.training, section=self._section(point))
+        return replace(trial, point=point, training=training)
+
     def add(self, point: Point) -> Trial:
         """A point that was asked for. It is written down, for a sweep that goes on."""
         trial = self._append(point)
@@ -130,6 +139,8 @@ class Proposals:
 
     def _append(self, point: Point) -> Trial:
         training = replace(self._first, section=self._section(point))
+        if self._params.sweep.algorithm == "pbt":  # what becomes of it depends on all others
+            training = replace(training, member=f"{len(self.trials)} of {self.parent.root.name}")
         self.trials.append(Trial(len(self.trials), point, training, training.folder()))
         return self.trials[-1]
 

@@ -20,6 +20,10 @@ Point = dict[str, Any]
 
 FIXED: Final = ("epochs", "epoch_voxels", "seed")
 """Of `train`: a sweep has its own, or a trial's budget would not be that of the others."""
+LASTING: Final = (
+    "batch_size", "freeze", "init", "keep", "model", "patch_size", "precision",
+)  # fmt: skip
+"""Of `train`: a checkpoint is of no use to a training where they differ, or steps are others."""
 _DRAWS: Final = 100
 """How often another point is drawn where one was drawn before, for each trial."""
 
@@ -49,8 +53,16 @@ class Space:
             if self.sweep.algorithm == "grid" and _values(choice) is None:
                 do = "list values in `choice`, or take algorithm random or optuna"
                 raise ParamsError(f"{where}: a grid has no numbers between two ends", do=do)
-            if self.sweep.algorithm == "optuna" and choice.grid:
-                raise ParamsError(f"{where}: optuna chooses by itself", do="write choice, not grid")
+            if self.sweep.algorithm in {"optuna", "pbt"} and choice.grid:
+                what = f"{where}: {self.sweep.algorithm} chooses by itself"
+                raise ParamsError(what, do="write choice, not grid")
+            one = choice.choice is not None and len(choice.choice) == 1
+            if self.sweep.algorithm == "pbt" and key.partition(".")[0] in LASTING and not one:
+                do = "give it one choice, or take another algorithm"
+                raise ParamsError(f"{where}: pbt can't change it in mid-training", do=do)
+        if self.sweep.algorithm == "pbt" and self.sweep.scheduler != "fifo":
+            raise ParamsError("sweep.scheduler", wanted="fifo, as algorithm pbt stops no trial",
+                              got=self.sweep.scheduler)  # fmt: skip
         there = math.prod(len(_values(c) or ()) or math.inf for c in self.choices.values())
         if self.sweep.algorithm != "grid" and there < self.sweep.trials:
             raise self.too_few(int(there))
@@ -89,9 +101,12 @@ class Space:
         rng = np.random.default_rng((self.sweep.seed, number))
         shares = rng.random(len(self.choices))
         return {
-            key: _at(choice, float(share), key in self._whole)
-            for share, (key, choice) in zip(shares, self.choices.items(), strict=True)
+            key: self.value(key, share) for key, share in zip(self.choices, shares, strict=True)
         }
+
+    def value(self, key: str, share: float) -> Any:
+        """The value that a share of all draws of a key is below: a share in [0, 1) -> a value."""
+        return _at(self.choices[key], float(share), key in self._whole)
 
     def is_whole(self, key: str) -> bool:
         """Whether its values are whole numbers."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 from gliotrail.distributed.cluster import cluster, nodes
 from gliotrail.distributed.halving import Halving
 from gliotrail.distributed.outcome import artifacts, best_of, row_of, show, summary, write
+from gliotrail.distributed.population import Population
 from gliotrail.distributed.proposals import Proposals, Trial
 from gliotrail.distributed.training import data_paths
 from gliotrail.errors import TrainingError
@@ -40,6 +41,9 @@ def sweep(
     proposals = Proposals(params, prepared, patches)
     parent, trials = proposals.parent, proposals.trials
     halving = Halving(params.sweep, parent.root / "decisions.csv")
+    population = None
+    if params.sweep.algorithm == "pbt":
+        population = Population(proposals, parent.root / "population.csv")
     finished = sum(trial.run.is_finished() for trial in trials)
     say(f"sweep: {proposals.total} trials, {finished} of them finished before")
     if not proposals.is_reproducible:
@@ -47,20 +51,27 @@ def sweep(
     with tracked(parent, [trial.run for trial in trials]) as hold:
         left = len(trials) < proposals.total or any(_waits(trial, halving) for trial in trials)
         if left or not parent.is_finished():
-            _run(params, proposals, halving, hold)
+            _run(params, proposals, halving, population, hold)
+        if population:
+            trials = [population.member(trial) for trial in trials]
+        decisions = (population or halving).table()
         rows = [row_of(trial, halving) for trial in trials]
         if not parent.is_finished():
             title = parent.describe()["name"]
-            for name, content in artifacts(params.sweep, title, rows, trials, halving).items():
+            for name, content in artifacts(
+                params.sweep, title, rows, trials, halving, decisions
+            ).items():
                 parent.attach(name, content)
         best = best_of(rows, trials)
+        if population:
+            best["schedule"] = population.schedule(best["trial"])
         if not parent.is_finished():
             parent.end("FINISHED", summary(rows, best), best)
         if params.sweep.keep == "winner":
             for row, trial in zip(rows, trials, strict=True):
                 if row["status"] != "FAILED" and trial.name != best["trial"]:
                     trial.run.drop_states()
-    write(out, rows, best, halving)
+    write(out, rows, best, decisions)
     show(rows)
     say(f"sweep: {summary(rows, best)}")
 
@@ -69,7 +80,13 @@ def _waits(trial: Trial, halving: Halving) -> bool:
     return not trial.run.is_finished() and halving.stopped(trial) is None
 
 
-def _run(params: Params, proposals: Proposals, halving: Halving, hold: Hold) -> None:
+def _run(
+    params: Params,
+    proposals: Proposals,
+    halving: Halving,
+    population: Population | None,
+    hold: Hold,
+) -> None:
     """The trials that wait, each in a run below the sweep's own."""
     parent = proposals.parent
     with cluster() as connected:
@@ -89,7 +106,10 @@ def _run(params: Params, proposals: Proposals, halving: Halving, hold: Hold) -> 
         parent.reopen()
         above = parent.describe()["id"]
 
-        def waiting() -> Iterator[Trial]:
+        def waiting() -> Iterator[Trial | None]:
+            if population:
+                yield from (part and begun(part) for part in population.parts())
+                return
             known = list(proposals.trials)
             for trial in known:
                 if trial.run.is_finished():
@@ -113,8 +133,10 @@ def _run(params: Params, proposals: Proposals, halving: Halving, hold: Hold) -> 
 
         stop_if_asked(parent)
         going_on = takewhile(lambda _: asked_by(parent) is None, waiting())
+        came_back = population.came_back if population else lambda _: None
+        parts = proposals.total * (params.sweep.epochs if population else 1)
         with watching_sweep(proposals, halving):
-            run_trials(going_on, proposals.total, wanted, at_once, halving)
+            run_trials(going_on, parts, wanted, at_once, halving, came_back)
     stop_if_asked(parent)
     ended = sum(trial.run.ended() is not None for trial in proposals.trials)
     if ended < proposals.total:

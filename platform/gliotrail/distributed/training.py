@@ -47,6 +47,7 @@ class Training:
     prepared, patches: the stages' outputs; none when nothing real is trained on.
     fold: its number and how many there are, if validation is a fold of the training cases.
     digests: of the files, as they were when the training was made.
+    member: of which population, if it may take over from the others (see `population`).
     """
 
     section: Train
@@ -59,6 +60,7 @@ class Training:
     patches: Path
     digests: Mapping[str, str]
     fold: tuple[int, int] | None = None
+    member: str | None = None
 
     @classmethod
     def of(
@@ -130,6 +132,7 @@ class Training:
             "phantoms": self.phantoms.model_dump(mode="json"),
             **({"judged": self.judged.model_dump(mode="json")} if self.judged else {}),
             **({"fold": list(self.fold)} if self.fold else {}),
+            **({"member": self.member} if self.member else {}),
             **self.digests,
         }
         if self.prepared is None:

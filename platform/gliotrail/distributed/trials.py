@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Final
@@ -70,9 +70,16 @@ def resources(there: Sequence[Node], trials: int) -> tuple[Resources, int]:
 
 
 def run_trials(
-    waiting: Iterator[Trial], number: int, wanted: Resources, at_once: int, halving: Halving
+    waiting: Iterator[Trial | None],
+    number: int,
+    wanted: Resources,
+    at_once: int,
+    halving: Halving,
+    came_back: Callable[[Trial], None] = lambda trial: None,
 ) -> None:
     """Run trials on the connected cluster, each taken from `waiting` when there is room for it.
+
+    `waiting` gives None where there is none yet.
 
     Each run ends FINISHED, FAILED, or, stopped early, KILLED; one without an end was stopped with
     the whole sweep.
@@ -82,6 +89,7 @@ def run_trials(
         wanted: what each takes; those of several workers hold nothing beside them.
         at_once: how many run at a time.
         halving: decides which are stopped early.
+        came_back: is told of each whose worker is free again.
     """
     first = next(waiting, None)
     if first is None:
@@ -94,7 +102,7 @@ def run_trials(
     # it misses those files at the end; what trials did is in their runs' folders
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     name = f"sweep-{time.time_ns()}"
-    search = _Waiting(chain([first], waiting), wanted, halving)
+    search = _Waiting(chain([first], waiting), wanted, halving, came_back)
     tuner = tune.Tuner(
         tune.with_resources(_trial, _held(wanted)),
         tune_config=tune.TuneConfig(
@@ -135,20 +143,21 @@ class _Waiting(Searcher):
 
     def __init__(
         self,
-        waiting: Iterator[Trial],
+        waiting: Iterator[Trial | None],
         wanted: Resources,
         halving: Halving,
+        came_back: Callable[[Trial], None],
     ) -> None:
         super().__init__(metric=SCORE, mode="max")
         self._waiting, self._halving = waiting, halving
-        self.wanted = wanted
+        self.wanted, self._came_back = wanted, came_back
         self.trials: dict[str, Trial] = {}
         """By Tune's own name."""
 
     def suggest(self, trial_id: str) -> Any:
-        trial = next(self._waiting, None)
-        if trial is None:
-            return Searcher.FINISHED
+        trial = next(self._waiting, Searcher.FINISHED)
+        if not isinstance(trial, Trial):
+            return trial
         self.trials[trial_id] = trial
         retell = bool(self._halving.rungs(trial.number)[1])
         return {"trial": trial, "wanted": self.wanted, "retell": retell}
@@ -157,6 +166,7 @@ class _Waiting(Searcher):
         trial = self.trials[trial_id]
         give_back(trial.run)
         end_if_stopped(trial, self._halving)
+        self._came_back(trial)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: what resumes is our own folders."""
@@ -208,14 +218,17 @@ def _trial(config: dict[str, Any]) -> None:
     try:
         if config["wanted"].workers > 1:
             os.environ.update(SETTINGS | os.environ)
-            fit_on_workers(training, run, config["wanted"], [TuneReportCallback()])
+            callback = TuneReportCallback()
+            fit_on_workers(training, run, config["wanted"], [callback], trial.until)
         else:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            run_training(training, run, World(device=device), tune.report)
+            run_training(training, run, World(device=device), tune.report, trial.until)
+        if trial.until is not None and trial.until < training.section.epochs:
+            return
         state, _ = result(training, run)
     except GliotrailError as error:  # it would come again if tried again
         if asked_by(run) is None:  # else it goes on with the sweep
             run.end("FAILED", str(error), trial.seen())
     else:
         summary = {"score": state.kept_score} | trial.seen()
-        run.end("FINISHED", "trained to its budget", summary)
+        run.end("FINISHED", trial.reason, summary)

@@ -61,7 +61,11 @@ class _Trainer(TorchTrainer):
 
 
 def fit_on_workers(
-    training: Training, run: RunFolder, wanted: Resources, callbacks: Sequence[Any] = ()
+    training: Training,
+    run: RunFolder,
+    wanted: Resources,
+    callbacks: Sequence[Any] = (),
+    until: int | None = None,
 ) -> None:
     """Train on Ray Train's workers; a killed one is replaced, and all go on from the checkpoint.
 
@@ -69,6 +73,7 @@ def fit_on_workers(
 
     Args:
         callbacks: Ray Train's, which are told of each epoch's end.
+        until: as `run_training`.
 
     Raises:
         TrainingError: what a worker raised, or processes that were killed again and again.
@@ -78,7 +83,7 @@ def fit_on_workers(
     give_back(run)
     for left in reversed(range(_FAILURES_SURVIVED + 1)):
         try:
-            _fit(training, run, wanted, callbacks)
+            _fit(training, run, wanted, callbacks, until)
             break
         except TrainingFailedError as error:
             raise TrainingError("Ray's workers failed", got=_last_line(error)) from error
@@ -92,12 +97,18 @@ def fit_on_workers(
         raise TrainingError(told["error"]) from RuntimeError(told["traceback"])
 
 
-def _fit(training: Training, run: RunFolder, wanted: Resources, callbacks: Sequence[Any]) -> None:
+def _fit(
+    training: Training,
+    run: RunFolder,
+    wanted: Resources,
+    callbacks: Sequence[Any],
+    until: int | None,
+) -> None:
     # Ray does nothing for a name that ended once; what resumes is our own folder
     name = f"{run.root.name}-{time.time_ns()}"
     trainer = _Trainer(
         _work,
-        train_loop_config={"training": training, "root": str(run.root)},
+        train_loop_config={"training": training, "root": str(run.root), "until": until},
         torch_config=TorchConfig(backend="nccl" if wanted.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=wanted.workers,
@@ -163,7 +174,7 @@ def _work(config: dict[str, Any]) -> None:
         device=get_device(),
     )
     try:
-        run_training(training, run, world, ray_report)
+        run_training(training, run, world, ray_report, config["until"])
     except GliotrailError as error:
         # it would come again if tried again: the workers that Ray starts in place of these stop
         told = {"error": str(error), "traceback": traceback.format_exc()}

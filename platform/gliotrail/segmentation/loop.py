@@ -124,6 +124,7 @@ def fit(
     world: World | None = None,
     state: State | None = None,
     stop: Callable[[], bool] = lambda: False,
+    until: int | None = None,
 ) -> State:
     """Train from `state` (or from the start) to the plan's end, or until asked to stop.
 
@@ -131,6 +132,7 @@ def fit(
         validate: called on every worker at each epoch's end; its numbers include SCORE.
         report: called after every step, on every worker.
         stop: asked at every step; where it says so on any worker, that step is the last of all.
+        until: how many steps of the plan to take for now; all of them if None.
 
     Returns:
         the last state; the weights to use are its `kept` ones.
@@ -153,7 +155,7 @@ def fit(
         _restore(model, optimizer, scaler, state)
 
     epoch_started, epoch_steps, waited_s = time.perf_counter(), 0, 0.0
-    steps = range(state.step, plan.steps)
+    steps = range(state.step, plan.steps if until is None else until)
     stream = batches(source, steps, plan.batch_size, world.rank, world.workers)
     for step in steps:
         asked = time.perf_counter()
