@@ -34,7 +34,7 @@ echo "$$key" >"$(1)/.installed"
 echo "installation took $$SECONDS s"
 endef
 
-.PHONY: help setup demo ui test demo-test chaos tracking-cost check fmt services peers clean python
+.PHONY: help setup demo ui test demo-test chaos tracking-cost sweep-cost check fmt services peers clean python
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -58,6 +58,9 @@ chaos: setup ## kill processes at random, many times, and count what is lost, do
 
 tracking-cost: setup ## time that tracking takes of a training's loop, with servers up, down and hanging
 	@python -m tests.tracking.loop_cost $(ARGS)
+
+sweep-cost: setup ## time that a sweep of 1,000 trials takes beside the trials' own (half an hour and more)
+	@python -m tests.distributed.sweep_cost $(ARGS)
 
 check: setup ## format, lint, types, import layers
 	@status=0
