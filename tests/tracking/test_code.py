@@ -111,6 +111,22 @@ def test_what_cannot_be_rebuilt_is_told_at_the_start(
     assert code_now().problem == "no git checkout"
 
 
+def test_a_temporary_experiment_of_dvc_has_the_base_of_the_main_checkout(
+    git: Git, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = pushed(git, tmp_path)
+    git("commit", "--quiet", "--allow-empty", "--message", "Not pushed")
+    # as `dvc exp run --temp` and its queue make it: a repository without remotes
+    folder = tmp_path / "checkout/.dvc/tmp/exps/standalone/one"
+    git("clone", "--quiet", ".", str(folder))
+    git("remote", "remove", "origin", cwd=folder)
+    (folder / "code.py").write_text("tried = 1\n")
+    monkeypatch.chdir(folder)
+    code = code_now()
+    assert (code.base, code.problem) == (base, None)
+    assert b"+tried = 1" in code.files[CHANGES]
+
+
 def test_a_remote_of_another_history_is_no_base(git: Git, tmp_path: Path) -> None:
     pushed(git, tmp_path)
     git("checkout", "--quiet", "--orphan", "other")

@@ -126,7 +126,7 @@ def test_weights_come_back_and_a_changed_file_is_noticed(
     content = bytearray(stored[0].read_bytes())
     content[-1] ^= 1
     stored[0].write_bytes(content)
-    with pytest.raises(TrackingError, match=f"{MODEL} version 1: sha256: wanted .*, got "):
+    with pytest.raises(TrackingError, match=f"{MODEL}/1: sha256: wanted .*, got "):
         download_weights(server, made, tmp_path / "again")
 
 

@@ -10,7 +10,7 @@ from gliotrail.errors import one_line_errors
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 alone = (results.metrics, results.ui, scans.score, scans.segment, lineage.trace, lineage.compare)
-for command in (*alone, disk.gc, runs.doctor, sweep.sweep):
+for command in (*alone, lineage.reproduce, disk.gc, runs.doctor, sweep.sweep):
     app.command()(command)
 for group in (data, patches, runs, weights):
     app.add_typer(group.app)

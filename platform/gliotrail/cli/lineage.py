@@ -1,5 +1,7 @@
 """From a model back to what made it."""
 
+import math
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -59,3 +61,36 @@ def compare(first: Name, second: Other, as_json: Json = False) -> None:
         Console().print(table)
     else:
         print("nothing differs")
+
+
+def reproduce(
+    name: Name,
+    with_sweep: Annotated[
+        bool, typer.Option("--with-sweep", help="Sweep again; else its recorded winner is taken.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model again from what its run recorded, and compare weights, curves and measures.
+
+    Exit code 0 where they are the same, bit for bit; else 1, with the largest differences.
+    """
+    from gliotrail.tracking.reproduce import reproduce as again
+
+    found = again(name, with_sweep)
+    if as_json:
+        parts = {
+            key: asdict(part) | {"largest": part.largest if math.isfinite(part.largest) else None}
+            for key, part in found.parts.items()
+        }
+        print_json(asdict(found) | {"parts": parts, "is_identical": found.is_identical})
+    else:
+        table = Table(box=box.SIMPLE, pad_edge=False)
+        for column in ("", "numbers", "equal", "largest difference", "at"):
+            table.add_column(column, justify="right" if column in {"numbers", "equal"} else "left")
+        for key, part in found.parts.items():
+            largest = f"{part.largest:.3g}"
+            table.add_row(key, str(part.n), str(part.n_equal), largest, part.where)
+        Console().print(table)
+        print(f"{found.again} reproduces {found.run}: {found.verdict}")
+    if not found.is_identical:
+        raise typer.Exit(1)

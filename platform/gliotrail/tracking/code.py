@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from gliotrail.files import write_durably
-from gliotrail.places import git, state_dir
+from gliotrail.places import git, main_checkout, state_dir
 from gliotrail.progress import say
 
 LARGEST_BYTES: Final = 20_000_000
@@ -82,10 +82,14 @@ def _look() -> Code:
 
 
 def _base(head: str) -> str | None:
-    if not git("for-each-ref", "refs/remotes"):
+    # a temporary folder of DVC's is a repository that knows of no remote
+    main = main_checkout(Path.cwd())
+    if not git("for-each-ref", "refs/remotes", cwd=main):
         return head
-    own = git("rev-list", "--first-parent", "HEAD", "--not", "--remotes").split()
-    return (git("rev-parse", "--verify", "--quiet", f"{own[-1]}^") or None) if own else head
+    own = git("rev-list", "--first-parent", head, "--not", "--remotes", cwd=main).split()
+    if not own:
+        return head
+    return git("rev-parse", "--verify", "--quiet", f"{own[-1]}^", cwd=main) or None
 
 
 def _git(root: Path, *words: str) -> bytes:

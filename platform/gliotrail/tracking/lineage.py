@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import gliotrail
 from gliotrail.params import read_yaml
@@ -20,6 +20,9 @@ from gliotrail.tracking.code import code_now
 from gliotrail.tracking.journal import now_ms
 
 _PACKAGES = ("dvc", "mlflow", "numpy", "nibabel", "ray", "safetensors", "scipy", "torch")
+
+LAYOUT: Final = {"workers": "GLIOTRAIL_WORKERS", "threads": "OMP_NUM_THREADS"}
+"""Environment variables that say how a training is spread, by the name that they are told under."""
 
 _STAGE_OF = {"trial": "sweep", "fold": "crossvalidate"}  # other kinds are named as their stage
 
@@ -92,6 +95,8 @@ def provenance() -> dict[str, str]:
         "env.python": platform.python_version(),
         "env.machine": f"{platform.system()} {platform.machine()}",
         "env.cpu": f"{os.cpu_count()} x {cpu_model()}",
+        "env.cores": str(_cores()),
+        **{f"env.{key}": os.environ[name] for key, name in LAYOUT.items() if os.environ.get(name)},
         "env.command": " ".join(Path(w).name if w.startswith("/") else w for w in sys.argv),
         **{f"env.{package}": metadata.version(package) for package in _PACKAGES},
     }
@@ -142,3 +147,11 @@ def cpu_model() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.processor() or platform.machine())
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    here = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    return len(here)

@@ -17,7 +17,7 @@ import mlflow.artifacts
 import mlflow.pyfunc
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput
+from mlflow.entities import LoggedModelOutput, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -169,16 +169,32 @@ def download_weights(server: MlflowClient, version: ModelVersion, folder: Path) 
     Raises:
         TrackingError: the file is not the one that was registered.
     """
-    name = f"{version.name}/{version.version}"
+    uri = f"models:/{version.name}/{version.version}"
+    return _download(server, uri, version.tags.get(SHA256_TAG), folder)
+
+
+def download_weights_of_run(server: MlflowClient, run: Run, folder: Path) -> Path:
+    """The weights file that a run ended with, registered or not; its SHA-256 is compared.
+
+    Raises:
+        TrackingError: the run has no model, or the file is not the one that was logged.
+    """
+    where = f"source_run_id = '{run.info.run_id}'"
+    for model in server.search_logged_models([run.info.experiment_id], where):
+        if SHA256_TAG in model.tags and str(model.status) == "READY":
+            return _download(server, f"models:/{model.model_id}", model.tags[SHA256_TAG], folder)
+    got = f"it is {run.info.status}"
+    raise TrackingError("no model", where=run.info.run_id, wanted="a training's end", got=got)
+
+
+def _download(server: MlflowClient, uri: str, wanted: str | None, folder: Path) -> Path:
     place = mlflow.artifacts.download_artifacts(
-        f"models:/{name}", dst_path=str(folder), tracking_uri=server.tracking_uri
+        uri, dst_path=str(folder), tracking_uri=server.tracking_uri
     )
     found = sorted(Path(place).rglob("*.safetensors"))
     got = sha256(found[0]) if found else "no weights"
-    wanted = version.tags.get(SHA256_TAG)
     if got != wanted:
-        what = f"{version.name} version {version.version}: sha256"
-        raise TrackingError(what, wanted=wanted, got=got)
+        raise TrackingError("sha256", where=uri, wanted=wanted, got=got)
     return found[0]
 
 

@@ -5,6 +5,7 @@ And what differs between two runs. All of it is read from MLflow; nothing is cha
 
 import configparser
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +24,9 @@ from gliotrail.tracking.owner import Owner
 from gliotrail.tracking.registry import MODEL, SHA256_TAG, find_version
 from gliotrail.tracking.runs import ID_TAG, client, one_line
 
-_COMMIT: Final = "mlflow.source.git.commit"
-_INIT: Final = "gliotrail.init_sha256"
+COMMIT_TAG: Final = "mlflow.source.git.commit"
+INIT_TAG: Final = "gliotrail.init_sha256"
+"""Of the weights it started from."""
 
 
 def trace(name: str) -> dict[str, Any]:
@@ -56,9 +58,9 @@ def trace(name: str) -> dict[str, Any]:
             "params": dict(sorted(params.items())),
             "data": [
                 {"path": path, "digest": digest, "at": _places(digest)}
-                for path, digest in _data(run).items()
+                for path, digest in datasets_of(run).items()
             ],
-            "parent": _parent(server, params.get("init"), tags.get(_INIT)),
+            "parent": _parent(server, params.get("init"), tags.get(INIT_TAG)),
             "measures": dict(sorted(run.data.metrics.items())),
             "commands": _commands(run),
         }
@@ -138,7 +140,7 @@ def _model(version: ModelVersion) -> dict[str, Any]:
 
 def _code(tags: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "commit": tags.get(_COMMIT),
+        "commit": tags.get(COMMIT_TAG),
         "uncommitted_changes": tags.get("gliotrail.uncommitted_changes") == "true",
         "base": tags.get("gliotrail.code.base"),
         "files": tags.get("gliotrail.code.files"),
@@ -162,7 +164,7 @@ def _parent(server: MlflowClient, init: str | None, digest: str | None) -> dict[
     return {"init": init, "sha256": digest, "model": _model(known[0]) if known else None}
 
 
-def _data(run: Run) -> dict[str, str]:
+def datasets_of(run: Run) -> dict[str, str]:
     """DVC's digest of each dataset that went in, by path."""
     inputs = run.inputs.dataset_inputs if run.inputs else ()
     return {d.dataset.name: d.dataset.digest for d in inputs}
@@ -170,23 +172,34 @@ def _data(run: Run) -> dict[str, str]:
 
 def _places(digest: str) -> list[str]:
     """Where data of a digest can be fetched from, as this checkout knows: cache, then remotes."""
-    root, places = main_checkout(Path.cwd()), []
+    config = dvc_config(main_checkout(Path.cwd()))
+    cached = Path(config["cache"]["dir"], "files/md5", digest[:2], digest[2:]).is_file()
+    remotes = [config.get(section, "url", fallback="") for section in _remotes(config)]
+    return ["cache"] * cached + [shown(url) for url in remotes]
+
+
+def dvc_config(root: Path) -> configparser.RawConfigParser:
+    """DVC's settings of a checkout, and where its cache is; paths are absolute."""
     config = configparser.RawConfigParser()
     config.read([root / ".dvc/config", root / ".dvc/config.local"])
-    own = config.get("cache", "dir", fallback="cache")
-    cache = root / ".dvc" / own / "files/md5" / digest[:2] / digest[2:]
-    if cache.is_file():
-        places.append("cache")
-    for section in config.sections():
-        if section.startswith("'remote"):
-            places.append(shown(config.get(section, "url", fallback="")))
-    return places
+    if not config.has_option("cache", "dir"):
+        config.read_dict({"cache": {"dir": "cache"}})
+    for section, key in (("cache", "dir"), *((remote, "url") for remote in _remotes(config))):
+        path = config.get(section, key, fallback="://")
+        if "://" not in path:
+            absolute = os.path.normpath(root / ".dvc" / Path(path).expanduser())
+            config.set(section, key, absolute)
+    return config
+
+
+def _remotes(config: configparser.RawConfigParser) -> list[str]:
+    return [section for section in config.sections() if section.startswith("'remote")]
 
 
 def _commands(run: Run) -> list[str]:
     """What rebuilds it, in a folder of its own."""
     tags, run_id = run.data.tags, run.info.run_id
-    base = tags.get("gliotrail.code.base") or tags.get(_COMMIT)
+    base = tags.get("gliotrail.code.base") or tags.get(COMMIT_TAG)
     if base in {None, "unknown"} or "gliotrail.code.problem" in tags:
         return []
     get = f"mlflow artifacts download --run-id {run_id}"
@@ -208,7 +221,7 @@ def _facts(run: Run) -> dict[str, dict[str, Any]]:
     code = _code(run.data.tags)
     return {
         "params": dict(run.data.params),
-        "data": _data(run),
+        "data": datasets_of(run),
         "code": {key: code[key] for key in ("commit", "base", "files")},
         "environment": _with_prefix(run.data.tags, "env."),
         "metrics": dict(run.data.metrics),

@@ -1,0 +1,234 @@
+"""A training made again from what its run recorded, and the two compared number by number.
+
+It happens in a git worktree at the run's commit, by that commit's own code (see `rebuild`), with
+a state folder and a tracking database of its own: whatever that code is, it touches no run and no
+model of this checkout. At its end the new run is taken over into an experiment of its own.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from safetensors.numpy import load_file
+
+from gliotrail.errors import Stopped, TrackingError
+from gliotrail.files import write_json
+from gliotrail.places import state_dir
+from gliotrail.progress import say
+from gliotrail.tracking.code import code_dir
+from gliotrail.tracking.delivery import deliver, log_points
+from gliotrail.tracking.journal import MODEL_FILE, RUN_FILE, Point, RunFolder
+from gliotrail.tracking.likeness import Likeness, liken
+from gliotrail.tracking.lineage import LAYOUT, provenance
+from gliotrail.tracking.rebuild import base_of, bring_data, lay_out, worktree
+from gliotrail.tracking.registry import download_weights_of_run
+from gliotrail.tracking.runs import ID_TAG, client, existing_run, one_line
+from gliotrail.tracking.spool import runs_dir
+from gliotrail.tracking.stop import stopped_by_signals
+from gliotrail.tracking.trail import resolve
+
+EXPERIMENT: Final = "gliotrail-reproductions"
+REPRODUCES_TAG: Final = "reproduces"
+"""MLflow's id of the run that was made again."""
+_VERDICT_TAG: Final = "gliotrail.reproduction"
+_ENVIRONMENT: Final = ("cpu", "cores", *LAYOUT, "machine", "python", "torch", "numpy")
+_OF_TIME: Final = ("train/voxels_per_s", "train/data_wait_share")
+_MEASURE: Final = "test/"
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A run and the one that was made again from it.
+
+    run: MLflow's id.
+    again: the own id of the second, by which `gliotrail trace` finds it.
+    environment: what is not as it was: then, and now.
+    parts: weights, curves and, if the run was evaluated, measures.
+    """
+
+    run: str
+    again: str
+    environment: Mapping[str, tuple[str, str]]
+    parts: Mapping[str, Likeness]
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether every number is the same, bit for bit."""
+        return all(part.is_identical for part in self.parts.values())
+
+    @property
+    def verdict(self) -> str:
+        """In one line."""
+        differ = [
+            f"{name} by up to {part.largest:.3g} ({part.where})"
+            for name, part in self.parts.items()
+            if not part.is_identical
+        ]
+        return f"different: {', '.join(differ)}" if differ else "bit-identical"
+
+
+def reproduce(name: str, with_sweep: bool = False) -> Reproduction:
+    """Train again, evaluate again if the run was evaluated, and compare.
+
+    Stopped before its end, the same command goes on with the training.
+
+    Args:
+        name: a model or a run, as `trail.trace` takes it.
+        with_sweep: sweep again, instead of taking the winner that the run took.
+
+    Raises:
+        TrackingError: no such run; it can't be rebuilt; a stage failed; MLflow can't be reached.
+        Stopped: by Ctrl-C or SIGTERM.
+    """
+    with one_line():
+        server = client()
+        run = resolve(server, name)[1]
+        base, environment = base_of(run), _environment(run)
+        for what, (then, now) in environment.items():
+            say(f"{what} was {then}, here it is {now}: the same bits can't be promised")
+        place = state_dir() / "reproductions" / run.data.tags[ID_TAG]
+        tree, state = place / "tree", place / "state"
+        with _alone(place), stopped_by_signals(), TemporaryDirectory(dir=place) as downloads:
+            weights = load_file(download_weights_of_run(server, run, Path(downloads)))
+            points = _points(server, run)
+            stages = ["sweep"] * with_sweep + ["train"] + ["evaluate"] * bool(_measures(points))
+            with worktree(base, tree):
+                lay_out(server, run, tree, Path(downloads) / "of_run")
+                bring_data(run, tree, with_sweep)
+                for stage in stages:
+                    register = "; what it registers is thrown away" * (stage == "evaluate")
+                    say(f"{stage}, by the code of commit {base[:12]}{register}")
+                    _run_stage(stage, tree, state, _layout(run))
+                says = json.loads((tree / "results/train" / RUN_FILE).read_text())
+            made = RunFolder(state / "runs" / says["tags"]["gliotrail.inputs"])
+            parts = {
+                "weights": liken(weights, load_file(made.root / MODEL_FILE)),
+                "curves": liken(_curves(points), _curves(made.points())),
+            }
+            judged = []
+            if "evaluate" in stages:
+                throwaway = MlflowClient(_database(state))
+                known = existing_run(throwaway, says["experiment"], says["id"])
+                judged = [p for p in _points(throwaway, known) if p.key.startswith(_MEASURE)]
+                parts["measures"] = liken(_measures(points), _measures(judged))
+            found = Reproduction(run.info.run_id, says["id"], environment, parts)
+            taken = _take_over(made, state, found)
+            try:
+                with one_line():
+                    log_points(server, deliver(taken, server), judged)
+            except TrackingError as error:
+                say(f"{error}; `gliotrail runs sync` delivers it later")
+            shutil.rmtree(place)
+    return found
+
+
+def _layout(run: Run) -> dict[str, str]:
+    """The environment variables that spread the training as it was; those set now come first."""
+    told = {name: run.data.tags.get(f"env.{key}", "") for key, name in LAYOUT.items()}
+    return {name: os.environ.get(name) or then for name, then in told.items()}
+
+
+def _environment(run: Run) -> dict[str, tuple[str, str]]:
+    """What of it can change the bits of a training, and is not as it was: then, and now."""
+    then, layout = run.data.tags, _layout(run)
+    now = provenance() | {f"env.{key}": layout[name] for key, name in LAYOUT.items()}
+    both = {key: (then.get(f"env.{key}", ""), now[f"env.{key}"]) for key in _ENVIRONMENT}
+    return {
+        key: (was or "unknown", what or "unknown")
+        for key, (was, what) in both.items()
+        if was != what
+    }
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Hold a folder; what remains of it is what the same command can go on from."""
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = "another `gliotrail reproduce` of the same run goes on"
+            raise TrackingError(what, where=place) from None
+        try:
+            yield
+        finally:
+            if not any(place.glob("state/runs/*/checkpoints/*/manifest.json")):
+                shutil.rmtree(place, ignore_errors=True)
+
+
+def _run_stage(stage: str, tree: Path, state: Path, layout: Mapping[str, str]) -> None:
+    """By the worktree's own code, and where nothing was trained before."""
+    before = os.environ.get("PYTHONPATH")
+    env = {
+        **os.environ,
+        **{name: value for name, value in layout.items() if value},
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(tree / "platform"), before))),
+        "GLIOTRAIL_STATE": str(state),
+        "MLFLOW_TRACKING_URI": _database(state),
+    }
+    words = [sys.executable, "-m", f"pipelines.{stage}"]
+    with subprocess.Popen(words, cwd=tree, env=env) as process:
+        try:
+            code = process.wait()
+        except Stopped as stopped:
+            if stopped.code == 143:  # Ctrl-C reaches the stage from the terminal
+                process.terminate()
+            raise
+    if code:
+        what = f"stage {stage} ended with exit code {code}"
+        raise TrackingError(what, do="what it said is above")
+
+
+def _database(state: Path) -> str:
+    return f"sqlite:///{state / 'mlflow.db'}"
+
+
+def _points(server: MlflowClient, run: Run) -> list[Point]:
+    """All that MLflow has of a run."""
+    return [
+        Point(m.key, m.value, m.step, m.timestamp)
+        for key in run.data.metrics
+        for m in server.get_metric_history(run.info.run_id, key)
+    ]
+
+
+def _measures(points: Iterable[Point]) -> dict[str, float]:
+    return {p.key: p.value for p in points if p.key.startswith(_MEASURE)}
+
+
+def _curves(points: Iterable[Point]) -> dict[str, float]:
+    """What a training gives: how fast it was, and what came after it, is left out."""
+    return {
+        f"{p.key} at step {p.step}": p.value
+        for p in points
+        if p.key not in _OF_TIME and not p.key.startswith(_MEASURE)
+    }
+
+
+def _take_over(made: RunFolder, state: Path, found: Reproduction) -> RunFolder:
+    """Move a run among this checkout's, to be delivered like these."""
+    says = made.describe()
+    says["experiment"] = EXPERIMENT
+    # it is not what this checkout has for these inputs
+    del says["tags"]["gliotrail.inputs"]
+    says["tags"] |= {REPRODUCES_TAG: found.run, _VERDICT_TAG: found.verdict}
+    write_json(made.root / RUN_FILE, says)
+    shutil.rmtree(made.root / "delivered", ignore_errors=True)
+    files = says["tags"].get("gliotrail.code.files")
+    if files:
+        shutil.copytree(state / "code" / files, code_dir(files), dirs_exist_ok=True)
+    taken = runs_dir() / says["id"]
+    taken.parent.mkdir(parents=True, exist_ok=True)
+    return RunFolder(made.root.rename(taken))
