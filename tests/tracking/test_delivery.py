@@ -144,10 +144,10 @@ def test_a_run_that_went_on_in_another_way_is_not_exact_for_good(
         writer.write(step, {"train/soft_dice_loss": 1})
         writer.checkpoint(step, b"")
         writer.close()
-        seen.append(server.get_run(deliver(run, server)).data.tags.get("gliotrail.resume.exact"))
+        seen.append(server.get_run(deliver(run, server)).data.tags.get("resume.exact"))
     assert seen == [None, None, "false", "false"]
     tags = server.get_run(deliver(run, server)).data.tags
-    assert tags["gliotrail.resume.changed"] == "threads 1, from step 2 on 2"
+    assert tags["resume.changed"] == "threads 1, from step 2 on 2"
 
 
 def test_a_run_that_failed_goes_on_and_ends(tmp_path: Path, server: MlflowClient) -> None:

@@ -46,7 +46,7 @@ REAPED_TAG: Final = "gliotrail.reaped"
 """Why another process closed it."""
 STOP_TAG: Final = "gliotrail.stop"
 """What asks it to stop, from another machine; its process takes it away."""
-EXACT_TAG: Final = "gliotrail.resume.exact"
+EXACT_TAG: Final = "resume.exact"
 """`false` where a run went on in another way than it began, so that its bits may differ."""
 _BATCH: Final = 1000
 _LONGEST_TAG: Final = 500
@@ -108,7 +108,7 @@ def deliver(run: RunFolder, server: MlflowClient, stop: Callable[[], bool] = lam
             note(left_out=left_out)
         changed = changes(history)[:_LONGEST_TAG]
         if changed and changed != told.get("changed"):
-            tags = [RunTag(EXACT_TAG, "false"), RunTag("gliotrail.resume.changed", changed)]
+            tags = [RunTag(EXACT_TAG, "false"), RunTag("resume.changed", changed)]
             server.log_batch(run_id, tags=tags)
             note(changed=changed)
         if (run.root / MODEL_FILE).is_file() and "model" not in told:
