@@ -5,7 +5,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ import pytest
 
 from gliotrail import params
 from gliotrail.distributed.cluster import cluster
-from gliotrail.distributed.driver import run_training
+from gliotrail.distributed.driver import result, run_training
+from gliotrail.distributed.proposals import Trial
 from gliotrail.distributed.training import Training
 from gliotrail.imaging.patch import patch
 from gliotrail.imaging.prepare import prepare
@@ -93,18 +94,37 @@ def ray_cluster() -> Iterator[None]:
             yield
 
 
+def train_here(patch: pytest.MonkeyPatch, fit: Callable[[Training, RunFolder], object]) -> None:
+    """A stage trains here, without Ray; that it does so on Ray's workers too is test_train's."""
+    of_train = "gliotrail.distributed.train"
+    patch.setattr(f"{of_train}.cluster", lambda: nullcontext(lambda: None))
+    patch.setattr(f"{of_train}.nodes", list)
+    patch.setattr(f"{of_train}.share_out", lambda *_: None)
+    patch.setattr(
+        "gliotrail.distributed.workers.fit_on_workers", lambda training, run, _: fit(training, run)
+    )
+
+
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stage trains here, without Ray; that it does so on Ray's workers too is test_train's."""
+    """One worker: this process."""
+    train_here(monkeypatch, lambda training, run: run_training(training, run, World()))
 
-    def fit(training: Training, run: RunFolder, _: object) -> None:
-        run_training(training, run, World())
 
-    of_train = "gliotrail.distributed.train"
-    monkeypatch.setattr(f"{of_train}.cluster", lambda: nullcontext(lambda: None))
-    monkeypatch.setattr(f"{of_train}.nodes", list)
-    monkeypatch.setattr(f"{of_train}.share_out", lambda *_: None)
-    monkeypatch.setattr("gliotrail.distributed.workers.fit_on_workers", fit)
+def try_here(patch: pytest.MonkeyPatch) -> None:
+    """A sweep's trials train here to their end, one after another; on Tune: test_sweep's."""
+
+    def run(waiting: Iterator[Trial | None], *_: object) -> None:
+        for trial in waiting:
+            assert trial is not None
+            run_training(trial.training, trial.run, World())
+            score = result(trial.training, trial.run)[0].kept_score
+            trial.run.end("FINISHED", trial.reason, {"score": score} | trial.seen())
+
+    of_sweep = "gliotrail.distributed.sweep"
+    patch.setattr(f"{of_sweep}.cluster", lambda: nullcontext(lambda: None))
+    patch.setattr(f"{of_sweep}.nodes", lambda: [{"CPU": 2}])
+    patch.setattr("gliotrail.distributed.trials.run_trials", run)
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +144,13 @@ def new_state(
 
 
 @contextmanager
-def a_worker_killed(state: Path, kind: str) -> Iterator[list[int]]:
+def a_worker_killed(state: Path, kind: str, before: Collection[Path] = ()) -> Iterator[list[int]]:
     """SIGKILL one of Ray's worker processes as soon as there is a checkpoint.
 
     Args:
         state: where the runs are.
         kind: what Ray calls such a process.
+        before: manifests of checkpoints that were there before.
 
     Yields:
         the id of the process, once it was killed.
@@ -140,16 +161,18 @@ def a_worker_killed(state: Path, kind: str) -> Iterator[list[int]]:
         killed.append(_workers_of_ray(kind)[0])
         os.kill(killed[0], signal.SIGKILL)
 
-    with once(state, "checkpoints/*/manifest.json", kill):
+    with once(state, "checkpoints/*/manifest.json", kill, before):
         yield killed
 
 
 @contextmanager
-def once(state: Path, pattern: str, do: Callable[[], object]) -> Iterator[None]:
-    """Do something as soon as a run's folder has such a file."""
+def once(
+    state: Path, pattern: str, do: Callable[[], object], before: Collection[Path] = ()
+) -> Iterator[None]:
+    """Do something as soon as a run's folder has such a file, beside those from before."""
 
     def wait() -> None:
-        while not list(state.glob(f"runs/*/{pattern}")):
+        while not set(state.glob(f"runs/*/{pattern}")) - set(before):
             time.sleep(0.01)
         do()
 

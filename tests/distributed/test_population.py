@@ -171,6 +171,7 @@ def test_what_cannot_change_in_mid_training_is_refused(crops: Crops) -> None:
         Proposals(params, crops.prepared, crops.patches)
 
 
+@pytest.mark.long
 def test_a_sweep_of_a_population_ends_as_one_that_was_killed_again_and_again(
     ray_cluster: None, crops: Crops, new_state: Callable[[], Path]
 ) -> None:

@@ -14,7 +14,7 @@ from gliotrail.distributed.sweep import EXPERIMENT, sweep
 from gliotrail.params import Params
 from gliotrail.tracking.journal import RunFolder
 from gliotrail.tracking.runs import client, experiment_id
-from tests.distributed.conftest import Crops
+from tests.distributed.conftest import Crops, try_here
 from tests.support.environment import in_state
 
 EPOCHS, STEPS_PER_EPOCH = 3, 4
@@ -112,6 +112,7 @@ def test_an_interrupted_sweep_asks_nothing_again_and_ends_the_same(
     for path in (state / "runs").glob("sweep-*/ended.json"):
         path.unlink()
     before = attempts(state)
+    try_here(monkeypatch)
     sweep(swept.params, crops.prepared, crops.patches, tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == once
     assert attempts(state) == before | {finished["trial"]: 1}

@@ -13,6 +13,7 @@ import torch
 
 from gliotrail.distributed.driver import result, run_training
 from gliotrail.distributed.train import train
+from gliotrail.distributed.training import Training
 from gliotrail.errors import Stopped
 from gliotrail.imaging.labels import CHANNELS, CLASSES
 from gliotrail.params import Params
@@ -20,7 +21,7 @@ from gliotrail.segmentation import weights
 from gliotrail.segmentation.loop import World
 from gliotrail.tracking.journal import MODEL_FILE, RunFolder, parse_lines
 from gliotrail.tracking.runs import client, existing_run
-from tests.distributed.conftest import Crops, a_worker_killed, interrupt, once
+from tests.distributed.conftest import Crops, a_worker_killed, interrupt, once, train_here
 from tests.support.environment import in_state
 from tests.support.scans import snapshot
 from tests.support.told import told
@@ -62,24 +63,28 @@ def trained(crops: Crops, state: Path, workers: int) -> Trained:
 
 @pytest.fixture(scope="module")
 def by_two(ray_cluster: None, crops: Crops, new_state: Callable[[], Path]) -> Trained:
-    """Trained by two workers, of which one was killed in mid-training. Shared: change nothing."""
+    """Trained by two workers, of which one was killed; then stopped by Ctrl-C, and gone on with.
+
+    Shared: change nothing.
+    """
     state = new_state()
-    with a_worker_killed(state, "RayTrainWorker") as killed:
-        done = trained(crops, state, workers=2)
+    with (
+        a_worker_killed(state, "RayTrainWorker") as killed,
+        once(state, "attempts/0002.jsonl", interrupt),
+        pytest.raises(Stopped, match="stopped by Ctrl-C; the same command goes on"),
+    ):
+        trained(crops, state, workers=2)
     assert len(killed) == 1
-    return done
+    with pytest.MonkeyPatch.context() as patched:
+        train_here(patched, by_two_threads)
+        return trained(crops, state, workers=2)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(crops: Crops, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, bytes]:
-    """The same training by two threads of this process: its run, and its model."""
-    run, other = (RunFolder(tmp_path_factory.mktemp("threads")) for _ in range(2))
-    training = crops.training(train__epochs=4)
+def by_two_threads(training: Training, run: RunFolder) -> None:
     both, handed = threading.Barrier(2), [torch.empty(0)] * 2
 
     def work(rank: int) -> None:
-        world = World(rank, 2, partial(add, rank))
-        run_training(training, run if rank == 0 else other, world)
+        run_training(training, run, World(rank, 2, partial(add, rank)))
 
     def add(rank: int, tensor: torch.Tensor) -> None:
         handed[rank] = tensor.clone()
@@ -89,7 +94,14 @@ def undisturbed(crops: Crops, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(work, range(2)))
-    return run, result(training, run)[1]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(crops: Crops, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The same training by two threads of this process, to its end."""
+    run = RunFolder(tmp_path_factory.mktemp("threads"))
+    by_two_threads(crops.training(train__epochs=4), run)
+    return run
 
 
 def test_out_come_model_journal_and_curves(by_two: Trained) -> None:
@@ -159,36 +171,26 @@ def test_the_same_inputs_are_not_trained_on_again(
     monkeypatch.setenv("GLIOTRAIL_WORKERS", "99")  # never asked for
     train(by_two.params, crops.prepared, crops.patches, by_two.state, by_two.out)
     assert snapshot(by_two.out) == outputs
-    assert len(list(by_two.run.root.glob("attempts/*.jsonl"))) == 2
+    assert len(list(by_two.run.root.glob("attempts/*.jsonl"))) == 3
     assert told(server, run_id) == once
 
 
-def test_a_worker_killed_in_mid_training_changes_nothing(
-    by_two: Trained, undisturbed: tuple[RunFolder, bytes]
+def test_a_killed_worker_and_ctrl_c_change_nothing(
+    by_two: Trained, crops: Crops, undisturbed: RunFolder
 ) -> None:
-    assert len(list(by_two.run.root.glob("attempts/*.jsonl"))) == 2
-    whole, model = undisturbed
+    assert len(list(by_two.run.root.glob("attempts/*.jsonl"))) == 3
     curves = [[(p.key, p.step, p.value) for p in run.points() if "_per_s" not in p.key
-               and "_share" not in p.key] for run in (by_two.run, whole)]  # fmt: skip
+               and "_share" not in p.key] for run in (by_two.run, undisturbed)]  # fmt: skip
     assert curves[0] == curves[1]  # no gap, no double, and bit for bit the same
+    model = result(crops.training(train__epochs=4), undisturbed)[1]
     assert (by_two.out / MODEL_FILE).read_bytes() == model
 
 
-def test_one_worker_takes_the_same_steps_also_if_stopped_by_ctrl_c(
-    by_two: Trained,
-    crops: Crops,
-    new_state: Callable[[], Path],
-    request: pytest.FixtureRequest,
+@pytest.mark.usefixtures("in_this_process")
+def test_one_worker_takes_the_same_steps(
+    by_two: Trained, crops: Crops, new_state: Callable[[], Path]
 ) -> None:
-    state = new_state()
-    with (
-        once(state, "attempts/*.jsonl", interrupt),
-        pytest.raises(Stopped, match="stopped by Ctrl-C; the same command goes on"),
-    ):
-        trained(crops, state, workers=1)
-    request.getfixturevalue("in_this_process")  # where it goes on
-    by_one = trained(crops, state, workers=1)
-    assert len(list(by_one.run.root.glob("attempts/*.jsonl"))) == 2
+    by_one = trained(crops, new_state(), workers=1)
     assert list(by_one.losses) == list(by_two.losses)
     ten = range(1, 11)  # float32 itself diverges later
     assert [by_one.losses[n] for n in ten] == pytest.approx(
