@@ -18,7 +18,7 @@ from tests.distributed.conftest import Crops
 
 SYNTHETIC = Path("data/pretrain")
 SHORT = {
-    "pretrain__train__patch_size": "16x16x16",
+    "pretrain__train__patch_size": "8x8x8",
     "pretrain__train__batch_size": 1,
     "pretrain__train__epochs": 1,
     "pretrain__validation__size": "32x32x24",
@@ -26,7 +26,7 @@ SHORT = {
 
 
 def test_20_steps_twice_give_the_same_bytes(crops: Crops, tmp_path: Path) -> None:
-    params = crops.params(**SHORT, pretrain__train__epoch_voxels=20 * 16**3)
+    params = crops.params(**SHORT, pretrain__train__epoch_voxels=20 * 8**3)
     training = Training.of(params, params.pretrain.train, prepared=None)
     content = []
     for name in ("one", "two"):
@@ -45,7 +45,7 @@ def test_the_stage_gives_weights_with_a_card(
     crops: Crops, new_state: Callable[[], Path], tmp_path: Path
 ) -> None:
     new_state()
-    small = {"pretrain__train__model__base_filters": 2, "pretrain__train__epoch_voxels": 8 * 16**3}
+    small = {"pretrain__train__model__base_filters": 2, "pretrain__train__epoch_voxels": 8 * 8**3}
     pretrain(crops.params(**SHORT, **small), SYNTHETIC, tmp_path / "out")
     (weights,) = (tmp_path / "out").glob("*.safetensors")
     assert count_parameters(load(weights)[0])[0] == int(weights.stem.rpartition("-")[2])

@@ -57,7 +57,9 @@ class Board:
         self._since_ms, self._since_s = now_ms(), time.monotonic()
         first = proposals.probes[0]
         self._epochs = first.section.epochs
-        self._budget = plan_of(first).steps * first.voxels_per_step  # up to whole steps, of each
+        known = [trial.training for trial in proposals.trials]
+        asked = [first] * (proposals.total - len(known))  # whose patches may be of another size
+        self._budget = sum(plan_of(of).steps * of.voxels_per_step for of in known + asked)
         self._decisions, self._voxels_before = len(halving.decisions), 0
         self.look()
         self._voxels_before = self._voxels()
@@ -120,15 +122,14 @@ class Board:
         """
         total, voxels = self._proposals.total, self._voxels()
         ended = [seen.voxels for seen in self._seen.values() if seen.has_ended]
-        each = sum(ended) / len(ended) if ended else self._budget
+        each = sum(ended) / len(ended) if ended else self._budget / total
         under_way = voxels - sum(ended)
         left = max(0.0, (total - len(ended)) * each - under_way)
         per_s = (voxels - self._voxels_before) / max(time.monotonic() - self._since_s, 1e-9)
         eta = f", ETA {left / per_s:.0f} s" if per_s > 0 and len(ended) < total else ""
-        whole = total * self._budget
         return (
-            f"{len(ended)}/{total} trials, {voxels / 1e6:.3g} of {whole / 1e6:.3g} million voxels "
-            f"({voxels / whole:.0%}){eta}"
+            f"{len(ended)}/{total} trials, {voxels / 1e6:.3g} of {self._budget / 1e6:.3g} million "
+            f"voxels ({voxels / self._budget:.0%}){eta}"
         )
 
     def table(self, height: int) -> Group:
