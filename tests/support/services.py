@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -37,20 +38,20 @@ def kill_all(root: int) -> int:
     return len(processes)
 
 
-class Service:
+class Service(ABC):
     """A process that can be killed and started again; `command` says how."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
         self.process: subprocess.Popen[bytes] | None = None
 
+    @abstractmethod
     def command(self) -> list[str]:
         """How it is started."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_ready(self) -> bool:
         """Whether it answers."""
-        raise NotImplementedError
 
     def options(self) -> dict[str, object]:
         """More for Popen."""
