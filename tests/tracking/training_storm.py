@@ -244,8 +244,7 @@ class Training:
     def _look(self) -> None:
         """No process works on it: it must have ended, KILLED if that was it; nothing doubled.
 
-        FAILED is right where an error ended it, such as a Ray that a busy machine can't start in
-        time; it is shown, for whoever reads it to judge.
+        FAILED is right only where a busy machine couldn't start Ray in time: no kill leaves that.
         """
         run = self.run
         if run is None or not self.storm.are_well():
@@ -255,6 +254,7 @@ class Training:
         self._count(not ended, "wrong statuses")
         if ended.get("status") == "FAILED":
             print(f"FAILED: {ended['reason']}", flush=True)
+            self._count(not ended["reason"].startswith("Ray does not start"), "wrong statuses")
         of = self._told(client(), run)
         if of is None:
             return
