@@ -5,7 +5,6 @@ decision at a rung and for each trial's end.
 """
 
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +19,7 @@ from rich.table import Table
 from gliotrail.distributed.driver import plan_of
 from gliotrail.distributed.halving import GOES_ON, Halving
 from gliotrail.distributed.proposals import Proposals, Trial
-from gliotrail.distributed.watch import Journal
+from gliotrail.distributed.watch import Journal, looking
 from gliotrail.progress import say
 from gliotrail.segmentation.loop import SCORE
 from gliotrail.tracking.journal import now_ms
@@ -167,7 +166,7 @@ class Board:
 @contextmanager
 def watching_sweep(proposals: Proposals, halving: Halving, every_s: float = 1.0) -> Iterator[None]:
     """Show the sweep's trials while the block runs them."""
-    done, board = threading.Event(), Board(proposals, halving)
+    board = Board(proposals, halving)
     with ExitStack() as stack:
         live = None
         if sys.stderr.isatty():
@@ -175,22 +174,13 @@ def watching_sweep(proposals: Proposals, halving: Halving, every_s: float = 1.0)
             live = Live(console=console, auto_refresh=False, transient=True)
             stack.enter_context(live)
 
-        def follow() -> None:
-            while True:
-                last = done.wait(every_s)
-                lines = board.look()
-                if live is not None:
-                    live.update(board.table(live.console.height), refresh=True)
-                else:
-                    for line in lines:
-                        say(f"sweep: {line}")
-                if last:
-                    return
+        def look() -> None:
+            lines = board.look()
+            if live is not None:
+                live.update(board.table(live.console.height), refresh=True)
+            else:
+                for line in lines:
+                    say(f"sweep: {line}")
 
-        thread = threading.Thread(target=follow, name="watch", daemon=True)
-        thread.start()
-        try:
+        with looking(look, every_s):
             yield
-        finally:
-            done.set()
-            thread.join(10)

@@ -1,7 +1,7 @@
 """What a terminal shows of a run while it goes on: read from the run's own journal."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,32 +14,43 @@ from gliotrail.tracking.journal import Point, RunFolder, parse_lines
 @contextmanager
 def watching(run: RunFolder, steps: int, what: str, every_s: float = 0.5) -> Iterator[None]:
     """Show steps as they are taken, and a line for each validation."""
-    done = threading.Event()
+    shown, journal = 0, Journal()
     with progress(steps, what, "steps") as advance:
 
-        def follow() -> None:
-            shown, journal = 0, Journal()
-            while True:
-                last = done.wait(every_s)
-                by_step: dict[int, dict[str, float]] = {}
-                for point in journal.news(run):
-                    by_step.setdefault(point.step, {})[point.key] = point.value
-                for step, values in by_step.items():
-                    if step > shown:  # a new attempt may take some steps again
-                        advance(step - shown)
-                        shown = step
-                        if SCORE in values:
-                            say(f"step {step}/{steps}: {describe(values)}")
-                if last:
-                    return
+        def look() -> None:
+            nonlocal shown
+            by_step: dict[int, dict[str, float]] = {}
+            for point in journal.news(run):
+                by_step.setdefault(point.step, {})[point.key] = point.value
+            for step, values in by_step.items():
+                if step > shown:  # a new attempt may take some steps again
+                    advance(step - shown)
+                    shown = step
+                    if SCORE in values:
+                        say(f"step {step}/{steps}: {describe(values)}")
 
-        thread = threading.Thread(target=follow, name="watch", daemon=True)
-        thread.start()
-        try:
+        with looking(look, every_s):
             yield
-        finally:
-            done.set()
-            thread.join(10)
+
+
+@contextmanager
+def looking(look: Callable[[], None], every_s: float) -> Iterator[None]:
+    """Call `look` every so often, in a thread, while the block runs; and once after it."""
+    done = threading.Event()
+
+    def follow() -> None:
+        last = False
+        while not last:
+            last = done.wait(every_s)
+            look()
+
+    thread = threading.Thread(target=follow, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(10)
 
 
 class Journal:
