@@ -1,11 +1,13 @@
 """Writing so that a reader never sees half a file, and an earlier output outlives a failure."""
 
+import csv
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,23 @@ def write_json(path: Path, value: Any) -> None:
     with replacing(path) as partial:
         text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
         partial.write_text(text + "\n", encoding="utf-8")
+
+
+def csv_bytes(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """A table as CSV, its lines ended as git's are. What a row lacks stays empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table in CSV; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from gliotrail.files import locked, replacing, sha256, write_durably, write_json
+from gliotrail.files import (
+    csv_bytes,
+    csv_rows,
+    locked,
+    replacing,
+    sha256,
+    write_durably,
+    write_json,
+)
 
 FORK = multiprocessing.get_context("fork")
 
@@ -118,3 +126,16 @@ def test_a_lock_is_one_processs_at_a_time_and_a_dead_ones_is_free(tmp_path: Path
     holder.kill()
     taker.join(10)
     assert (tmp_path / "taken").exists()
+
+
+def test_a_table_comes_back_as_it_was_written_with_what_a_row_lacks_empty(tmp_path: Path) -> None:
+    rows = [{"trial": 'lr=3e-4, "48x48x16"', "value": 0.5}, {"trial": "two\nlines"}]
+    content = csv_bytes(["trial", "value"], rows)
+    (tmp_path / "table.csv").write_bytes(content)
+    assert csv_rows(tmp_path / "table.csv") == [
+        {"trial": 'lr=3e-4, "48x48x16"', "value": "0.5"},
+        {"trial": "two\nlines", "value": ""},
+    ]
+    assert content.startswith(b"trial,value\n")
+    assert b"\r" not in content
+    assert csv_rows(tmp_path / "absent.csv") == []

@@ -7,8 +7,6 @@ hyperband: the same in several brackets, of which each has its first rung later 
 and the last has none (Li et al., JMLR 2018, arXiv:1603.06560), in case early values mislead.
 """
 
-import csv
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from gliotrail.distributed.proposals import Trial
-from gliotrail.files import write_durably
+from gliotrail.files import csv_bytes, csv_rows, write_durably
 from gliotrail.params import Sweep
 
 GOES_ON: Final = "goes on"
@@ -44,8 +42,7 @@ class Halving:
 
     def __init__(self, sweep: Sweep, log: Path) -> None:
         self._sweep, self._log = sweep, log
-        text = log.read_text() if log.is_file() else ""
-        self.decisions = [_parse(row) for row in csv.DictReader(io.StringIO(text))]
+        self.decisions = [_parse(row) for row in csv_rows(log)]
         self._made = {(d.trial, d.rung): d for d in self.decisions}
 
     def rungs(self, number: int) -> tuple[int, list[int]]:
@@ -99,12 +96,7 @@ class Halving:
 
     def table(self) -> bytes:
         """The log as CSV."""
-        text = io.StringIO()
-        columns = [field.name for field in fields(Decision)]
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(vars, self.decisions))
-        return text.getvalue().encode()
+        return csv_bytes([field.name for field in fields(Decision)], map(vars, self.decisions))
 
     def _note(self, trial: Trial, rung: int, value: float, decision: str) -> None:
         order, bracket = len(self.decisions) + 1, self.rungs(trial.number)[0]

@@ -1,7 +1,5 @@
 """What came of a sweep: a row a trial, the winner, the files of the stage, a table for people."""
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ from rich.table import Table
 from gliotrail.distributed.halving import Halving
 from gliotrail.distributed.proposals import Trial
 from gliotrail.errors import TrainingError
-from gliotrail.files import replacing, write_json
+from gliotrail.files import csv_bytes, replacing, write_json
 from gliotrail.params import Sweep
 
 Row = Mapping[str, Any]
@@ -68,16 +66,7 @@ def write(out: Path, rows: Sequence[Row], best: Mapping[str, Any], decisions: by
         partial.mkdir(parents=True)
         write_json(partial / "best.json", best)
         (partial / "decisions.csv").write_bytes(decisions)
-        (partial / "trials.csv").write_bytes(_table(rows))
-
-
-def _table(rows: Sequence[Row]) -> bytes:
-    """The trials as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+        (partial / "trials.csv").write_bytes(csv_bytes(rows[0], rows))
 
 
 def artifacts(
@@ -107,7 +96,7 @@ def artifacts(
         for row, trial in zip(rows, trials, strict=True)
     ]
     return {
-        "trials.csv": _table(rows),
+        "trials.csv": csv_bytes(rows[0], rows),
         "decisions.csv": decisions,
         "parallel_coordinates.png": figure_png(draw_parallel(outcomes, title, logarithmic)),
         "learning_rate.png": figure_png(draw_rates(outcomes, title)),

@@ -5,8 +5,6 @@ average) of one of as many best ones, and go on with its values, changed a littl
 decided before all have come there, so that it depends on scores and seed alone, never on timing.
 """
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,7 +15,7 @@ import numpy as np
 
 from gliotrail.distributed.proposals import Proposals, Trial
 from gliotrail.distributed.space import Point
-from gliotrail.files import write_durably
+from gliotrail.files import csv_bytes, csv_rows, write_durably
 from gliotrail.tracking.journal import Writer
 
 GOES_ON: Final = "goes on"
@@ -54,8 +52,7 @@ class Population:
         self._proposals, self._log = proposals, log
         self._members = {trial.name: trial for trial in proposals.trials}
         self._running: set[str] = set()
-        text = log.read_text() if log.is_file() else ""
-        self.decisions = [_parse(row) for row in csv.DictReader(io.StringIO(text))]
+        self.decisions = [_parse(row) for row in csv_rows(log)]
 
     def parts(self) -> Iterator[Trial | None]:
         """What is to be trained, an epoch each; None while others have to come to its end first."""
@@ -108,14 +105,11 @@ class Population:
 
     def table(self) -> bytes:
         """The log as CSV."""
-        text = io.StringIO()
-        columns = [field.name for field in fields(Decision)]
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        for made in self.decisions:
-            points = {"before": json.dumps(made.before), "after": json.dumps(made.after)}
-            writer.writerow(asdict(made) | points)
-        return text.getvalue().encode()
+        rows = (
+            asdict(made) | {"before": json.dumps(made.before), "after": json.dumps(made.after)}
+            for made in self.decisions
+        )
+        return csv_bytes([field.name for field in fields(Decision)], rows)
 
     def _decide(self, epoch: int) -> Iterator[Decision]:
         sweep = self._proposals.space.sweep

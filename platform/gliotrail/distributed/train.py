@@ -1,17 +1,15 @@
 """Stage `train`: fine-tune the network on Ray's workers; out come model, journal and curves."""
 
-import csv
 import json
 import shutil
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Final
 
 from gliotrail.distributed.cluster import cluster, nodes, share_out, workers_wanted
 from gliotrail.distributed.training import Training, with_changes
 from gliotrail.errors import ParamsError, TrainingError
-from gliotrail.files import replacing, write_json
+from gliotrail.files import csv_bytes, replacing, write_json
 from gliotrail.params import FROM_SWEEP, Params, Train
 from gliotrail.progress import say
 from gliotrail.tracking.courier import tracked
@@ -127,10 +125,10 @@ def export(run: RunFolder, out: Path) -> None:
         (partial / JOURNAL_FILE).write_bytes(journal)
         write_json(partial / RUN_FILE, run.describe() | {"ended": run.ended()})
         for part, name in _CURVES.items():
-            (partial / name).write_text(_table(points, f"{part}/"))
+            (partial / name).write_bytes(_table(points, f"{part}/"))
 
 
-def _table(points: Sequence[Point], prefix: str) -> str:
+def _table(points: Sequence[Point], prefix: str) -> bytes:
     """The points whose key starts with `prefix` as CSV: a row a step, a column a key."""
     rows: dict[int, dict[str, float]] = {}
     for point in points:
@@ -138,8 +136,4 @@ def _table(points: Sequence[Point], prefix: str) -> str:
             row = rows.setdefault(point.step, {"step": point.step})
             row[point.key.removeprefix(prefix)] = point.value
     columns = dict.fromkeys(key for row in rows.values() for key in row)
-    text = StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows.values())
-    return text.getvalue()
+    return csv_bytes(columns, rows.values())
