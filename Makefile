@@ -5,6 +5,8 @@ PYTHON ?= python3.11
 VENV ?= .venv
 SERVICES ?= chromium chromium-driver iproute2 postgresql
 ARGS ?=
+# of `make test`, each on a core: tests/support/rooms.py tells what runs beside what
+PROCESSES ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -48,7 +50,7 @@ ui: setup ## open MLflow's pages on what was recorded
 	@gliotrail ui $(ARGS)
 
 test: setup ## all tests but the long ones; ARGS="tests/imaging -x" chooses
-	@pytest $(ARGS)
+	@pytest $(PROCESSES) $(ARGS)
 
 demo-test: setup ## the demo in a temporary clone, with its time and peak memory
 	@pytest -m long -s tests/spine/test_demo.py $(ARGS)

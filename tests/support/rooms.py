@@ -1,4 +1,8 @@
-"""Seconds per room of tests/ against its budget, and a last line that counts in plain words."""
+"""Seconds per room of tests/ against its budget, and a last line that counts in plain words.
+
+`make test` runs two processes: in one the rooms that start Ray or run whole pipelines, so that no
+two of those compete; in the other the rest, file by file, until both are at their end.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Generator, Mapping
@@ -24,6 +28,7 @@ ROOM_OF_FOLDER = {
 }
 ROOM_OF_FIXTURE = {"reproduced": "spine"}
 """Made once, for whoever asks first; charged to one room whoever that is."""
+OF_PIPELINES = {"spine", "cli and docs", "distributed"}
 
 SECONDS = pytest.StashKey[defaultdict[str, float]]()
 ELSEWHERE = "(charged elsewhere)"
@@ -39,14 +44,30 @@ def room_of(folder: str) -> str:
     return ROOM_OF_FOLDER.get(folder, folder)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Whole pipelines first, and all in one process; of the rest each file."""
+
+    def of_pipelines(item: pytest.Item) -> bool:
+        fixtures = getattr(item, "fixturenames", ())
+        return _room(item) in OF_PIPELINES or not ROOM_OF_FIXTURE.keys().isdisjoint(fixtures)
+
+    items.sort(key=of_pipelines, reverse=True)
+    for item in items:
+        name = "pipelines" if of_pipelines(item) else f"{_room(item)}/{item.path.stem}"
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
+def _room(item: pytest.Item) -> str:
+    return room_of(item.path.relative_to(item.config.rootpath).parts[1])
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     """Charge a test, its fixtures included, to its room."""
     seconds = item.config.stash[SECONDS]
     started, elsewhere = perf_counter(), seconds[ELSEWHERE]
     outcome = yield
-    room = room_of(item.path.relative_to(item.config.rootpath).parts[1])
-    seconds[room] += perf_counter() - started - (seconds[ELSEWHERE] - elsewhere)
+    seconds[_room(item)] += perf_counter() - started - (seconds[ELSEWHERE] - elsewhere)
     return outcome
 
 
@@ -62,6 +83,13 @@ def pytest_fixture_setup(
         if fixturedef.argname in ROOM_OF_FIXTURE:
             for room in (ROOM_OF_FIXTURE[fixturedef.argname], ELSEWHERE):
                 request.config.stash[SECONDS][room] += perf_counter() - started
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add what one of several processes spent."""
+    for room, spent_s in getattr(node, "workeroutput", {}).get("seconds", {}).items():
+        node.config.stash[SECONDS][room] += spent_s
 
 
 def table(seconds: Mapping[str, float]) -> list[str]:
@@ -87,6 +115,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # the outermost: after pytest's own last line
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, Any, Any]:
     """Count once more, in plain words."""
+    if (told := getattr(session.config, "workeroutput", None)) is not None:
+        told["seconds"] = dict(session.config.stash[SECONDS])
     result = yield
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and not session.config.option.collectonly:
