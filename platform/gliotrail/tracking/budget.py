@@ -19,13 +19,22 @@ def budget_bytes() -> int:
     Raises:
         ParamsError: it is no number above 0.
     """
-    text = os.environ.get(BUDGET) or str(_DEFAULT_GB)
+    return gigabytes(BUDGET, _DEFAULT_GB)
+
+
+def gigabytes(name: str, default: float) -> int:
+    """What an environment variable allows, in bytes.
+
+    Raises:
+        ParamsError: it is no number above 0.
+    """
+    text = os.environ.get(name) or str(default)
     try:
         n_bytes = int(float(text) * 1e9)
     except (ValueError, OverflowError):
         n_bytes = 0
     if n_bytes <= 0:
-        raise ParamsError(BUDGET, wanted="a number above 0", got=repr(text))
+        raise ParamsError(name, wanted="a number above 0", got=repr(text))
     return n_bytes
 
 
