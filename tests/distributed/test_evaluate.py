@@ -141,6 +141,7 @@ def test_a_mask_lies_on_the_grid_of_its_scan(evaluated: Evaluated) -> None:
 
 def test_there_is_a_picture_of_each_patient(evaluated: Evaluated) -> None:
     assert [p.name for p in (evaluated.out / "pictures").iterdir()] == [f"{CASE}.png"]
+    assert [p.name for p in (evaluated.out / "viewers").iterdir()] == [f"{CASE}.html"]
 
 
 def test_mlflow_gets_scores_and_files_under_few_keys(evaluated: Evaluated) -> None:
@@ -150,9 +151,8 @@ def test_mlflow_gets_scores_and_files_under_few_keys(evaluated: Evaluated) -> No
     assert scores["test/dice_WT"] == metrics["WT"]["dice"]
     assert scores["test/dice_mean_regions"] == metrics["mean_regions"]
     assert len(scores) <= 27
-    assert {f"evaluation/{name}" for name in (f"{CASE}.png", "metrics.json", "cases.json")} <= set(
-        of["files"]
-    )
+    names = (f"{CASE}.png", f"{CASE}.html", "metrics.json", "cases.json")
+    assert {f"evaluation/{name}" for name in names} <= set(of["files"])
     assert of["status"] == "FINISHED"
 
 

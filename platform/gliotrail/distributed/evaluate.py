@@ -28,6 +28,7 @@ from gliotrail.params import Evaluate, Params
 from gliotrail.progress import progress, say
 from gliotrail.report.figures import figure_png
 from gliotrail.report.overlays import draw_prediction, pick_slices
+from gliotrail.report.viewer import viewer_html
 from gliotrail.segmentation.inference import predict_case, to_labels
 from gliotrail.segmentation.loop import SCORE, World
 from gliotrail.segmentation.metrics import mean_defined, soft_dice_loss_scan
@@ -50,7 +51,7 @@ def evaluate(
     trained: Path = Path("results/train"),
     out: Path = Path("results/evaluate"),
 ) -> None:
-    """Write masks, `metrics.json` and pictures to `out`; then tell MLflow and the registry.
+    """Write masks, measures, pictures and viewers to `out`; then tell MLflow and the registry.
 
     Raises:
         DataError, WeightsError: scans or weights that can't be used.
@@ -67,6 +68,7 @@ def evaluate(
     with replacing(out) as partial, progress(len(prepared.split.test), "evaluate", "cases") as done:
         (partial / "masks").mkdir(parents=True)
         (partial / "pictures").mkdir()
+        (partial / "viewers").mkdir()
         for name in prepared.split.test:
             case = prepared.cases[name]
             whole = Box((0, 0, 0), case.ras_shape_vox)
@@ -85,6 +87,8 @@ def evaluate(
                 f"{name}, held out",
             )
             (partial / "pictures" / f"{name}.png").write_bytes(figure_png(drawing))
+            page = viewer_html(case, ref_IJK, pred_IJK)
+            (partial / "viewers" / f"{name}.html").write_text(page, encoding="utf-8")
             done(1)
         write_json(partial / "metrics.json", summary(scores, losses))
         by_case = {name: s.model_dump(mode="json") for name, s in scores.items()}
@@ -130,11 +134,12 @@ def record(trained: Path, out: Path, prepared: Prepared, section: Evaluate) -> N
     """
     run = json.loads((trained / "run.json").read_text())
     metrics = json.loads((out / "metrics.json").read_text())
+    shown = [*sorted((out / "pictures").glob("*.png")), *sorted((out / "viewers").glob("*.html"))]
     told = record_evaluation(
         run,
         trained / MODEL_FILE,
         measures_of(metrics),
-        [*sorted((out / "pictures").glob("*.png")), out / "metrics.json", out / "cases.json"],
+        [*shown, out / "metrics.json", out / "cases.json"],
         judged_on=digest_of([MEASURES_VERSION, section.threshold, _validation_inputs(prepared)]),
         rescore=lambda weights: _validation_score(weights, prepared, section),
     )

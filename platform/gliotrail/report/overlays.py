@@ -138,7 +138,7 @@ def draw_prediction(
         note=_CONVENTION,
     )
     labels, predicted = labels_IJK[box.slices], predicted_IJK[box.slices]
-    errors = _errors(labels, predicted)
+    errors = error_codes(labels, predicted)
     fills = {c + 1: (colour, FILL_ALPHA) for c, colour in enumerate(label_colours())}
     paints = {
         code: (colour, AGREEMENT_ALPHA if code == _AGREEMENT else 1.0)
@@ -267,7 +267,7 @@ def _class_legend() -> list[tuple[Artist, str]]:
     return [(outlined(CLASS_COLOURS[name]), spoken(name)) for name in CLASSES]
 
 
-def _errors(labels: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def error_codes(labels: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """0 where both are background, else the place in ERROR_COLOURS plus 1."""
     codes = np.zeros(labels.shape, np.uint8)
     codes[(labels > 0) & (predicted > 0)] = _WRONG_CLASS

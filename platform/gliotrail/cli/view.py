@@ -1,0 +1,58 @@
+"""`gliotrail view`."""
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from gliotrail.errors import DataError
+
+PREPARED = Path("data/prepare")
+MASKS = Path("results/evaluate/masks")
+
+
+def view(
+    name: Annotated[str, typer.Argument(metavar="CASE", help="A prepared case.")],
+    mask: Annotated[
+        Path | None, typer.Option(help=f"Labels to show beside the true ones; else {MASKS}'s.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The page to write; else one of its own.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = True,
+) -> None:
+    """Look at a case in the browser: modalities, truth and prediction, three planes and 3-D.
+
+    The page is one file that loads nothing from elsewhere; `dvc repro` makes one of each test case.
+    """
+    from gliotrail.files import replacing
+    from gliotrail.imaging.geometry import Box
+    from gliotrail.imaging.nifti import in_ras, read_labels
+    from gliotrail.imaging.prepared import load_prepared, read_labels_patch
+    from gliotrail.places import state_dir
+    from gliotrail.report.viewer import viewer_html
+
+    cases = load_prepared(PREPARED).cases
+    if name not in cases:
+        known = ", ".join(sorted(cases)[:5]) + (", .." if len(cases) > 5 else "")
+        raise DataError("case", where=PREPARED, wanted=f"one of {known}", got=repr(name))
+    case = cases[name]
+    labelled = case.voxels_per_label is not None
+    truth = read_labels_patch(case, Box((0, 0, 0), case.ras_shape_vox)) if labelled else None
+    made = MASKS / f"{name}.nii.gz"
+    mask = mask or (made if made.is_file() else None)
+    predicted = in_ras(read_labels(mask)) if mask else None
+    if predicted is not None and not (
+        predicted.shape_vox == case.ras_shape_vox
+        and np.allclose(predicted.affine, case.affine_ras, atol=1e-3)
+    ):
+        raise DataError("grid", where=mask, wanted=f"that of {name}", got="another one")
+    page = viewer_html(case, truth, None if predicted is None else predicted.array)
+    out = out or state_dir() / "views" / f"{name}.html"
+    with replacing(out) as partial:
+        partial.write_text(page, encoding="utf-8")
+    print(out)
+    if show:
+        webbrowser.open(out.absolute().as_uri())
