@@ -46,7 +46,7 @@ def loop(run: RunFolder, steps: int, checkpoint_every: int = 600) -> Cost:
         points.append(time.perf_counter() - before)
         if step % checkpoint_every == 0 or step == steps:
             before = time.perf_counter()
-            writer.checkpoint(step, state)
+            writer.begin_checkpoint(step, state)
             checkpoints.append(time.perf_counter() - before)
     loop_s = time.perf_counter() - started
     writer.close()

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gliotrail.errors import TrackingError
+from gliotrail.files import locked
 from gliotrail.tracking.journal import Point, RunFolder, Writer, parse_lines, to_line
 
 points = st.builds(
@@ -129,6 +130,37 @@ def test_points_keep_the_time_at_which_they_were_written(tmp_path: Path) -> None
     checkpoint(writer, 1)
     live = parse_lines((tmp_path / "attempts/0001.jsonl").read_bytes())
     assert run.points() == live
+
+
+def test_training_goes_on_while_the_disk_takes_its_time(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    writer = Writer(run)
+    writer.write(10, {"loss": 0.5})
+    with locked(tmp_path / "attempts.lock"):  # a disk that takes its time: no manifest
+        writer.begin_checkpoint(10, b"state 10")
+        writer.write(11, {"loss": 0.25})
+        assert run.history() == []
+    made = writer.finish_checkpoint()
+    assert made in run.history()
+    assert values(run) == {10: 0.5}
+    writer.begin_checkpoint(11, b"state 11")
+    writer.close()
+    assert values(run) == {10: 0.5, 11: 0.25}
+
+
+def test_what_the_disk_refused_is_told_with_the_next_checkpoint_or_at_the_end(
+    tmp_path: Path,
+) -> None:
+    run = RunFolder(tmp_path)
+    for told in ("begin_checkpoint", "close"):
+        writer = Writer(run)
+        folder = tmp_path / f"checkpoints/{10:010d}-{writer.attempt:04d}"
+        folder.parent.mkdir(exist_ok=True)
+        folder.touch()  # where a folder has to come
+        writer.begin_checkpoint(10, b"state")
+        with pytest.raises(FileExistsError, match=folder.name):
+            getattr(writer, told)(*[20, b"state"][: 2 * (told != "close")])
+    assert run.history() == []
 
 
 def test_numbers_that_are_none_are_kept(tmp_path: Path) -> None:

@@ -157,10 +157,12 @@ def run_training(
                     assert prepared is not None
                     title = f"{region.case}, validation, step {step} of {plan.steps}"
                     writer.attach("validation.png", _draw(prepared, region, labels_IJK, title))
-                writer.checkpoint(step, to_bytes(snapshot()))
+                writer.begin_checkpoint(step, to_bytes(snapshot()))
                 last_checkpoint_s = time.monotonic()
         shown.clear()
         if epoch_ends and on_epoch is not None:
+            if writer is not None:
+                writer.finish_checkpoint()  # what is told is never more than what is kept
             on_epoch({"epoch": step // plan.steps_per_epoch, SCORE: metrics[SCORE]})
 
     try:

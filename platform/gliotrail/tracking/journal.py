@@ -29,6 +29,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -269,11 +270,8 @@ class Writer:
             self._journal = journal.open("xb", buffering=0)
         self._segment: list[bytes] = []
         self._files: dict[str, bytes] = {}
-
-    @property
-    def last_step(self) -> int:
-        """Of the last final checkpoint; 0 before the first."""
-        return self._last.step if self._last else 0
+        self._coming: Future[Checkpoint] | None = None
+        self.last_step = self._last.step if self._last else 0  # of the last, final or coming
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Note points, each with the time it has from now on."""
@@ -295,13 +293,41 @@ class Writer:
         """Make all since the last checkpoint final: the files first, the manifest last.
 
         Raises:
+            OSError: it can't be stored.
             TrackingError: a newer attempt has begun; this one must stop.
         """
-        folder = self._root / "checkpoints" / f"{step:010d}-{self.attempt:04d}"
+        self.begin_checkpoint(step, state)
+        made = self.finish_checkpoint()
+        assert made is not None
+        return made
+
+    def begin_checkpoint(self, step: int, state: bytes) -> None:
+        """The same without waiting for the disk, which may take longer than a step.
+
+        Raises:
+            OSError, TrackingError: as `checkpoint`, of the one before.
+        """
+        self.finish_checkpoint()
         self._room_bytes -= sum(map(len, self._files.values()))
         pictures = self._files if self._room_bytes >= 0 else {}
         left_out = len(self._files) - len(pictures)
         files = {_STATE: state, "segment.jsonl": b"".join(self._segment), **pictures}
+        self._segment, self._files, self.last_step = [], {}, step
+        storing = ThreadPoolExecutor(1, "checkpoint")  # a new one: no thread outlives a fork
+        self._coming = storing.submit(self._store, step, files, left_out)
+        storing.shutdown(wait=False)
+
+    def finish_checkpoint(self) -> Checkpoint | None:
+        """Wait until the coming checkpoint is final; None where none is coming.
+
+        Raises:
+            OSError, TrackingError: as `checkpoint`.
+        """
+        coming, self._coming = self._coming, None
+        return coming.result() if coming else None
+
+    def _store(self, step: int, files: Mapping[str, bytes], left_out: int) -> Checkpoint:
+        folder = self._root / "checkpoints" / f"{step:010d}-{self.attempt:04d}"
         for name, content in files.items():
             write_durably(folder / name, content)
         made = Checkpoint(
@@ -323,12 +349,16 @@ class Writer:
                 if path.parent.name not in {folder.name, made.previous}:
                     path.unlink()
         self._last = made
-        self._segment, self._files = [], {}
         return made
 
     def close(self) -> None:
-        """Let go of the journal."""
-        self._journal.close()
+        """See the coming checkpoint through, and let go of the journal.
+
+        Raises:
+            OSError, TrackingError: as `checkpoint`.
+        """
+        with self._journal:
+            self.finish_checkpoint()
 
 
 def changes(history: Sequence[Checkpoint]) -> str:
