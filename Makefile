@@ -74,7 +74,7 @@ check: setup ## format, lint, types, import layers
 	@status=0
 	ruff format --check || status=1
 	ruff check || status=1
-	mypy -p gliotrail -p pipelines || status=1
+	mypy -p gliotrail -p pipelines -p infra || status=1
 	lint-imports --no-logo || status=1
 	exit $$status
 

@@ -13,7 +13,8 @@ from tests.support.known import SHELL, Known, known_in, problems
 from tests.support.projects import ROOT
 
 DOCUMENTS = sorted(
-    str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
+    str(path.relative_to(ROOT))
+    for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("infra/**/*.md")]
 )
 
 

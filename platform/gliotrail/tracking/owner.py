@@ -63,9 +63,14 @@ def _started(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def process(pid: int) -> Owner:
+    """A process of this machine."""
+    return Owner(machine(), socket.gethostname(), pid, _started(pid) or 0)
+
+
 def this_process() -> Owner:
     """The process that asks."""
-    return Owner(machine(), socket.gethostname(), os.getpid(), _started(os.getpid()) or 0)
+    return process(os.getpid())
 
 
 def is_alive(owner: Owner) -> bool | None:

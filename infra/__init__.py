@@ -1,0 +1,1 @@
+"""Where Gliotrail runs: services and clusters. Each folder says how it starts and stops."""
