@@ -77,14 +77,18 @@ class Processes:
             write_json(self.folder / "running.json", value)
 
     def wait(self, service: Service, timeout_s: float = 240) -> None:
-        """Until it answers.
+        """Until it answers. One that ended is started again, once: Ray ends where this machine has
+        so much to do that one of its own parts is late.
 
         Raises:
-            ClusterError: it ended, or takes longer.
+            ClusterError: it ended twice, or takes longer.
         """
-        ends_s = time.monotonic() + timeout_s
+        ends_s, again = time.monotonic() + timeout_s, False
         while not service.is_ready():
-            if not self.is_running(service.name) or time.monotonic() > ends_s:
+            if not self.is_running(service.name) and not again:
+                again = True
+                self.start(service)
+            elif not self.is_running(service.name) or time.monotonic() > ends_s:
                 last = self.log(service.name).read_text(errors="replace").splitlines()[-1:]
                 what = "does not answer" if self.is_running(service.name) else "ended at its start"
                 log = self.log(service.name)

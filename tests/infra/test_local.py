@@ -86,11 +86,12 @@ def test_a_process_that_got_a_dead_ones_number_is_left_alone(tmp_path):
     stranger.wait()
 
 
-def test_what_ends_at_its_start_is_told_in_one_line_with_its_last_words(tmp_path):
+def test_what_ends_at_its_start_twice_is_told_in_one_line_with_its_last_words(tmp_path):
     service = Service("short", ["sh", "-c", "echo no room; exit 3"], lambda: False)
     Processes(tmp_path).start(service)
     with pytest.raises(ClusterError, match=r"logs/short\.log: short ended .* got no room"):
         Processes(tmp_path).wait(service)
+    assert Processes(tmp_path).log("short").read_text() == "no room\n" * 2
 
 
 def test_secrets_are_made_once_and_only_their_owner_reads_them(tmp_path):
