@@ -2,7 +2,7 @@
 
 import io
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -48,9 +48,9 @@ def begun(root: Path, parent: str | None = None, kind: str = "train") -> RunFold
     return run
 
 
-def go_on(run: RunFolder, steps: Sequence[int]) -> None:
+def go_on(run: RunFolder, steps: Sequence[int], made_on: Mapping[str, str] | None = None) -> None:
     """Another attempt of a run, which makes a checkpoint with points and a picture at each step."""
-    writer = Writer(run)
+    writer = Writer(run, made_on)
     for step in steps:
         writer.write(step, {"train/soft_dice_loss": 1 / step, "val/dice_WT": step / 1000})
         writer.attach("validation.png", picture(step))

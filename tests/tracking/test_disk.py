@@ -140,10 +140,13 @@ def test_a_deleted_experiment_with_a_version_in_it_is_left_alone(server: MlflowC
 def test_what_ray_left_goes_but_not_while_a_run_lives(server: MlflowClient) -> None:
     run = begun(runs_dir() / "one")
     left = {name: state_dir() / name / "left" for name in ("ray", "init", "code")}
+    journals = by_owner()["journals, models"].size_bytes
+    left["run's own ray"] = run.root / "ray"
     for path in left.values():
         path.mkdir(parents=True)
         (path / "file").write_bytes(b"x" * 10)
-    assert by_owner()["caches of this node"].unneeded_bytes == 0  # of today
+    assert by_owner()["journals, models"].size_bytes == journals  # each byte has one owner
+    assert by_owner()["caches of this node"].unneeded_bytes == 10  # the others are of today
     for path in left.values():
         os.utime(path, (0, 0))
     claim(run)
@@ -151,7 +154,7 @@ def test_what_ray_left_goes_but_not_while_a_run_lives(server: MlflowClient) -> N
     release(run)
     part = by_owner()["caches of this node"]
     part.remove()
-    assert (part.unneeded_bytes, [p for p in left.values() if p.exists()]) == (30, [])
+    assert (part.unneeded_bytes, [p for p in left.values() if p.exists()]) == (40, [])
 
 
 def cached(content: bytes) -> str:

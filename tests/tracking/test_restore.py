@@ -20,7 +20,7 @@ from gliotrail.tracking.spool import all_runs, runs_dir
 from gliotrail.tracking.sync import sync_all
 from tests.support.environment import in_state
 from tests.support.told import told
-from tests.tracking.conftest import finished, model_file
+from tests.tracking.conftest import begun, finished, go_on, model_file
 
 Train = Callable[[str], RunFolder]
 
@@ -32,7 +32,9 @@ def train(server: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path / "checkout")
 
     def one(name: str) -> RunFolder:
-        run = finished(runs_dir() / name)
+        go_on(begun(runs_dir() / name), [1], {"threads": "1"})
+        go_on(run := RunFolder(runs_dir() / name), [2], {"threads": "2"})
+        finished(run.root, [3])
         says = run.describe()
         says["tags"]["gliotrail.inputs"] = name
         (run.root / RUN_FILE).write_text(json.dumps(says))
@@ -72,6 +74,9 @@ def test_an_empty_server_and_machine_are_told_all_that_the_outputs_hold(
         assert again[key] == once[key]
     tags = again["tags"]
     assert isinstance(tags, dict)
+    assert isinstance(once["tags"], dict)
+    for key in ("resume.exact", "resume.changed"):
+        assert tags[key] == once["tags"][key]
     assert (tags[RESTORED_TAG], tags["gliotrail.id"]) == ("true", own_id)
     assert sha256(RunFolder(runs_dir() / "a").root / MODEL_FILE) == sha256(outputs / MODEL_FILE)
     assert list(disagreements()) == []

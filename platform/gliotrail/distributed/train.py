@@ -13,7 +13,14 @@ from gliotrail.files import csv_bytes, replacing, write_json
 from gliotrail.params import FROM_SWEEP, Params, Train
 from gliotrail.progress import say
 from gliotrail.tracking.courier import tracked
-from gliotrail.tracking.journal import JOURNAL_FILE, MODEL_FILE, RUN_FILE, Point, RunFolder
+from gliotrail.tracking.journal import (
+    JOURNAL_FILE,
+    MODEL_FILE,
+    RUN_FILE,
+    Point,
+    RunFolder,
+    resume_tags,
+)
 from gliotrail.tracking.stop import stop_if_asked
 
 EXPERIMENT: Final = "gliotrail"
@@ -123,7 +130,9 @@ def export(run: RunFolder, out: Path) -> None:
         shutil.copyfile(run.root / MODEL_FILE, partial / MODEL_FILE)
         journal = b"".join(checkpoint.segment() for checkpoint in run.history())
         (partial / JOURNAL_FILE).write_bytes(journal)
-        write_json(partial / RUN_FILE, run.describe() | {"ended": run.ended()})
+        says = run.describe()
+        says["tags"] |= resume_tags(run.history())
+        write_json(partial / RUN_FILE, says | {"ended": run.ended()})
         for part, name in _CURVES.items():
             (partial / name).write_bytes(_table(points, f"{part}/"))
 

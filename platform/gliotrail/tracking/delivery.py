@@ -28,8 +28,8 @@ from gliotrail.tracking.journal import (
     Checkpoint,
     Point,
     RunFolder,
-    changes,
     parse_lines,
+    resume_tags,
 )
 from gliotrail.tracking.owner import is_alive, owner_of
 from gliotrail.tracking.registry import log_model
@@ -46,7 +46,6 @@ REAPED_TAG: Final = "gliotrail.reaped"
 """Why another process closed it."""
 STOP_TAG: Final = "gliotrail.stop"
 """What asks it to stop, from another machine; its process takes it away."""
-EXACT_TAG: Final = "resume.exact"
 """`false` where a run went on in another way than it began, so that its bits may differ."""
 _BATCH: Final = 1000
 _LONGEST_TAG: Final = 500
@@ -106,11 +105,10 @@ def deliver(run: RunFolder, server: MlflowClient, stop: Callable[[], bool] = lam
         if left_out != told.get("left_out", 0):
             server.set_tag(run_id, "gliotrail.pictures_left_out", str(left_out))
             note(left_out=left_out)
-        changed = changes(history)[:_LONGEST_TAG]
-        if changed and changed != told.get("changed"):
-            tags = [RunTag(EXACT_TAG, "false"), RunTag("resume.changed", changed)]
-            server.log_batch(run_id, tags=tags)
-            note(changed=changed)
+        tags = {key: value[:_LONGEST_TAG] for key, value in resume_tags(history).items()}
+        if tags and tags != told.get("resumed"):
+            server.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()])
+            note(resumed=tags)
         if (run.root / MODEL_FILE).is_file() and "model" not in told:
             experiment = experiment_id(server, description["experiment"])
             weights, threshold = run.root / MODEL_FILE, description["params"]["threshold"]

@@ -118,8 +118,11 @@ def _journals(forgotten: Sequence[RunFolder]) -> Part:
             shutil.rmtree(run.root)
         return ""
 
-    size = bytes_of(runs_dir()) - _states_bytes(all_runs())
-    going = sum(bytes_of(run.root) for run in forgotten) - _states_bytes(forgotten)
+    def others(runs: Sequence[RunFolder]) -> int:
+        return _states_bytes(runs) + sum(_size(run.root / "ray") for run in runs)
+
+    size = bytes_of(runs_dir()) - others(all_runs())
+    going = sum(bytes_of(run.root) for run in forgotten) - others(forgotten)
     return Part("journals, models", size, going, "all but of runs deleted in MLflow", remove)
 
 

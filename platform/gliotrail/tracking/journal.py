@@ -361,14 +361,15 @@ class Writer:
             self.finish_checkpoint()
 
 
-def changes(history: Sequence[Checkpoint]) -> str:
+def resume_tags(history: Sequence[Checkpoint]) -> dict[str, str]:
     """Where a run went on with another `made_on`, if it did: its bits may differ from then on."""
-    return "; ".join(
+    changed = "; ".join(
         f"{key} {old}, from step {before.step} on {value}"
         for before, after in pairwise(history)
         for key, value in after.made_on.items()
         if (old := before.made_on.get(key, value)) != value
     )
+    return {"resume.exact": "false", "resume.changed": changed} if changed else {}
 
 
 def now_ms() -> int:
