@@ -36,7 +36,7 @@ echo "$$key" >"$(1)/.installed"
 echo "installation took $$SECONDS s"
 endef
 
-.PHONY: help setup demo ui test demo-test chaos cluster-test reproduce-test tracking-cost sweep-cost check fmt services peers clean python
+.PHONY: help setup demo ui docs test demo-test chaos cluster-test reproduce-test tracking-cost sweep-cost check fmt services peers clean python
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -48,6 +48,11 @@ demo: setup ## run the pipeline on two real patients and print the held-out pati
 
 ui: setup ## open MLflow's pages on what was recorded
 	@gliotrail ui $(ARGS)
+
+docs: setup ## build the documents as a site in site/, and the reference from the code
+	@python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+	echo "open site/index.html"
 
 test: setup ## all tests but the long ones; ARGS="tests/imaging -x" chooses
 	@pytest $(PROCESSES) $(ARGS)

@@ -6,5 +6,6 @@ pytest_plugins = (
     "tests.support.rooms",
     "tests.support.projects",
     "tests.support.scans",
+    "tests.support.site",
     "tests.support.told",
 )

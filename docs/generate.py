@@ -1,0 +1,308 @@
+"""Writes docs/reference from the code: `python docs/generate.py`, which `make docs` does.
+
+tests/docs fails where a page is not what the code says.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, PlainValidator
+from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML
+from typer.main import get_command
+
+from gliotrail import params
+from gliotrail.cli.app import app
+from gliotrail.distributed.evaluate import measures_of, summary
+from gliotrail.imaging import course, patch, prepared
+from gliotrail.segmentation import metrics, weights
+from gliotrail.segmentation.loop import SCORE, World
+from gliotrail.segmentation.losses import LOSSES
+from gliotrail.segmentation.score import Measures, score
+from gliotrail.segmentation.unet import UNet3d
+from gliotrail.segmentation.validation import validate_synthetic
+from gliotrail.tracking import journal
+
+ROOT = Path(__file__).parents[1]
+PLATFORM = ROOT / "platform/gliotrail"
+HEAD = "<!-- Made from the code by `make docs`; changes by hand are lost. -->\n"
+
+ENVIRONMENT = {
+    "GLIOTRAIL_CACHE_GB": "What a node's cache of data by hash may take; 200.",
+    "GLIOTRAIL_CONCURRENT_TRIALS": "Trials of a sweep at a time; else one a GPU, or core.",
+    "GLIOTRAIL_DISK_GB": "What all runs of a checkout may take; 20.",
+    "GLIOTRAIL_HEARTBEAT_S": "Seconds between the heartbeats of a process with a run; 30.",
+    "GLIOTRAIL_RAY_LOGS": "Anything: what Ray's workers print is shown, too.",
+    "GLIOTRAIL_STATE": "Where runs in progress, caches and the tracking database are; `.gliotrail`"
+    " of the main checkout. On a cluster it must lie on a file system that all nodes see.",
+    "GLIOTRAIL_TRIAL_CPUS": "Cores of each worker of a sweep's trial.",
+    "GLIOTRAIL_TRIAL_WORKERS": "Workers of each trial of a sweep; 1.",
+    "GLIOTRAIL_WORKERS": "Workers of a training; else one for each GPU of the cluster, or two.",
+}
+"""Gliotrail's own. What is in the code and not here, or the reverse, is an error."""
+OF_OTHERS = {
+    "MLFLOW_TRACKING_URI": "The tracking server; else a SQLite file in GLIOTRAIL_STATE.",
+    "OMP_NUM_THREADS": "Threads of each worker.",
+    "RAY_ADDRESS": "The Ray cluster; else Ray is started on this machine, seen from nowhere else.",
+}
+KEYS = {
+    "train/learning_rate": ("each epoch", "At its last step."),
+    "train/voxels_per_s": ("each epoch", "Of all workers."),
+    "train/data_wait_share": ("each epoch", "Share of it in which a worker waited for patches."),
+    "trial/voxels": ("a trial's end", "Voxels seen."),
+    "trial/seconds": ("a trial's end", "From its first step to its last, of all its attempts."),
+}
+MEASURES = {
+    "soft_dice_loss": "Soft Dice loss of the probabilities, mean over scans.",
+    "dice_mean": "Mean of those of the three classes, or of the three nested regions.",
+    "dice": "Dice of label maps, mean over the scans where it is defined.",
+    "sensitivity": "TP / (TP + FN), likewise.",
+    "specificity": "TN / (TN + FP), likewise.",
+    "hd95_mm": "95th percentile of the surface distances, in mm, likewise.",
+}
+
+
+def pages() -> dict[str, str]:
+    """The pages of docs/reference, by file name."""
+    return {
+        "params.md": HEAD + "\n".join(_params()),
+        "cli.md": HEAD + "\n".join(_cli()),
+        "metrics.md": HEAD + "\n".join(_metrics()),
+        "files.md": HEAD + "\n".join(_files()),
+        "environment.md": HEAD + "\n".join(_environment()),
+    }
+
+
+def _table(*rows: tuple[str, ...]) -> Iterator[str]:
+    yield ""
+    for n, row in enumerate(rows):
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+        if not n:
+            yield "|" + "---|" * len(row)
+    yield ""
+
+
+# params.yaml
+
+
+def _params() -> Iterator[str]:
+    values = params.read_yaml(ROOT / "params.yaml")
+    said = dict(_comments((ROOT / "params.yaml").read_text(encoding="utf-8")))
+    yield "# params.yaml\n"
+    yield "All that changes a result. A key that is unknown, missing or out of range is an error."
+    for name, field in params.Params.model_fields.items():
+        section = field.annotation
+        assert isinstance(section, type)
+        yield f"\n## {name}\n\n{inspect.getdoc(section)}"
+        yield from _table(
+            ("key", "what", "wanted", "in params.yaml"), *_keys(name, section, values[name], said)
+        )
+    for section in (params.ValidationBlock, params.Choice):
+        yield f"\n## {section.__name__}\n\n{inspect.getdoc(section)}"
+        rows = [(key, _wanted(of)) for key, of in section.model_fields.items()]
+        yield from _table(("key", "wanted"), *rows)
+
+
+def _keys(
+    path: str, section: type, values: Any, said: Mapping[str, str]
+) -> Iterator[tuple[str, ...]]:
+    for key, field in section.model_fields.items():  # type: ignore[attr-defined]
+        name, value = f"{path}.{key}", values[key]
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(name, field.annotation, value, said)
+        else:
+            shown = "(a section)" if isinstance(value, dict) else f"`{value}`"
+            yield f"`{name}`", said.get(name, ""), _wanted(field), shown
+
+
+def _comments(text: str) -> Iterator[tuple[str, str]]:
+    """(dotted key, what its comment says) of the lines that have one."""
+    path: list[str] = []
+    for line in text.splitlines():
+        found = re.match(r"( *)(\w+):.*?(?:\s# (.*))?$", line)
+        if found:
+            path = [*path[: len(found[1]) // 2], found[2]]
+            if found[3]:
+                yield ".".join(path), found[3]
+
+
+def _wanted(field: FieldInfo) -> str:
+    """What a value may be, in words."""
+    for part in field.metadata:
+        if isinstance(part, PlainValidator):
+            try:
+                part.func("?")  # type: ignore[call-arg]
+            except ValueError as error:
+                return re.split(r",? (?:is|are) wanted|, got", str(error))[0]
+    of, args = get_origin(field.annotation), get_args(field.annotation)
+    if of is Literal:
+        return ", ".join(f"`{value}`" for value in args)
+    words = {int: "whole number", float: "number", str: "text", tuple: "list", dict: "section"}
+    kind = words.get(of or field.annotation, "a list of cases, a share, or a section")
+    if type(None) in args:
+        return "list, or left out"
+    signs = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
+    bounds = [
+        f"{word} {getattr(part, sign.__name__.lower())}"
+        for part in field.metadata
+        for sign, word in signs.items()
+        if isinstance(part, sign)
+    ]
+    return " ".join([kind, ", ".join(bounds)]).strip()
+
+
+# the command line
+
+
+def _cli() -> Iterator[str]:
+    yield "# gliotrail\n"
+    yield "Stages run by `dvc repro`. `--json` is there for programs, and `--help` everywhere."
+    yield from _commands(get_command(app), "gliotrail")
+
+
+def _commands(group: Any, path: str) -> Iterator[str]:
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group) or hasattr(command, "commands"):
+            yield from _commands(command, f"{path} {name}")
+            continue
+        yield f"\n## {path} {name}\n\n{inspect.cleandoc(command.help or '')}"
+        rows = [
+            (f"`{_spelt(option)}`", getattr(option, "help", "") or "", _default(option))
+            for option in command.params
+            if option.name != "help"
+        ]
+        if rows:
+            yield from _table(("argument", "what", "else"), *rows)
+
+
+def _spelt(option: Any) -> str:
+    if option.param_type_name == "argument":
+        return str(option.metavar or option.name.upper())
+    return ", ".join([*option.opts, *option.secondary_opts])
+
+
+def _default(option: Any) -> str:
+    if option.required:
+        return "must be given"
+    is_set = option.default not in (None, False) and not callable(option.default)
+    return f"`{option.default}`" if is_set else ""
+
+
+# metric keys
+
+
+def _metrics() -> Iterator[str]:
+    yield "# Metric keys\n"
+    yield "In MLflow and in the journal. `edema`, `non_enhancing` and `enhancing` are the classes;"
+    yield "`WT`, `TC` and `ET` the nested regions. Per-case numbers are in `cases.json`."
+    yield f"`{SCORE}` decides which trial wins and which model is the champion."
+    steps = [f"train/{name}_loss" for name in LOSSES]
+    rows = [(f"`{key}`", "each step", "Of the patches of a step, mean.") for key in steps]
+    _check("KEYS", KEYS, r'"(tr(?:ain|ial)/[a-z_]+)"')
+    rows += [(f"`{key}`", when, what) for key, (when, what) in KEYS.items()]
+    validated = [*_validation_keys("val"), *_validation_keys("val_synthetic")]
+    for when, keys in (("each epoch", validated), ("evaluate", _test_keys())):
+        found: dict[str, list[str]] = {}
+        for key in keys:
+            part, _, name = key.partition("/")
+            measure = next(m for m in MEASURES if name.startswith(m))
+            found.setdefault(f"{part}/{measure}", []).append(name[len(measure) :])
+        rows += [
+            (" ".join(f"`{start}{end}`" for end in ends), when, MEASURES[start.partition("/")[2]])
+            for start, ends in found.items()
+        ]
+    yield from _table(("key", "when", "what"), *rows)
+    yield "\nUndefined values are left out."
+
+
+def _labels() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.arange(8**3, dtype=np.uint8).reshape(8, 8, 8) % 4
+
+
+def _validation_keys(part: str) -> list[str]:
+    image, unknown = np.ones((4, 8, 8, 8), np.float32), np.zeros((8, 8, 8), bool)
+    scans = [(image, _labels(), unknown)]
+    return list(validate_synthetic(UNet3d(1, 1), scans, 0.5, World(), part))
+
+
+def _test_keys() -> list[str]:
+    measured = score(_labels(), np.roll(_labels(), 1), (1, 1, 1))
+    return list(measures_of(summary({"a": measured}, {"a": 0.5})))
+
+
+# files
+
+
+def _files() -> Iterator[str]:
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    yield "# Files\n\n## What each stage writes"
+    rows = []
+    for name, stage in stages.items():
+        outs = [*stage["outs"], *stage.get("metrics", [])]
+        paths = [next(iter(out)) if isinstance(out, dict) else out for out in outs]
+        rows.append((f"`{name}`", ", ".join(f"`{path}`" for path in paths)))
+    yield from _table(("stage", "outputs"), *rows)
+    yield "\n## A prepared case: `data/prepare/cases/NAME`\n"
+    yield "`image.npy` is (I, J, K, C), `labels.npy` (I, J, K); `case.json` says:"
+    doc = inspect.getdoc(prepared.PreparedCase) or ""
+    starts = [*re.finditer(r"^((?:\w+, )*\w+): ", doc, re.MULTILINE)]
+    ends = [found.start() for found in starts[1:]] + [len(doc)]
+    said = [
+        (f"`{found[1]}`", " ".join(doc[found.end() : end].split()))
+        for found, end in zip(starts, ends, strict=True)
+    ]
+    yield from _table(("field", "what"), *said[1:-1])
+    yield f"\n## A patch index: `data/patch/SIZE/index.parquet`\n\n{inspect.getdoc(patch)}\n"
+    columns = ["case", *patch._CORNER, *patch._SIZE, *patch._VOXELS, patch._CENTRED]
+    yield "Columns: " + ", ".join(f"`{column}`" for column in columns) + "."
+    yield f"\n## Patches as HDF5 files\n\n{inspect.getdoc(course)}"
+    yield f"\n## Weights: `.safetensors`\n\n{inspect.getdoc(weights)}\n"
+    fields = ", ".join(f"`{name}`" for name in weights.Description.model_fields)
+    yield f"The header's key is `{weights._KEY}`; its fields are {fields}."
+    yield "\n## Measures: `metrics.json`, `cases.json`\n"
+    names = ", ".join(f"`{name}`" for name in Measures.model_fields)
+    yield f"`cases.json` has, for each case, class and region: {names}."
+    yield f"\n{inspect.getdoc(metrics)}"
+    yield f"\n## A run's folder: `.gliotrail/runs/HASH`\n\n{inspect.getdoc(journal)}"
+
+
+# environment
+
+
+def _environment() -> Iterator[str]:
+    _check("ENVIRONMENT", ENVIRONMENT, r"\b(GLIOTRAIL_[A-Z]+(?:_[A-Z]+)*)\b")
+    yield "# Environment variables\n"
+    yield "Where it runs. None of them changes a result beyond rounding."
+    rows = [(f"`{name}`", what) for name, what in (ENVIRONMENT | OF_OTHERS).items()]
+    yield from _table(("variable", "what"), *rows)
+
+
+def _check(what: str, known: Mapping[str, Any], pattern: str) -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in PLATFORM.rglob("*.py"))
+    differ = set(re.findall(pattern, code)) ^ set(known)
+    if differ:
+        raise SystemExit(f"docs/generate.py: {what} and the code differ: {sorted(differ)}")
+
+
+def _tidy(text: str) -> str:
+    """One empty line where there are several, and one at the end."""
+    lines = [line.rstrip() for line in text.splitlines()]
+    kept = lines[:1] + [b for a, b in pairwise(lines) if a or b]
+    return "\n".join(kept).rstrip() + "\n"
+
+
+def written() -> dict[Path, str]:
+    """Each page's path and text."""
+    return {ROOT / "docs/reference" / name: _tidy(text) for name, text in pages().items()}
+
+
+if __name__ == "__main__":
+    for path, text in written().items():
+        path.write_text(text, encoding="utf-8")
