@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gliotrail.errors import DataError
+from gliotrail.imaging import nifti
 from gliotrail.imaging.header import read_header
 from gliotrail.imaging.nifti import (
     in_ras,
@@ -241,6 +242,23 @@ def test_bytes_after_the_voxels_are_refused(image: Path) -> None:
 def test_rubbish_after_the_gzip_stream_is_refused(image: Path) -> None:
     image.write_bytes(image.read_bytes() + b"rubbish")
     refused(image, "damaged file: got Not a gzipped file")
+
+
+def test_a_file_twice_in_one_is_refused(image: Path) -> None:
+    image.write_bytes(2 * image.read_bytes())
+    refused(image, "wanted an end after 5 x 6 x 7 x 4 voxels, got more bytes")
+
+
+def test_a_scan_packed_in_parts_or_padded_is_read(image: Path) -> None:
+    whole, content = read_image(image).array, gzip.decompress(image.read_bytes())
+    image.write_bytes(gzip.compress(content[:999]) + gzip.compress(content[999:]) + bytes(9))
+    assert np.array_equal(read_image(image).array, whole)
+
+
+def test_a_large_file_is_read_in_blocks(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read_image(image).array
+    monkeypatch.setattr(nifti, "_PACKED_AT_ONCE_BYTES", image.stat().st_size - 1)
+    assert np.array_equal(read_image(image).array, whole)
 
 
 @pytest.mark.parametrize("extra", [-1, 1])

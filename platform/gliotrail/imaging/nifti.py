@@ -4,7 +4,7 @@ import gzip
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Final
 
 import nibabel as nib
 import numpy as np
@@ -28,6 +28,10 @@ from gliotrail.imaging.header import (
     truncated,
 )
 from gliotrail.imaging.labels import CHANNELS, CLASSES, Labels, check_codes, from_msd
+
+_ALIGNED_BYTES: Final = 64
+_PACKED_AT_ONCE_BYTES: Final = 2**28
+"""A larger packed file is unpacked block by block, so that it isn't in memory beside its voxels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,19 +194,9 @@ def _read(path: Path, limit_bytes: int, check: Callable[[Header], None]) -> Scan
     with open_unpacked(path) as stream:
         header = take_header(path, stream, limit_bytes)
         check(header)
-        take(stream, header.offset_bytes - len(header.raw), path)
-        array = np.empty(header.shape, header.dtype, order="F")
-        room = array.reshape(-1, order="F").view(np.uint8).data
-        at = 0
-        while at < len(room):
-            block = take(stream, min(BLOCK_BYTES, len(room) - at), path)
-            if not block:
-                raise truncated(path)
-            room[at : at + len(block)] = block
-            at += len(block)
-        if take(stream, 1, path):
-            wanted = f"an end after {by(header.shape)} voxels"
-            raise DataError("content", where=path, wanted=wanted, got="more bytes")
+        array = _unpacked_at_once(header) if is_packed(path) else None
+        if array is None:
+            array = _streamed(header, stream)
     if not array.dtype.isnative:
         array = array.byteswap(inplace=True).view(array.dtype.newbyteorder("="))
     if header.scale is not None:
@@ -210,6 +204,56 @@ def _read(path: Path, limit_bytes: int, check: Callable[[Header], None]) -> Scan
         array *= header.scale[0]
         array += header.scale[1]
     return Scan(array, header)
+
+
+def _unpacked_at_once(header: Header) -> npt.NDArray[Any] | None:
+    """The voxels of a packed file, by libdeflate into memory that is taken once.
+
+    Only of a file of one gzip member that is just as long as its header says, so that there is
+    nothing to refuse. Any other is for `_streamed`, which tells what is wrong with it: None.
+    """
+    from imagecodecs import GzipError, gzip_decode  # not at import: it takes milliseconds
+
+    whole_bytes = header.offset_bytes + header.array_bytes
+    with header.path.open("rb") as file:
+        packed = file.read(_PACKED_AT_ONCE_BYTES)
+        if file.read(1):
+            return None
+    # gzip (RFC 1952) ends with the length; a second member would begin as the first does
+    if int.from_bytes(packed[-4:], "little") != whole_bytes or packed.find(packed[:10], 10) >= 0:
+        return None
+    before = -header.offset_bytes % _ALIGNED_BYTES
+    room = np.empty(before + whole_bytes, np.uint8)
+    try:
+        if len(gzip_decode(packed, out=room[before:].data)) != whole_bytes:
+            return None
+    except GzipError:
+        return None
+    voxels = room[before + header.offset_bytes :].view(header.dtype)
+    return voxels.reshape(header.shape, order="F")
+
+
+def _streamed(header: Header, stream: BinaryIO) -> npt.NDArray[Any]:
+    """The voxels of any file, block by block, from a stream that has just given the header.
+
+    Raises:
+        DataError: it is truncated or damaged, or goes on after the voxels.
+    """
+    path = header.path
+    take(stream, header.offset_bytes - len(header.raw), path)
+    array = np.empty(header.shape, header.dtype, order="F")
+    room = array.reshape(-1, order="F").view(np.uint8).data
+    at = 0
+    while at < len(room):
+        block = take(stream, min(BLOCK_BYTES, len(room) - at), path)
+        if not block:
+            raise truncated(path)
+        room[at : at + len(block)] = block
+        at += len(block)
+    if take(stream, 1, path):
+        wanted = f"an end after {by(header.shape)} voxels"
+        raise DataError("content", where=path, wanted=wanted, got="more bytes")
+    return array
 
 
 def _check_finite(array: npt.NDArray[Any], what: str, path: Path) -> None:
