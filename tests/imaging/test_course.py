@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gliotrail.errors import DataError
-from gliotrail.imaging.course import export_patches, read_course_patch, standardize_slices
+from gliotrail.imaging.course import export_patches, read_course_patch, standardized_patch
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.patch import PatchIndex, patch
 from gliotrail.imaging.prepared import Prepared, read_labels_patch, read_patch
@@ -80,17 +80,22 @@ def test_an_exported_patch_has_the_layout_of_the_course_s_files(
         assert np.array_equal(read_course_patch(path).image_CIJK, got)
 
 
-def test_values_are_standardised_within_the_sub_volume_as_in_the_course() -> None:
-    image = read_course_patch(FILES[0]).image_CIJK[:, :40, :40].copy()
-    image[2, :, :, 3] = 7  # a slice without any contrast
-    got = standardize_slices(image)
-    for c in range(4):
-        for k in range(16):
-            values = image[c, :, :, k]
-            std = values.std()
-            expected = (values - values.mean()) / std if std else np.zeros_like(values)
-            assert np.allclose(got[c, :, :, k], expected, rtol=1e-12, atol=1e-12)
-    assert not got[2, :, :, 3].any()
+@pytest.mark.parametrize("corner", [(73, 11, 0), (-30, 100, 40), (230, 230, 45), (-99, 0, 0)])
+def test_values_are_standardised_within_the_sub_volume_as_in_the_course(
+    prepared_demo: Prepared, corner: tuple[int, int, int]
+) -> None:
+    case, box = prepared_demo.cases["BRATS_009"], Box.at(corner, (40, 50, 16))
+    image = read_patch(case, box, "none").astype(np.float64)
+    got = standardized_patch(case, box)
+    for values, of_slice in zip(
+        image.transpose(0, 3, 1, 2).reshape(64, -1),
+        got.transpose(0, 3, 1, 2).reshape(64, -1),
+        strict=True,
+    ):
+        std = values.std()
+        expected = (values - values.mean()) / std if std else np.zeros_like(values)
+        assert np.allclose(of_slice, expected, rtol=1e-5, atol=1e-5)
+    assert np.array_equal(standardized_patch(case, box, fused=True), got)
 
 
 def test_the_first_patches_of_an_index_are_exported_once_each(
@@ -101,10 +106,11 @@ def test_the_first_patches_of_an_index_are_exported_once_each(
     raw = export_patches(prepared_crops, index, out, limit=5)
     assert [path.name.split("_")[2] for path in raw] == ["1", "2", "3", "4", "5"]
     assert sorted(raw) == sorted(out.iterdir())
-    image = read_course_patch(raw[4]).image_CIJK
     again = export_patches(prepared_crops, index, out, limit=5, values="standardized")
     assert again == raw
-    assert np.allclose(read_course_patch(raw[4]).image_CIJK, standardize_slices(image))
+    case = prepared_crops.cases[index.cases[index.case_number[4]]]
+    expected = standardized_patch(case, Box.at(index.corner_vox[4], index.size_vox))
+    assert np.array_equal(read_course_patch(raw[4]).image_CIJK, expected)
     with pytest.raises(DataError, match="values: wanted raw or standardized, got 'z'"):
         export_patches(prepared_crops, index, out, values="z")
 

@@ -134,10 +134,11 @@ def test_a_patch_anywhere_is_what_the_scan_holds_there(
 ) -> None:
     case = prepared_crops.cases["BRATS_119"]
     box = Box.at(corner, size)
-    got = read_patch(case, box, standardize)
-    assert got.dtype == np.float32
-    assert got.flags.c_contiguous
-    assert np.array_equal(got, naive_patch(case, box, standardize))
+    expected = naive_patch(case, box, standardize)
+    for fused in (False, True):
+        got = read_patch(case, box, standardize, fused)
+        assert got.dtype == np.float32
+        assert np.array_equal(got, expected)
     labels = np.pad(read_labels_patch(case, whole(case)), 20)
     expected = labels[box.shifted((20, 20, 20)).slices]
     assert np.array_equal(read_labels_patch(case, box), expected)

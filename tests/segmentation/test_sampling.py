@@ -1,3 +1,4 @@
+import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gliotrail.errors import DataError
+from gliotrail.imaging import kernels
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import class_masks
 from gliotrail.imaging.phantom import Style, read_anatomy, read_shape, shape_path
@@ -171,6 +173,22 @@ def flips(
         assert np.array_equal(moved, targets_of(changed))
         found.update(a for a in axes if np.array_equal(changed, np.flip(image, a)))
     return found
+
+
+def test_by_compiled_kernels_a_sample_is_the_same_to_the_last_bit(patches: Patches) -> None:
+    image_CIJK = patches.cases["BRATS_009"].image_CIJK
+    assert kernels.fitting(kernels.standardize, image_CIJK, np.int16) is not None
+    fused = replace(patches, fused=True)
+    for number in range(8):
+        sample = patches.sample(number)
+        for array, again in zip(patches.serve(sample), fused.serve(sample), strict=True):
+            assert again.tobytes() == array.tobytes()
+            assert again.flags.c_contiguous
+
+
+def test_without_numba_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert kernels.compiled.__wrapped__(kernels.change) is None
 
 
 def test_a_worker_too_many_gets_empty_batches(patches: Patches) -> None:

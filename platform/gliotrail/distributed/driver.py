@@ -35,7 +35,13 @@ from gliotrail.imaging.split import Region, fold_of
 from gliotrail.params import Model
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.loop import SCORE, Plan, State, World, fit
-from gliotrail.segmentation.sampling import Mixture, Patches, Phantoms, Source
+from gliotrail.segmentation.sampling import (
+    FUSED_FROM_VOXELS,
+    Mixture,
+    Patches,
+    Phantoms,
+    Source,
+)
 from gliotrail.segmentation.unet import UNet3d, check_size, initialize
 from gliotrail.segmentation.validation import validate, validate_synthetic
 from gliotrail.tracking.journal import RunFolder, Writer
@@ -205,7 +211,10 @@ def source_of(training: Training, prepared: Prepared | None) -> Source:
     section, phantoms = training.section, training.phantoms
     if prepared is not None:
         index = read_index(training.index_path).only(prepared.split.training)
-        real = Patches(index, prepared.cases, section.augment, section.standardize, section.seed)
+        fused = section.epochs * section.epoch_voxels >= FUSED_FROM_VOXELS
+        real = Patches(
+            index, prepared.cases, section.augment, section.standardize, section.seed, fused
+        )
         if not section.rehearsal:
             return real
     anatomies, shapes = _synthetic(training.synthetic, phantoms.anatomies, phantoms.shapes)

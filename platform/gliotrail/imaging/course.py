@@ -14,10 +14,17 @@ import numpy.typing as npt
 
 from gliotrail.errors import DataError
 from gliotrail.files import replacing
+from gliotrail.imaging import kernels
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import CHANNELS, CLASSES, Labels
 from gliotrail.imaging.patch import PatchIndex
-from gliotrail.imaging.prepared import Prepared, read_labels_patch, read_patch
+from gliotrail.imaging.prepared import (
+    Floats,
+    Prepared,
+    PreparedCase,
+    read_labels_patch,
+    read_patch,
+)
 from gliotrail.progress import progress
 
 Doubles = npt.NDArray[np.float64]
@@ -45,7 +52,7 @@ def export_patches(
         index: which patches.
         out: the folder to make.
         limit: how many, the index' first; all if None.
-        values: `raw`, or `standardized` as in the course, see `standardize_slices`.
+        values: `raw`, or `standardized` as in the course, see `standardized_patch`.
 
     Raises:
         DataError: another word for `values`, or a case that is not prepared.
@@ -61,31 +68,51 @@ def export_patches(
             if name not in prepared.cases:
                 raise DataError("patch index", where=name, wanted="a prepared case")
             box = Box.at(index.corner_vox[row], index.size_vox)
-            image_CIJK = read_patch(prepared.cases[name], box, "none").astype(np.float64)
-            if values == "standardized":
-                image_CIJK = standardize_slices(image_CIJK)
-            labels_IJK = read_labels_patch(prepared.cases[name], box)
+            case = prepared.cases[name]
+            raw = values == "raw"
+            image_CIJK = read_patch(case, box, "none") if raw else standardized_patch(case, box)
+            labels_IJK = read_labels_patch(case, box)
             number = 1 + int((index.case_number[:row] == index.case_number[row]).sum())
             x, y, z = box.start_vox
             file = f"{name}.nii.gz_{number}_x{x}_y{y}_z{z}.h5"
             with h5py.File(partial / file, "w") as store:
                 one_hot = np.eye(1 + len(CLASSES))[labels_IJK]
-                store.create_dataset("x", data=image_CIJK, compression="gzip")
+                store.create_dataset("x", data=image_CIJK.astype(np.float64), compression="gzip")
                 store.create_dataset("y", data=one_hot, compression="gzip")
             paths.append(out / file)
             advance(1)
     return paths
 
 
-def standardize_slices(image_CIJK: Doubles) -> Doubles:
-    """(v - mean) / population std of each channel's slice k within the sub-volume.
+def standardized_patch(case: PreparedCase, box: Box, fused: bool = False) -> Floats:
+    """A box as `read_patch` gives it, float32 (C, I, J, K), standardised as in the course.
 
-    0 where the std is 0. As in the course: background counts, and a voxel's value depends on the
-    sub-volume, which is why whole scans are standardised otherwise (see `prepare.read_patch`).
+    (v - mean) / population std of each channel's slice k within the box, where background counts;
+    0 where the std is 0. A voxel's value depends on the box, which is why whole scans are
+    standardised otherwise.
+
+    Raises:
+        DataError: files that are missing or of another shape.
     """
-    mean = image_CIJK.mean(axis=(1, 2), keepdims=True)
-    std = image_CIJK.std(axis=(1, 2), keepdims=True)
-    return np.asarray((image_CIJK - mean) / np.where(std == 0, np.inf, std))
+    kernel = (
+        kernels.fitting(kernels.standardize_slices, case.image_CIJK, np.int16) if fused else None
+    )
+    inside = box.meet(case.box)
+    if kernel and 0 not in inside.size_vox:
+        here, there = (inside.shifted([-n for n in of.start_vox]) for of in (case.box, box))
+        patch_CKJI = np.zeros((len(case.channels), *box.size_vox[::-1]), np.float32)
+        places = (here.start_vox, inside.size_vox, patch_CKJI, there.start_vox)
+        kernel(case.image_CIJK.transpose(0, 3, 2, 1), *places)
+        return patch_CKJI.transpose(0, 3, 2, 1)
+    patch_CIJK = read_patch(case, box, "none")
+    n_slice = box.size_vox[0] * box.size_vox[1]
+    mean_CK = patch_CIJK.sum(axis=(1, 2), dtype=np.float64) / n_slice
+    squares_CK = np.square(patch_CIJK, dtype=np.float64).sum(axis=(1, 2)) / n_slice
+    std_CK = np.sqrt(np.maximum(squares_CK - mean_CK * mean_CK, 0))
+    std_CK[std_CK == 0] = np.inf
+    patch_CIJK -= mean_CK[:, None, None, :].astype(np.float32)
+    patch_CIJK /= std_CK[:, None, None, :].astype(np.float32)
+    return patch_CIJK
 
 
 def read_course_patch(path: Path) -> CoursePatch:

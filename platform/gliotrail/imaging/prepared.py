@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gliotrail.errors import DataError
+from gliotrail.imaging import kernels
 from gliotrail.imaging.geometry import Affine, Box, Vox3, spacing_mm, vox3
 from gliotrail.imaging.labels import CHANNELS, Labels
 from gliotrail.imaging.split import Split, box_from_json, split_from_json
@@ -125,7 +126,10 @@ class Prepared:
 
 
 def read_patch(
-    case: PreparedCase, box: Box, standardize: Literal["brain", "slice", "none"] | str
+    case: PreparedCase,
+    box: Box,
+    standardize: Literal["brain", "slice", "none"] | str,
+    fused: bool = False,
 ) -> Floats:
     """The voxels of a box as float32 (C, I, J, K), which may reach past the brain and the scan.
 
@@ -134,40 +138,52 @@ def read_patch(
         box: in voxels of the RAS+ scan.
         standardize: `brain`: (v - mean) / std of the whole brain; `slice`: of the brain in the
             voxel's axial slice; `none`: raw values.
+        fused: by a compiled kernel where there is one. The same numbers, three times as fast; it
+            pays where hundreds of patches are read, for it takes a second to load.
 
     Returns:
         Background (all channels 0 in the raw data, or outside the brain's box) is exactly 0, as is
-        a channel whose std is 0.
+        a channel whose std is 0. In memory i is the fastest, as on disk.
 
     Raises:
         DataError: another word for `standardize`; files that are missing or of another shape.
     """
     if standardize not in {"brain", "slice", "none"}:
         raise DataError("standardize", wanted="brain, slice or none", got=repr(standardize))
+    patch_CKJI = np.zeros((len(case.channels), *box.size_vox[::-1]), np.float32)
     inside = box.meet(case.box)
     if 0 in inside.size_vox:
-        return np.zeros((len(case.channels), *box.size_vox), np.float32)
-    i, j, k = inside.shifted([-n for n in case.box.start_vox]).slices
-    raw_CIJK = np.ascontiguousarray(case.image_CIJK[:, i, j, k])
-    values_CIJK = np.empty(raw_CIJK.shape, np.float32)
-    if standardize == "none":
-        values_CIJK[:] = raw_CIJK
+        return patch_CKJI.transpose(0, 3, 2, 1)
+    here, there = (inside.shifted([-n for n in of.start_vox]) for of in (case.box, box))
+    i, j, k = there.slices
+    values_CKJI = patch_CKJI[:, k, j, i]
+    if standardize == "brain":
+        mean_CK, std_CK = (
+            np.repeat(of_C[:, None], inside.size_vox[2], axis=1)
+            for of_C in (case.mean_C, case.std_C)
+        )
     else:
-        if standardize == "brain":
-            mean, std = case.mean_C[:, None, None, None], case.std_C[:, None, None, None]
-        else:
-            mean = case.slice_mean_CK[:, None, None, k]
-            std = case.slice_std_CK[:, None, None, k]
-        std = np.where(std == 0, np.inf, std)  # so that nothing but 0 comes out
-        np.subtract(raw_CIJK, mean.astype(np.float32), out=values_CIJK)
-        np.divide(values_CIJK, std.astype(np.float32), out=values_CIJK)
-        np.copyto(values_CIJK, 0, where=~raw_CIJK.any(axis=0))
-    if inside == box:
-        return values_CIJK
-    patch_CIJK = np.zeros((len(case.channels), *box.size_vox), np.float32)
-    i, j, k = inside.shifted([-n for n in box.start_vox]).slices
-    patch_CIJK[:, i, j, k] = values_CIJK
-    return patch_CIJK
+        mean_CK, std_CK = (of[:, here.slices[2]] for of in (case.slice_mean_CK, case.slice_std_CK))
+    mean_CK = mean_CK.astype(np.float32)
+    std_CK = np.where(std_CK == 0, np.inf, std_CK).astype(np.float32)  # so that only 0 comes out
+    kernel = kernels.fitting(kernels.standardize, case.image_CIJK, np.int16) if fused else None
+    if standardize == "none":
+        values_CKJI[:] = _raw(case, here)
+    elif kernel:
+        starts = (here.start_vox, inside.size_vox, mean_CK, std_CK, patch_CKJI, there.start_vox)
+        kernel(case.image_CIJK.transpose(0, 3, 2, 1), *starts)
+    else:
+        raw_CKJI = _raw(case, here).copy()
+        np.subtract(raw_CKJI, mean_CK[:, :, None, None], out=values_CKJI)
+        np.divide(values_CKJI, std_CK[:, :, None, None], out=values_CKJI)
+        np.copyto(values_CKJI, 0, where=~raw_CKJI.any(axis=0))
+    return patch_CKJI.transpose(0, 3, 2, 1)
+
+
+def _raw(case: PreparedCase, box: Box) -> npt.NDArray[Any]:
+    """A box of the stored array (C, K, J, I), as it lies on disk."""
+    i, j, k = box.slices
+    return case.image_CIJK[:, i, j, k].transpose(0, 3, 2, 1)
 
 
 def read_labels_patch(case: PreparedCase, box: Box) -> Labels:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gliotrail.imaging import kernels
 from gliotrail.imaging.geometry import Box, Vox3, vox3
 from gliotrail.imaging.labels import CHANNELS, CLASSES, Labels, class_masks
 from gliotrail.imaging.patch import PatchIndex
@@ -29,6 +30,8 @@ from gliotrail.params import Augment
 
 SYNTHETIC: Final = "synthetic"
 """What a synthetic sample has in place of a case."""
+FUSED_FROM_VOXELS: Final = 2**28
+"""Compiled kernels save up to 15 ns a voxel and cost a second to load: from here on they pay."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,17 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Patches:
-    """Real patches: all that decides what sample n is."""
+    """Real patches: all that decides what sample n is.
+
+    fused: by compiled kernels, the same to the last bit (see `FUSED_FROM_VOXELS`).
+    """
 
     index: PatchIndex
     cases: Mapping[str, PreparedCase]
     augment: Augment
     standardize: str
     seed: int
+    fused: bool = False
 
     @property
     def size_vox(self) -> Vox3:
@@ -80,10 +87,14 @@ class Patches:
     def serve(self, sample: Sample) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """The image and its targets, both (C, I, J, K), randomly changed."""
         box = Box.at(sample.corner_vox, self.index.size_vox)
-        image_CIJK = read_patch(self.cases[sample.case], box, self.standardize)
+        image_CIJK = read_patch(self.cases[sample.case], box, self.standardize, self.fused)
         targets_CIJK = class_masks(read_labels_patch(self.cases[sample.case], box))
         return change(
-            image_CIJK, targets_CIJK, self.augment, np.random.default_rng(sample.augmentation_seed)
+            image_CIJK,
+            targets_CIJK,
+            self.augment,
+            np.random.default_rng(sample.augmentation_seed),
+            self.fused,
         )
 
 
@@ -153,6 +164,7 @@ def change(
     targets_CIJK: npt.NDArray[np.bool_],
     augment: Augment,
     rng: np.random.Generator,
+    fused: bool = False,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Mirror along each axis with probability `flip`; scale and shift each channel's brain.
 
@@ -160,14 +172,21 @@ def change(
     """
     flipped = tuple(axis + 1 for axis in range(3) if rng.random() < augment.flip)
     n_channels = len(image_CIJK)
-    scale = 1 + augment.intensity_scale * rng.uniform(-1, 1, (n_channels, 1, 1, 1))
-    shift = augment.intensity_shift * rng.uniform(-1, 1, (n_channels, 1, 1, 1))
+    scale_C = (1 + augment.intensity_scale * rng.uniform(-1, 1, n_channels)).astype(np.float32)
+    shift_C = (augment.intensity_shift * rng.uniform(-1, 1, n_channels)).astype(np.float32)
+    targets = np.ascontiguousarray(np.flip(targets_CIJK, flipped))
+    changed = np.empty(image_CIJK.shape, np.float32)
+    kernel = kernels.fitting(kernels.change, image_CIJK, np.float32) if fused else None
+    if kernel:
+        flip = (1 in flipped, 2 in flipped, 3 in flipped)
+        kernel(image_CIJK.transpose(0, 3, 2, 1), flip, scale_C, shift_C, changed)
+        return changed, targets
     brain = (image_CIJK != 0).any(axis=0)
-    changed = image_CIJK * scale.astype(np.float32) + shift.astype(np.float32) * brain
-    return (
-        np.ascontiguousarray(np.flip(changed, flipped)),
-        np.ascontiguousarray(np.flip(targets_CIJK, flipped)),
-    )
+    values = image_CIJK * scale_C[:, None, None, None] + shift_C[:, None, None, None] * brain
+    mirrored = np.flip(values, flipped)
+    for k in range(0, mirrored.shape[3], 8):  # twice as fast as at once, where i is the fastest
+        changed[..., k : k + 8] = mirrored[..., k : k + 8]
+    return changed, targets
 
 
 @dataclass(frozen=True)
