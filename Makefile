@@ -36,7 +36,7 @@ echo "$$key" >"$(1)/.installed"
 echo "installation took $$SECONDS s"
 endef
 
-.PHONY: help setup demo ui docs test demo-test chaos cluster-test reproduce-test tracking-cost sweep-cost check fmt services peers clean python
+.PHONY: help setup demo ui docs test demo-test chaos hostile cluster-test reproduce-test tracking-cost sweep-cost check fmt services peers clean python
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -62,6 +62,9 @@ demo-test: setup ## the demo in a temporary clone, with its time and peak memory
 
 chaos: setup ## kill processes at random, many times, and count what is lost, doubled or left running
 	@pytest -m long -s tests/tracking $(ARGS)
+
+hostile: setup ## thousands of spoilt files and faults, from a seed that is told; HOSTILE_SEED=1 chooses it
+	@pytest -m 'long or not long' -s tests/hostile $(ARGS)
 
 cluster-test: setup ## sweeps of a population, and of trials with several workers, on a real Ray
 	@pytest -m long -s tests/distributed $(ARGS)

@@ -7,7 +7,10 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
+
+_LONGEST: Final = 500
+_NO_MEMORY: Final = ("can't allocate memory", "out of memory")  # as PyTorch says it
 
 
 class GliotrailError(Exception):
@@ -31,16 +34,22 @@ class GliotrailError(Exception):
         do: str | None = None,
     ) -> None:
         self.what, self.where, self.wanted, self.got, self.do = what, where, wanted, got, do
-        line = f"{where}: {what}" if where is not None else what
-        told = [f"wanted {wanted}"] if wanted is not None else []
-        told += [f"got {got}"] if got is not None else []
+        line = f"{where}: {_short(what)}" if where is not None else _short(what)
+        told = [f"wanted {_short(wanted)}"] if wanted is not None else []
+        told += [f"got {_short(got)}"] if got is not None else []
         line += f": {', '.join(told)}" if told else ""
         line += f"; {do}" if do else ""
-        super().__init__(" ".join(line.split()))
+        # names that come from data may hold what a terminal obeys
+        super().__init__("".join(c if c.isprintable() else "?" for c in " ".join(line.split())))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Ray and multiprocessing pickle exceptions; keyword-only arguments need help
         return _rebuild, (type(self), self.what, self.where, self.wanted, self.got, self.do)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _rebuild(
@@ -86,7 +95,7 @@ class Stopped(GliotrailError):  # noqa: N818 - nothing went wrong
 def one_line_errors() -> Iterator[None]:
     """End the process with exit code 1 and one line, without a traceback.
 
-    So it is for a GliotrailError, and for what the machine refuses: a full disk, no permission.
+    So it is for a GliotrailError, and for what the machine refuses: disk, memory, permission.
     """
     try:
         yield
@@ -97,6 +106,10 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         _end(f"{place}{error.strerror or error}; the same command goes on once that is mended")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(s in str(error) for s in _NO_MEMORY):
+            raise
+        _end("there is not enough memory; the same command goes on once there is")
     except KeyboardInterrupt:
         _end("stopped by Ctrl-C; the same command goes on", 130)
 

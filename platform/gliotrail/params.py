@@ -23,13 +23,12 @@ from pydantic import (
     ValidationError,
 )
 from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent
 
 from gliotrail.errors import ParamsError
+from gliotrail.plain_yaml import read_yaml
 
-LARGEST_FILE_BYTES = 1_000_000
+LARGEST_BYTES = 50_000
+"""A longer params.yaml is refused: it would be read for minutes."""
 FROM_SWEEP = "from_sweep"
 
 Size = tuple[int, int, int]
@@ -221,7 +220,7 @@ class Train(Section):
     warmup: Annotated[float, Field(ge=0, lt=1)]
     average: Annotated[float, Field(ge=0, lt=1)]
     keep: Literal["last", "best"]
-    batch_size: Count
+    batch_size: Annotated[int, Field(ge=1, le=4096)]
     epochs: Count
     epoch_voxels: Count
     augment: Augment
@@ -272,7 +271,7 @@ class Rehearsed(Phantoms):
 class Judged(Phantoms):
     """What is validated on: a few whole ones, always the same."""
 
-    scans: Count
+    scans: Annotated[int, Field(ge=1, le=1000)]
     size: PatchSize
     seed: Seed
 
@@ -286,8 +285,10 @@ class Pretrain(Section):
 
 
 def _folds(value: object) -> tuple[int, ...]:
-    if isinstance(value, list | tuple) and list(value) == list(range(1, len(value) + 1)):
-        return tuple(value)
+    if isinstance(value, list | tuple):
+        numbers = list(range(1, len(value) + 1))
+        if repr(list(value)) == repr(numbers):  # `true` is no 1
+            return tuple(numbers)
     raise ValueError(f"[] or the numbers from 1 on, such as [1, 2, 3, 4, 5], got {value!r}")
 
 
@@ -322,7 +323,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
     Raises:
         ParamsError: the file is missing, is no YAML, or a key is unknown, missing or wrong.
     """
-    return validate(read_yaml(path), where=path)
+    return validate(read_yaml(path, LARGEST_BYTES), where=path)
 
 
 def validate(values: object, where: object = "params") -> Params:
@@ -338,26 +339,6 @@ def validate(values: object, where: object = "params") -> Params:
         problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
         more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
         raise _as_params_error(problems[0], values, where, more) from None
-
-
-def read_yaml(path: Path) -> Any:
-    """A YAML 1.2 file's plain values. Anchors are refused (a few lines can grow to gigabytes).
-
-    Raises:
-        ParamsError: missing, too large, not UTF-8, or not YAML.
-    """
-    if not path.is_file():
-        raise ParamsError("no such file", where=path, do="run from the root of the checkout")
-    n_bytes = path.stat().st_size
-    if n_bytes > LARGEST_FILE_BYTES:
-        raise ParamsError("bytes", where=path, wanted=f"<= {LARGEST_FILE_BYTES}", got=n_bytes)
-    try:
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, AliasEvent) for event in YAML(typ="safe", pure=True).parse(text)):
-            raise ParamsError("YAML alias (*name)", where=path, wanted="plain values")
-        return YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ParamsError("not YAML", where=path, got=str(error).split("\n")[0]) from None
 
 
 def _as_params_error(
@@ -376,8 +357,11 @@ def _as_params_error(
     if problem["type"] in {"model_type", "dict_type"}:
         message = "a section of keys and values is wanted"
     message = message[0].lower() + message[1:]
-    got = problem["input"]
-    shown = "" if repr(got) in message else f", got {got!r}"
+    try:
+        got = repr(problem["input"])
+    except ValueError:  # a whole number of thousands of digits
+        got = "a number that long"
+    shown = "" if got in message else f", got {got}"
     return ParamsError(f"{key or 'the file'}: {message}{shown}{more}", where=where)
 
 

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from gliotrail.params import read_yaml
+from gliotrail.plain_yaml import read_yaml
 from tests.support.documents import Block, blocks, commands
 from tests.support.known import SHELL, Known, known_in, problems
 from tests.support.projects import ROOT

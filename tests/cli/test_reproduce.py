@@ -39,7 +39,7 @@ FILES = {
         from pathlib import Path
         import numpy as np
         from safetensors.numpy import save_file
-        from gliotrail.params import read_yaml
+        from gliotrail.plain_yaml import read_yaml
         from gliotrail.places import state_dir
         from gliotrail.tracking.journal import RunFolder, Writer
         from gliotrail.tracking.lineage import Origin, describe, digest_of

@@ -11,7 +11,8 @@ from gliotrail.distributed.proposals import Proposals
 from gliotrail.distributed.space import Space, name_of
 from gliotrail.distributed.tpe import Tpe
 from gliotrail.errors import ParamsError
-from gliotrail.params import Params, read_yaml, validate
+from gliotrail.params import Params, validate
+from gliotrail.plain_yaml import read_yaml
 from tests.distributed.conftest import Crops
 from tests.support.projects import ROOT
 

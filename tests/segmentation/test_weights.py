@@ -1,9 +1,7 @@
 import json
 import os
 import pickle
-import resource
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from gliotrail.segmentation.loop import World
 from gliotrail.segmentation.unet import UNet3d, initialize
 from gliotrail.segmentation.weights import Description, build, load, load_into, read, to_bytes
 from tests.support.gloo import Workers
+from tests.support.limits import Canary, at_most_more
 
 KEY = "gliotrail-weights-1"
 DESCRIPTION = Description(model=Model(name="unet3d", depth=2, base_filters=4), standardize="brain")
@@ -117,18 +116,6 @@ def test_a_network_can_ask_for_its_own_order_of_channels():
     torch.testing.assert_close(fed(image()[:, order]), model(image()))
 
 
-@contextmanager
-def at_most_more(n_bytes: int) -> Iterator[None]:
-    """Refuse to this process memory beyond what it has and `n_bytes`."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (has + n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
 def truncated(at: int) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(write(path).read_bytes()[:at])
 
@@ -197,16 +184,6 @@ def test_a_file_that_can_t_be_used_is_one_clear_line(what, path):
         load(path)
     assert str(refused.value).startswith(f"{path}: {line}")
     assert "\n" not in str(refused.value)
-
-
-class Canary:
-    """Runs when unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize("dump", [pickle.dump, torch.save])

@@ -6,7 +6,8 @@ import grimp
 import pytest
 from ruamel.yaml import YAML
 
-from gliotrail.params import Params, read_yaml
+from gliotrail.params import Params
+from gliotrail.plain_yaml import read_yaml
 from tests.support.known import has_key
 from tests.support.projects import ROOT
 

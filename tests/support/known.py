@@ -16,6 +16,7 @@ from ruamel.yaml.error import YAMLError
 
 from gliotrail import params
 from gliotrail.errors import ParamsError
+from gliotrail.plain_yaml import read_yaml
 from tests.support.documents import Block, commands
 from tests.support.projects import ROOT
 
@@ -48,7 +49,7 @@ def known_in(root: Path, cli: Any) -> Known:
     """What there is in a checkout."""
     targets = re.findall(r"^([a-z][a-z-]*):", (root / "Makefile").read_text(), re.MULTILINE)
     stages = YAML(typ="safe").load(root / "dvc.yaml")["stages"]
-    values = params.read_yaml(root / "params.yaml")
+    values = read_yaml(root / "params.yaml")
     return Known(cli, frozenset(targets), frozenset(stages), values)
 
 

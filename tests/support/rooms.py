@@ -20,6 +20,7 @@ BUDGET_S = {
     "cli and docs": 60,
     "spine": 90,
     "infra": 20,
+    "hostile": 20,
 }
 ROOM_OF_FOLDER = {
     "report": "report and browser",

@@ -12,11 +12,12 @@ from typing import Final
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from gliotrail.distributed.training import Training
-from gliotrail.errors import ParamsError, TrainingError, WeightsError
+from gliotrail.errors import ParamsError, TrackingError, TrainingError, WeightsError
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.patch import read_index
@@ -306,7 +307,9 @@ def restore(run: RunFolder) -> State | None:
         TrackingError: the checkpoint is damaged.
     """
     history = run.history()
-    return from_bytes(history[-1].state()) if history and run.states() else None
+    if not (history and run.states()):
+        return None
+    return from_bytes(history[-1].state(), history[-1].folder)
 
 
 def result(training: Training, run: RunFolder) -> tuple[State, bytes]:
@@ -335,10 +338,17 @@ def to_bytes(state: State) -> bytes:
     return save_tensors(tensors | numbers)
 
 
-def from_bytes(content: bytes) -> State:
-    """The inverse of `to_bytes`. Nothing is unpickled."""
-    tensors = load_tensors(content)
-    step = int(tensors.pop("step").item())
-    kept_score = float(tensors.pop("kept_score").item())
-    kept_step = int(tensors.pop("kept_step").item())
+def from_bytes(content: bytes, where: object = None) -> State:
+    """The inverse of `to_bytes`. Nothing is unpickled.
+
+    Raises:
+        TrackingError: it is no such state.
+    """
+    try:
+        tensors = load_tensors(content)
+        step = int(tensors.pop("step").item())
+        kept_score = float(tensors.pop("kept_score").item())
+        kept_step = int(tensors.pop("kept_step").item())
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise TrackingError("no checkpoint", where=where, got=repr(error)) from None
     return State(step, tensors, kept_score, kept_step)

@@ -1,6 +1,5 @@
 """The Decathlon's layout: a folder of `dataset.json`, `imagesTr/`, `labelsTr/` and `imagesTs/`."""
 
-import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from gliotrail.imaging.labels import CLASSES, channel_order
 
 DESCRIPTION = "dataset.json"
 _LARGEST_DESCRIPTION_BYTES = 20_000_000
+_LONGEST_PATH = 1000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -62,9 +62,6 @@ def read_dataset(root: Path) -> Dataset:
     cases = sorted(_cases(root, values, where), key=lambda case: case.name)
     if not cases:
         raise DataError("cases", where=where, wanted="at least one in training", got="none")
-    for one, other in itertools.pairwise(cases):
-        if one.name == other.name:
-            raise DataError("case names", where=where, wanted="each once", got=f"{one.name} twice")
     _check_stray_labels(root, {case.label for case in cases})
     return Dataset(root, order, tuple(cases))
 
@@ -86,11 +83,18 @@ def _read_json(where: Path) -> Mapping[str, Any]:
     if where.stat().st_size > _LARGEST_DESCRIPTION_BYTES:
         raise DataError("bytes", where=where, wanted=f"at most {_LARGEST_DESCRIPTION_BYTES}")
     try:
-        values = json.loads(where.read_text(encoding="utf-8-sig"))
+        values = json.loads(where.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise DataError("not JSON", where=where, got=str(error)) from None
     if not isinstance(values, dict):
         raise DataError("content", where=where, wanted="a JSON object", got=type(values).__name__)
+    return values
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key that is there twice")
     return values
 
 
@@ -116,6 +120,7 @@ def _check_classes(names: list[str], where: Path) -> None:
 
 
 def _cases(root: Path, values: Mapping[str, Any], where: Path) -> Iterable[Case]:
+    seen: set[str] = set()
     for key in ("training", "test"):
         entries = values.get(key, [])
         if not isinstance(entries, list):
@@ -128,6 +133,9 @@ def _cases(root: Path, values: Mapping[str, Any], where: Path) -> Iterable[Case]
             label = None if "label" not in files else _inside(root, files["label"], where)
             name = image.name.removesuffix(".gz").removesuffix(".nii")
             check_case_name(name, where)
+            if name.lower() in seen:  # some disks don't tell A from a
+                raise DataError("case names", where=where, wanted="each once", got=f"{name} twice")
+            seen.add(name.lower())
             for path in filter(None, (image, label)):
                 if not path.is_file():
                     raise DataError("no such file", where=path, do=f"{where} lists it")
@@ -137,7 +145,8 @@ def _cases(root: Path, values: Mapping[str, Any], where: Path) -> Iterable[Case]
 def _inside(root: Path, text: Any, where: Path) -> Path:
     """A listed path, which must stay inside the folder. (DVC may have made it a link.)"""
     path = PurePosixPath(text) if isinstance(text, str) else PurePosixPath("/")
-    if path.is_absolute() or ".." in path.parts or "\0" in str(path):
+    bad = path.is_absolute() or ".." in path.parts or "\0" in str(path)
+    if bad or len(str(path)) > _LONGEST_PATH:
         raise DataError("path", where=where, wanted="one inside this folder", got=_short(text))
     return root / path
 

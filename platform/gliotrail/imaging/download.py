@@ -19,6 +19,8 @@ from gliotrail.progress import progress
 MB = 1_000_000
 _BLOCK_BYTES = 1 << 20
 _TIMEOUT_S = (10, 60)  # to connect, and between two blocks
+_MOST_MEMBERS = 100_000
+_LONGEST_NAME, _LONGEST_PATH, _DEEPEST = 200, 1000, 16
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -111,14 +113,15 @@ def _go_on(url: str, part: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar (not compressed) into an empty `folder`.
+    """Unpack a tar (not compressed) into a new `folder`.
 
     AppleDouble files (`._*`) and `.DS_Store` are left out. Raises before anything is written
     outside `folder`.
 
     Raises:
-        DataError: not a tar or a truncated one; an absolute path, `..`, a link, a device or a
-            sparse file in it; two members of a name; no room on the disk.
+        DataError: not a tar or a truncated one; an absolute path, `..`, a name that is not plain
+            ASCII or too long, a link, a device or a sparse file in it; two members of a name; more
+            than 100,000 of them; no room on the disk.
     """
     n_bytes = archive.stat().st_size
     folder.mkdir(parents=True)
@@ -129,12 +132,19 @@ def unpack(archive: Path, folder: Path) -> None:
             progress(n_bytes, "unpack", "bytes") as advance,
         ):
             at = 0
-            for member in tar:
+            for number, member in enumerate(tar):
+                if number == _MOST_MEMBERS:
+                    wanted = f"at most {_MOST_MEMBERS}"
+                    raise DataError("members", where=archive, wanted=wanted, got="more")
                 _unpack_one(tar, member, folder, archive)
                 advance(tar.offset - at)
                 at = tar.offset
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError("not a whole tar", where=archive, got=str(error)) from None
+    except (FileExistsError, NotADirectoryError) as error:
+        got = f"{Path(error.filename).name!r} as a file and as a folder"
+        raise DataError("archive", where=archive, got=got) from None
+    # what tarfile makes of headers whose numbers can't be: sizes below 0 or of exabytes
+    except (tarfile.TarError, EOFError, ValueError, MemoryError) as error:
+        raise DataError("not a whole tar", where=archive, got=repr(error)) from None
 
 
 def _unpack_one(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, archive: Path) -> None:
@@ -142,6 +152,11 @@ def _unpack_one(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, arc
     if name.is_absolute() or ".." in name.parts:
         got = repr(member.name)
         raise DataError("path in the archive", where=archive, wanted="one inside it", got=got)
+    plain = member.name.isascii() and member.name.isprintable() and "\\" not in member.name
+    short = len(member.name) <= _LONGEST_PATH and len(name.parts) <= _DEEPEST
+    if not (plain and short and max(map(len, name.parts), default=0) <= _LONGEST_NAME):
+        wanted = f"plain names of up to {_LONGEST_NAME} letters"
+        raise DataError("path in the archive", where=archive, wanted=wanted, got=repr(member.name))
     if any(part.startswith("._") or part == ".DS_Store" for part in name.parts):
         return
     if member.isdir():

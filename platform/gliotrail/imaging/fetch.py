@@ -8,6 +8,7 @@ from gliotrail.errors import DataError, ParamsError
 from gliotrail.files import replacing
 from gliotrail.imaging.decathlon import DESCRIPTION, Dataset, read_dataset
 from gliotrail.imaging.download import download, unpack
+from gliotrail.imaging.header import read_header
 from gliotrail.progress import progress
 
 MSD_URL = "https://msd-for-monai.s3-us-west-2.amazonaws.com/Task01_BrainTumour.tar"
@@ -57,11 +58,16 @@ def fetch(
 
 
 def _copy(dataset: Dataset, out: Path) -> Dataset:
-    """What the description lists, and the notices. Copied, never linked: DVC protects outputs."""
+    """What the description lists, and the notices. Copied, never linked: DVC protects outputs.
+
+    A scan may be a link to anything, and what is copied is pushed to remotes: so NIfTI it must be.
+    """
     notices = {path for pattern in _NOTICES for path in dataset.root.glob(pattern)}
     files = [*dataset.files, *sorted(path for path in notices if path.is_file())]
     with replacing(out) as partial, progress(len(files), "copy", "files") as advance:
         for path in files:
+            if path.parent != dataset.root:
+                read_header(path)
             target = partial / path.relative_to(dataset.root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

@@ -26,6 +26,7 @@ BLOCK_BYTES = 16 * 2**20
 _DEFLATE_LIMIT = 1032  # zlib's largest compression ratio (zlib technical details)
 _SMALLEST_TRIPLE_PRODUCT = 1e-3  # of the three axes as unit vectors: below, they lie in a plane
 _MILLIMETRES_OR_UNKNOWN = (0, 2)
+_FORM_CODES = range(6)  # of qform and sform; nobody knows what others mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +54,13 @@ class Header:
 
     @property
     def array_bytes(self) -> int:
-        """Bytes of the voxels, unpacked."""
+        """Bytes of the voxels in the file, unpacked."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the voxels as they are read: what is scaled becomes float64."""
+        return math.prod(self.shape) * (8 if self.scale else self.dtype.itemsize)
 
 
 def read_header(path: Path, limit_bytes: int = LARGEST_BYTES) -> Header:
@@ -115,6 +121,9 @@ def open_unpacked(path: Path) -> BinaryIO:
     """
     packed = is_packed(path)
     try:
+        if not (path.is_file() or path.is_dir()) and path.exists():
+            # a pipe, say, which would be waited for
+            raise DataError("can't be read", where=path, wanted="a file", got="something else")
         with path.open("rb") as stream:
             start = stream.read(2)
     except FileNotFoundError:
@@ -173,8 +182,9 @@ def take_header(path: Path, stream: BinaryIO, limit_bytes: int) -> Header:
     if len(raw) not in {348, 540}:
         raise truncated(path)
     fields = parse(raw, path)
-    magic = bytes(fields["magic"])[:3]
-    if magic not in {b"n+1", b"n+2"} or int(fields["sizeof_hdr"]) != len(raw):
+    magic = raw[344:348] if len(raw) == 348 else raw[4:12]
+    # the end of the longer one shows whether line ends were converted on the way
+    if magic not in {b"n+1\0", b"n+2\0\r\n\x1a\n"} or int(fields["sizeof_hdr"]) != len(raw):
         raise DataError("format", where=path, wanted="NIfTI in one file", got=f"magic {magic!r}")
     header = Header(
         path=path,
@@ -185,9 +195,11 @@ def take_header(path: Path, stream: BinaryIO, limit_bytes: int) -> Header:
         affine=_affine(fields, path),
         raw=raw,
     )
-    if header.array_bytes > limit_bytes:
+    if header.memory_bytes > limit_bytes:
         wanted = f"at most {limit_bytes / 2**30:g} GiB of voxels"
-        got = f"{by(header.shape)} of {header.dtype.name}, {header.array_bytes / 2**30:.3g} GiB"
+        scaled = " with a scale" if header.scale else ""
+        got = f"{by(header.shape)} of {header.dtype.name}{scaled}"
+        got += f", {header.memory_bytes / 2**30:.3g} GiB"
         raise DataError("size", where=path, wanted=wanted, got=got)
     _check_room(header)
     return header
@@ -244,7 +256,11 @@ def _scale(fields: Any, path: Path) -> tuple[float, float] | None:
 
 
 def _affine(fields: Any, path: Path) -> Affine:
-    if int(fields["sform_code"]) <= 0 and int(fields["qform_code"]) <= 0:
+    for code in ("sform_code", "qform_code"):
+        if int(fields[code]) not in _FORM_CODES:
+            wanted = f"0 to {_FORM_CODES[-1]}"
+            raise DataError(code, where=path, wanted=wanted, got=int(fields[code]))
+    if int(fields["sform_code"]) == 0 and int(fields["qform_code"]) == 0:
         do = "left and right can't be told apart; set one"
         raise DataError("orientation", where=path, wanted="an sform or a qform", got="none", do=do)
     units = int(fields["xyzt_units"]) & 7

@@ -21,6 +21,7 @@ from gliotrail.params import Model, Section
 from gliotrail.segmentation.unet import UNet3d
 
 _KEY = "gliotrail-weights-1"
+_LARGEST_HEADER_BYTES = 1_000_000  # of a much larger one, safetensors may end the process
 _FIRST, _HEAD = "down.0.0.weight", "head"
 
 
@@ -72,6 +73,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], Description]:
     if not path.is_file():
         raise WeightsError("no such file", where=path)
     try:
+        with path.open("rb") as start:
+            n_bytes = int.from_bytes(start.read(8), "little")
+        if n_bytes > _LARGEST_HEADER_BYTES:
+            got = f"a header of {n_bytes} bytes"
+            raise WeightsError("not a whole safetensors file", where=path, got=got)
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             if _KEY not in header:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import gliotrail
-from gliotrail.params import read_yaml
 from gliotrail.places import git
+from gliotrail.plain_yaml import read_yaml
 from gliotrail.tracking.code import code_now
 from gliotrail.tracking.journal import now_ms
 

@@ -15,8 +15,9 @@ from mlflow.entities import Run
 from ruamel.yaml import YAML
 
 from gliotrail.errors import TrackingError
-from gliotrail.params import FROM_SWEEP, read_yaml
+from gliotrail.params import FROM_SWEEP
 from gliotrail.places import git, main_checkout
+from gliotrail.plain_yaml import read_yaml
 from gliotrail.tracking.code import CHANGES, UNTRACKED
 from gliotrail.tracking.lineage import dvc_digests
 from gliotrail.tracking.registry import SHA256_TAG, download_weights

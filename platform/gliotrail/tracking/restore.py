@@ -69,7 +69,9 @@ def restore(outputs: Path) -> RunFolder | None:
 def _read(outputs: Path) -> dict[str, Any]:
     try:
         says = dict(json.loads((outputs / RUN_FILE).read_text()))
-        says["tags"]["gliotrail.inputs"], says["ended"]["summary"]
+        if not str(says["tags"]["gliotrail.inputs"]).isalnum():  # which is a folder's name
+            raise ValueError
+        says["ended"]["summary"]
     except (OSError, ValueError, KeyError, TypeError):
         raise TrackingError("no record of a run", where=outputs / RUN_FILE, do=_AGAIN) from None
     return says

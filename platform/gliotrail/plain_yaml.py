@@ -1,0 +1,52 @@
+"""YAML as params.yaml has it: sections, lists, numbers, words. What else YAML can is refused."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
+
+from gliotrail.errors import ParamsError
+
+LARGEST_BYTES: Final = 1_000_000
+_DEEPEST: Final = 20
+_MOST_BRACKETS: Final = 1000
+
+
+def read_yaml(path: Path, limit_bytes: int = LARGEST_BYTES) -> Any:
+    """A YAML 1.2 file's plain values.
+
+    Anchors are refused (a few lines can grow to gigabytes), and so are tags.
+
+    Raises:
+        ParamsError: missing, too large or deep, not UTF-8, not YAML, or more than plain values.
+    """
+    if not path.is_file():
+        raise ParamsError("no such file", where=path, do="run from the root of the checkout")
+    n_bytes = path.stat().st_size
+    if n_bytes > limit_bytes:
+        raise ParamsError("bytes", where=path, wanted=f"<= {limit_bytes}", got=n_bytes)
+    try:
+        text = path.read_text(encoding="utf-8")
+        _check_plain(text, path)
+        return YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ParamsError("not YAML", where=path, got=str(error).split("\n")[0]) from None
+
+
+def _check_plain(text: str, path: Path) -> None:
+    """Before anything is built of it: its cost grows with the square of the depth."""
+    brackets = text.count("[") + text.count("{")
+    if brackets > _MOST_BRACKETS:  # which are looked through before there is an event
+        raise ParamsError("brackets", where=path, wanted=f"<= {_MOST_BRACKETS}", got=brackets)
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ParamsError("nested too deep", where=path, wanted=f"<= {_DEEPEST} levels")
+        if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor):
+            got = f"anchor or alias {event.anchor}"
+            raise ParamsError("YAML", where=path, wanted="plain values", got=got)
+        if tag := getattr(event, "tag", None):
+            raise ParamsError("YAML", where=path, wanted="plain values", got=f"tag {tag}")
