@@ -11,10 +11,10 @@ import pytest
 
 from tests.support.environment import in_state
 from tests.tracking.chaos import Storm
-from tests.tracking.training_storm import EACH_ONCE, some_kills
+from tests.tracking.training_storm import EACH_ONCE, random_kills
 from tests.tracking.training_storm import Storm as TrainingStorm
 
-SEQUENCES, KILLS = 5, 3
+SEQUENCES, KILLS = 4, 3
 
 
 def seed() -> int:
@@ -58,8 +58,9 @@ def test_a_training_whatever_of_it_is_killed(
     try:
         raging.train("undisturbed", [], source)
         raging.train("each once", EACH_ONCE, source)
-        for n in range(int(os.environ.get("CHAOS_SEQUENCES") or SEQUENCES)):
-            raging.train(f"at random {n + 1}", some_kills(source, KILLS), source)
+        sequences = int(os.environ.get("CHAOS_SEQUENCES") or SEQUENCES)
+        for n, kills in enumerate(random_kills(source, sequences, KILLS), 1):
+            raging.train(f"at random {n}", kills, source)
     finally:
         print(raging.table())
         raging.close()

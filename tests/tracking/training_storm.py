@@ -12,6 +12,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 import psutil
@@ -54,10 +55,19 @@ class Kill:
 EACH_ONCE = [Kill(victim, n, 0.2) for n, victim in enumerate(VICTIMS, 1)]
 
 
-def some_kills(source: random.Random, n: int) -> list[Kill]:
-    """At moments from before the first checkpoint until after the last."""
-    checkpoints = sorted(source.randint(0, EPOCHS) for _ in range(n))
-    return [Kill(source.choice(VICTIMS), c, source.uniform(0, 2 if c else 15)) for c in checkpoints]
+def random_kills(source: random.Random, sequences: int, n: int) -> Iterator[list[Kill]]:
+    """Sequences of n, from before the first checkpoint until after the last.
+
+    In any order, but each victim about as often as any other.
+    """
+    victims = list(islice(cycle(VICTIMS), sequences * n))
+    source.shuffle(victims)
+    for start in range(0, len(victims), n):
+        checkpoints = sorted(source.randint(0, EPOCHS) for _ in range(n))
+        yield [
+            Kill(victim, c, source.uniform(0, 2 if c else 15))
+            for victim, c in zip(victims[start : start + n], checkpoints, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
