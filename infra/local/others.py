@@ -12,6 +12,13 @@ from infra.local.processes import Service
 from infra.local.settings import BUCKETS, LOOPBACK, USER, Settings, write_private
 
 _BIN = Path(sys.executable).parent
+# `ray`, without its server for ray:// addresses, which nothing here uses: on a busy machine it
+# gives up after 30 s, and all of Ray with it
+_RAY = """\
+from ray.scripts import scripts
+scripts.get_ray_client_dependency_error = lambda: "not wanted"
+scripts.main()
+"""
 
 
 def seaweedfs(settings: Settings) -> Service:
@@ -135,11 +142,10 @@ def ray_head(settings: Settings) -> Service:
     return Service(
         "ray",
         [
-            str(_BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats",
+            sys.executable, "-c", _RAY, "start", "--head", "--block", "--disable-usage-stats",
             "--node-ip-address", settings.host, "--port", str(ports["ray"]),
             "--include-dashboard", "true", "--dashboard-host", settings.host,
             "--dashboard-port", str(ports["dashboard"]),
-            "--ray-client-server-port", str(ports["ray_client"]),
             "--dashboard-agent-listen-port", str(ports["ray_agent"]), "--temp-dir", str(session),
         ],
         is_ready,

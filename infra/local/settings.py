@@ -29,7 +29,7 @@ _PORTS: Final = {
     "mlflow": 5000,
     "ray": 6379,
     "dashboard": 8265,
-    **dict.fromkeys(("ray_client", "ray_agent"), 0),
+    "ray_agent": 0,
 }
 """The usual ones, where they are free; 0 is any."""
 _SECRETS: Final = (

@@ -56,21 +56,6 @@ def status(as_json: Json = False) -> None:
         print(f"not wholly in {shown(tracking_uri())}: {waiting}; `gliotrail runs sync` delivers")
 
 
-def doctor() -> None:
-    """Tell where the outputs of this checkout and MLflow disagree, and what mends it.
-
-    Exit code 1 where they do.
-    """
-    from gliotrail.tracking.restore import disagreements
-
-    found = list(disagreements())
-    for where, what in found:
-        print(f"{where}: {what}")
-    if found:
-        raise typer.Exit(1)
-    print("outputs and MLflow agree")
-
-
 @app.command()
 def stop(
     run: Annotated[str, typer.Argument(help="its folder, its own id, or MLflow's")],
