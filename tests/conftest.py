@@ -5,6 +5,7 @@ pytest_plugins = (
     "tests.support.needs",
     "tests.support.rooms",
     "tests.support.projects",
+    "tests.support.nodes",
     "tests.support.scans",
     "tests.support.site",
     "tests.support.told",
