@@ -39,9 +39,12 @@ ENVIRONMENT = {
     "GLIOTRAIL_CONCURRENT_TRIALS": "Trials of a sweep at a time; else one a GPU, or core.",
     "GLIOTRAIL_DISK_GB": "What all runs of a checkout may take; 20.",
     "GLIOTRAIL_HEARTBEAT_S": "Seconds between the heartbeats of a process with a run; 30.",
+    "GLIOTRAIL_JOB": "Set in a stage that runs as a Ray job; not for users.",
+    "GLIOTRAIL_ORIGIN": "Set in a Ray job: commit and code of what sent it; not for users.",
     "GLIOTRAIL_RAY_LOGS": "Anything: what Ray's workers print is shown, too.",
     "GLIOTRAIL_STATE": "Where runs in progress, caches and the tracking database are; `.gliotrail`"
-    " of the main checkout. On a cluster it must lie on a file system that all nodes see.",
+    " of the main checkout. A job on a cluster has `~/.cache/gliotrail`; set in the environment of"
+    " Ray's machines, it is another path there, the same on all.",
     "GLIOTRAIL_TRIAL_CPUS": "Cores of each worker of a sweep's trial.",
     "GLIOTRAIL_TRIAL_WORKERS": "Workers of each trial of a sweep; 1.",
     "GLIOTRAIL_WORKERS": "Workers of a training; else one for each GPU of the cluster, or two.",
@@ -50,7 +53,8 @@ ENVIRONMENT = {
 OF_OTHERS = {
     "MLFLOW_TRACKING_URI": "The tracking server; else a SQLite file in GLIOTRAIL_STATE.",
     "OMP_NUM_THREADS": "Threads of each worker.",
-    "RAY_ADDRESS": "The Ray cluster; else Ray is started on this machine, seen from nowhere else.",
+    "RAY_ADDRESS": "The Ray cluster that stages are sent to; else Ray is started on this"
+    " machine, seen from nowhere else.",
 }
 KEYS = {
     "train/learning_rate": ("each epoch", "At its last step."),

@@ -2,8 +2,10 @@
 
 from gliotrail import params
 from gliotrail.distributed.pretrain import pretrain
+from gliotrail.distributed.submit import on_cluster
 from gliotrail.errors import one_line_errors
 
 if __name__ == "__main__":
     with one_line_errors():
-        pretrain(params.load())
+        if not on_cluster("pretrain"):
+            pretrain(params.load())

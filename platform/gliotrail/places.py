@@ -8,11 +8,17 @@ import os
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Final
+
+JOB: Final = "GLIOTRAIL_JOB"
+"""Set in the processes of a stage that runs as a Ray job, whose working folder is thrown away."""
 
 
 def state_dir() -> Path:
-    """`.gliotrail/` of the main checkout; GLIOTRAIL_STATE overrides it."""
+    """`.gliotrail/` of the main checkout, in a job `~/.cache/gliotrail`; or GLIOTRAIL_STATE."""
     override = os.environ.get("GLIOTRAIL_STATE")
+    if not override and os.environ.get(JOB):
+        return Path.home() / ".cache/gliotrail"
     return Path(override).absolute() if override else main_checkout(Path.cwd()) / ".gliotrail"
 
 

@@ -14,6 +14,7 @@ from gliotrail.cli import (
     results,
     runs,
     scans,
+    submit,
     sweep,
     view,
     weights,
@@ -22,7 +23,15 @@ from gliotrail.errors import one_line_errors
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 alone = (results.metrics, results.ui, scans.score, scans.segment, lineage.trace, lineage.compare)
-for command in (*alone, lineage.reproduce, disk.gc, doctor.doctor, sweep.sweep, view.view):
+for command in (
+    *alone,
+    lineage.reproduce,
+    disk.gc,
+    doctor.doctor,
+    sweep.sweep,
+    submit.submit,
+    view.view,
+):
     app.command()(command)
 for group in (data, patches, runs, weights):
     app.add_typer(group.app)

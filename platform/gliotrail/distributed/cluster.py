@@ -82,7 +82,7 @@ def _connect(address: str | None) -> None:
     # it warns that a thread can't handle signals; this process handles its own
     logging.getLogger("ray._private.worker").addFilter(lambda r: "SIGTERM handler" not in r.msg)
     if address:
-        _check_answer(address)
+        check_answer(address)
     try:
         ray.init(
             address=address or "local",
@@ -98,8 +98,12 @@ def _connect(address: str | None) -> None:
         raise (_no_answer(address, error) if address else _no_start(error)) from None
 
 
-def _check_answer(address: str) -> None:
-    """Ray itself waits for minutes where nobody listens."""
+def check_answer(address: str) -> None:
+    """Look whether somebody listens: where nobody does, Ray itself waits for minutes.
+
+    Raises:
+        ClusterError: nobody does.
+    """
     parts = re.fullmatch(r"(?:ray://)?\[?([^]/]+?)]?:(\d+)", address)
     if parts is None:
         return

@@ -113,7 +113,6 @@ def _fetch(md5: str, store: Store, path: Path) -> None:
         got = _md5(partial)
         if got != md5:
             raise DataError("MD5", where=f"{store.url}/{_name(md5)}", wanted=md5, got=got)
-        partial.chmod(0o444)
 
 
 def _not_there(digest: str, store: Store) -> DataError:
@@ -148,6 +147,9 @@ def fetch(digest: str, store: Store, cache: Path) -> Path:
             if not place.exists():
                 partial = cache / f".{digest}.partial"
                 download(digest, store, partial)
+                for file in [partial, *partial.rglob("*")]:
+                    if file.is_file():
+                        file.chmod(0o444)  # all processes share it
                 partial.rename(place)
         _make_room(cache, limit_bytes, but=place)
 

@@ -91,10 +91,10 @@ class Training:
             params.evaluate.threshold,
             params.pretrain.phantoms,
             params.pretrain.validation,
-            synthetic.absolute(),
-            init and init.absolute(),
-            prepared and prepared.absolute(),
-            patches.absolute(),
+            synthetic.resolve(),
+            init and init.resolve(),
+            prepared and prepared.resolve(),
+            patches.resolve(),
             digests,
         )
 

@@ -27,6 +27,7 @@ from gliotrail.distributed.cluster import (
 from gliotrail.distributed.driver import result, run_training
 from gliotrail.distributed.halving import Halving
 from gliotrail.distributed.proposals import Trial
+from gliotrail.distributed.sent import bring_inputs
 from gliotrail.distributed.workers import fit_on_workers, give_back
 from gliotrail.errors import ClusterError, GliotrailError
 from gliotrail.places import state_dir
@@ -221,6 +222,7 @@ def _trial(config: dict[str, Any]) -> None:
             callback = TuneReportCallback()
             fit_on_workers(training, run, config["wanted"], [callback], trial.until)
         else:
+            bring_inputs()
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             run_training(training, run, World(device=device), tune.report, trial.until)
         if trial.until is not None and trial.until < training.section.epochs:

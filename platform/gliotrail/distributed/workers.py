@@ -33,6 +33,7 @@ from ray.util.placement_group import (
 
 from gliotrail.distributed.cluster import Resources, is_own
 from gliotrail.distributed.driver import run_training
+from gliotrail.distributed.sent import bring_inputs
 from gliotrail.distributed.training import Training
 from gliotrail.errors import GliotrailError, TrainingError
 from gliotrail.files import write_json
@@ -174,6 +175,7 @@ def _work(config: dict[str, Any]) -> None:
         device=get_device(),
     )
     try:
+        bring_inputs()
         run_training(training, run, world, ray_report, config["until"])
     except GliotrailError as error:
         # it would come again if tried again: the workers that Ray starts in place of these stop

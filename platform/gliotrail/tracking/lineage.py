@@ -24,6 +24,9 @@ _PACKAGES = ("dvc", "mlflow", "numpy", "nibabel", "ray", "safetensors", "scipy",
 LAYOUT: Final = {"workers": "GLIOTRAIL_WORKERS", "threads": "OMP_NUM_THREADS"}
 """Environment variables that say how a training is spread, by the name that they are told under."""
 
+ORIGIN: Final = "GLIOTRAIL_ORIGIN"
+"""Environment variable of a job: `Origin.of_checkout` of what sent it, as JSON."""
+
 _STAGE_OF = {"trial": "sweep", "fold": "crossvalidate"}  # other kinds are named as their stage
 
 
@@ -36,8 +39,14 @@ class Origin:
 
     @classmethod
     def now(cls) -> "Origin":
-        """Of the checkout in the current folder."""
-        return cls(provenance() | code_now().tags(), dvc_digests())
+        """Of the checkout in the current folder, or of the one that sent this job."""
+        told = os.environ.get(ORIGIN)
+        checkout = json.loads(told) if told else code_now().tags()
+        return cls(provenance() | checkout, dvc_digests())
+
+    def of_checkout(self) -> dict[str, str]:
+        """What a job can't know that runs without the checkout: commit, code, person."""
+        return {key: tag for key, tag in self.tags.items() if not key.startswith("env.")}
 
 
 def describe(

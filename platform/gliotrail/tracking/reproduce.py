@@ -178,6 +178,7 @@ def _run_stage(stage: str, tree: Path, state: Path, layout: Mapping[str, str]) -
         "GLIOTRAIL_STATE": str(state),
         "MLFLOW_TRACKING_URI": _database(state),
     }
+    env.pop("RAY_ADDRESS", None)  # it has no part in what is looked at here
     words = [sys.executable, "-m", f"pipelines.{stage}"]
     with subprocess.Popen(words, cwd=tree, env=env) as process:
         try:

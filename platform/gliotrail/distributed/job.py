@@ -1,0 +1,126 @@
+"""The cluster's side of `submit`: `python -m gliotrail.distributed.job` runs a stage that was sent.
+
+Its outputs go to the store by their hash; which they are is in `gliotrail/jobs/<job>.json` there.
+"""
+
+import json
+import os
+import runpy
+import socket
+import sys
+import uuid
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from gliotrail.distributed.cluster import cluster
+from gliotrail.distributed.objects import download, put
+from gliotrail.distributed.sent import (
+    Sent,
+    bring_inputs,
+    check_versions,
+    result_name,
+    sent,
+    versions_here,
+)
+from gliotrail.errors import ClusterError, one_line_errors
+from gliotrail.places import state_dir
+from gliotrail.progress import say
+from gliotrail.tracking.code import code_dir
+from gliotrail.tracking.lineage import ORIGIN
+from gliotrail.tracking.store import Store
+
+
+def run() -> None:
+    """Check this machine and all others, lay out what was sent, run the stage, keep its outputs.
+
+    Raises:
+        ClusterError: versions differ, machines don't share what they must.
+        DataError: the inputs can't be fetched.
+        SystemExit: as the stage ends.
+    """
+    job = sent()
+    if job is None:
+        raise ClusterError("no job", do="`gliotrail submit` makes one")
+    for name, value in job.env.items():
+        os.environ.setdefault(name, value)
+    _check_tracking()
+    check_versions(job.versions, versions_here(), socket.gethostname())
+    store = job.common_store
+    with cluster() as connected:
+        connected()
+        _check_machines(job, store)
+        for path, place in bring_inputs().items():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).symlink_to(place)
+        if job.code:
+            download(job.code, store, code_dir(job.origin["gliotrail.code.files"]))
+        os.environ[ORIGIN] = json.dumps(job.origin)
+        say(f"{job.stage}: job {job.job} on {socket.gethostname()}")
+        sys.argv = [f"pipelines.{job.stage}", *job.words]
+        runpy.run_module(f"pipelines.{job.stage}", run_name="__main__")
+    made = {path: put(Path(path), store) for path in job.outputs if Path(path).exists()}
+    store.write(result_name(job.job), json.dumps(made).encode())
+
+
+def _check_tracking() -> None:
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri or (uri.startswith("sqlite:///") and not Path(uri[10:]).is_file()):
+        raise ClusterError(
+            "MLFLOW_TRACKING_URI",
+            wanted="a tracking server that the cluster reaches, such as http://HOST:5000",
+            got=uri or "nothing",
+        )
+
+
+def _check_machines(job: Sent, store: Store) -> None:
+    """Those that this process isn't on.
+
+    Raises:
+        ClusterError: as `check_versions`; a folder that is not shared.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    if not others:
+        return
+    probes = {}
+    for folder in (store.folder, state_dir()):
+        if folder is not None:
+            probes[folder] = folder / f"gliotrail-probe-{uuid.uuid4().hex}"
+            folder.mkdir(parents=True, exist_ok=True)
+            probes[folder].touch()
+    try:
+        looked = [
+            ray.remote(_look)
+            .options(num_cpus=0, scheduling_strategy=_on(node["NodeID"]))
+            .remote([str(probe) for probe in probes.values()])
+            for node in others
+        ]
+        for node, (versions, seen) in zip(others, ray.get(looked), strict=True):
+            machine = node["NodeManagerHostname"]
+            check_versions(job.versions, versions, machine)
+            for folder, is_seen in zip(probes, seen, strict=True):
+                if not is_seen:
+                    raise ClusterError(
+                        "a folder that not all machines share",
+                        where=folder,
+                        got=f"another one on {machine}",
+                        do="give DVC a remote that all reach, such as s3://",
+                    )
+    finally:
+        for probe in probes.values():
+            probe.unlink(missing_ok=True)
+
+
+def _on(node: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def _look(probes: list[str]) -> tuple[dict[str, str], list[bool]]:
+    return versions_here(), [Path(probe).exists() for probe in probes]
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        run()
