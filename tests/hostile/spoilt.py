@@ -120,7 +120,9 @@ def _spoil_length(draw: Any, content: bytes) -> bytes:
 def _spoil_stream(draw: Any, packed: bytes) -> bytes:
     """A gzip stream with turned bits, cut off, with a tail, or in several members."""
     spoilt = bytearray(packed)
-    kind = draw(st.sampled_from(["bits", "start", "end", "cut", "tail", "zeros", "twice", "hole"]))
+    kind = draw(
+        st.sampled_from(["bits", "start", "end", "cut", "tail", "zeros", "twice", "hole", "two"])
+    )
     if kind in {"bits", "start", "end"}:
         span = {"bits": (0, len(spoilt)), "start": (0, 12), "end": (len(spoilt) - 8, len(spoilt))}
         for _ in range(draw(st.integers(1, 3))):
@@ -133,6 +135,8 @@ def _spoil_stream(draw: Any, packed: bytes) -> bytes:
         "tail": packed + draw(st.binary(min_size=1, max_size=40)),
         "zeros": packed + bytes(draw(st.integers(1, 40))),
         "twice": packed + packed,
+        # another scan of the same size, packed by another program at another time
+        "two": packed + gzip.compress(bytes(len(gzip.decompress(packed))), 9, mtime=at),
         "hole": packed[:at] + packed[at + draw(st.integers(1, 50)) :],
     }[kind]
 

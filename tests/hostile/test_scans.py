@@ -1,5 +1,6 @@
 """NIfTI files that no scanner ever wrote: refused in one line, or read as they say."""
 
+import gzip
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,14 @@ def test_what_is_no_scan_is_told_at_once(what: str, tmp_path: Path, tally: Tally
     with pytest.raises(DataError, match=message):
         read()
     assert tally.refusal(read) is not None
+
+
+def test_two_scans_in_one_file_are_none(tmp_path: Path, tally: Tally) -> None:
+    content = plain(nib.Nifti1Image, "<", "i2", 4)
+    other = gzip.compress(bytes(len(content)), 9, mtime=1)
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(content, 1, mtime=0) + other)
+    told = tally.refusal(read_image, tmp_path / "a.nii.gz")
+    assert "wanted an end after 9 x 10 x 8 x 4 voxels, got more bytes" in str(told)
 
 
 def test_what_scaling_makes_of_a_scan_counts_for_the_limit(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 It goes on from the run's last final checkpoint, and makes new ones.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -35,7 +36,7 @@ from gliotrail.imaging.prepared import Prepared, load_prepared, read_labels_patc
 from gliotrail.imaging.split import Region, fold_of
 from gliotrail.params import Model
 from gliotrail.segmentation import weights
-from gliotrail.segmentation.loop import SCORE, Plan, State, World, fit
+from gliotrail.segmentation.loop import SCORE, NotFiniteError, Plan, State, World, fit
 from gliotrail.segmentation.sampling import (
     FUSED_FROM_VOXELS,
     Mixture,
@@ -50,6 +51,8 @@ from gliotrail.tracking.lineage import cpu_model
 from gliotrail.tracking.stop import asked_by
 
 CHECKPOINT_EVERY_S: Final = 60.0
+NOT_FINITE_FILE: Final = "not_finite.json"
+"""An artifact: what led to a loss or a gradient that is no finite number."""
 
 OnEpoch = Callable[[dict[str, float]], None]
 """Is told, on every worker, the number of each `epoch` that ends, from 1, and its SCORE."""
@@ -187,6 +190,10 @@ def run_training(
         if writer is not None and state.step > writer.last_step:
             writer.checkpoint(state.step, to_bytes(state))
         return state
+    except NotFiniteError as error:
+        if writer is not None:
+            run.attach(NOT_FINITE_FILE, json.dumps(error.led_there, indent=1).encode())
+        raise
     finally:
         if writer is not None:
             writer.close()

@@ -34,6 +34,9 @@ _PACKED_AT_ONCE_BYTES: Final = 2**28
 """A larger packed file is unpacked block by block, so that it isn't in memory beside its voxels."""
 
 
+_SYSTEMS: Final = {*range(14), 255}  # on which a gzip file was made
+
+
 @dataclass(frozen=True, eq=False)
 class Scan:
     """A file's array, on the file's own grid and in its own axes order, and its header.
@@ -219,8 +222,8 @@ def _unpacked_at_once(header: Header) -> npt.NDArray[Any] | None:
         packed = file.read(_PACKED_AT_ONCE_BYTES)
         if file.read(1):
             return None
-    # gzip (RFC 1952) ends with the length; a second member would begin as the first does
-    if int.from_bytes(packed[-4:], "little") != whole_bytes or packed.find(packed[:10], 10) >= 0:
+    # gzip (RFC 1952) ends with the length of its last member
+    if int.from_bytes(packed[-4:], "little") != whole_bytes or _may_have_members(packed):
         return None
     before = -header.offset_bytes % _ALIGNED_BYTES
     room = np.empty(before + whole_bytes, np.uint8)
@@ -231,6 +234,17 @@ def _unpacked_at_once(header: Header) -> npt.NDArray[Any] | None:
         return None
     voxels = room[before + header.offset_bytes :].view(header.dtype)
     return voxels.reshape(header.shape, order="F")
+
+
+def _may_have_members(packed: bytes) -> bool:
+    """Whether something in a gzip file looks like the start of a second member (RFC 1952)."""
+    at = packed.find(b"\x1f\x8b\x08", 10)
+    while at >= 0:
+        start = packed[at : at + 10]
+        if len(start) == 10 and start[3] < 32 and start[8] in {0, 2, 4} and start[9] in _SYSTEMS:
+            return True
+        at = packed.find(b"\x1f\x8b\x08", at + 1)
+    return False
 
 
 def _streamed(header: Header, stream: BinaryIO) -> npt.NDArray[Any]:

@@ -9,7 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -26,6 +26,7 @@ SCORE: Final = "val/dice_mean_regions"
 
 _SURELY_NOT: Final = -30.0
 """A logit whose sigmoid is 1e-13: small enough for any loss, and finite in half precision."""
+_MOST_TOLD: Final = 8
 _DTYPES: Final = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -115,6 +116,37 @@ class Report(Protocol):
         """After each step, on every worker."""
 
 
+class NotFiniteError(TrainingError):
+    """A loss or a gradient is NaN or Inf. `led_there`: step, rate, losses and patches, for JSON.
+
+    All patches of the step are named: which one it was, and on which worker, is not known.
+    """
+
+    def __init__(self, losses: Mapping[str, float], step: int, plan: Plan, source: Source) -> None:
+        numbers = range(step * plan.batch_size, (step + 1) * plan.batch_size)
+        samples = [source.sample(number) for number in numbers]
+        rate, loss = plan.learning_rate_at(step), losses[plan.loss]
+        self.led_there = {
+            "step": step + 1,
+            "learning_rate": rate,
+            "losses": {name: str(value) for name, value in losses.items()},  # JSON has no NaN
+            "samples": [asdict(sample) for sample in samples],
+        }
+        told = [f"{s.case} at {s.corner_vox}" for s in samples[:_MOST_TOLD]]
+        told += [f"{len(samples) - _MOST_TOLD} more"] if len(samples) > _MOST_TOLD else []
+        what = "gradient" if math.isfinite(loss) else "loss"
+        super().__init__(
+            f"{what} at step {step + 1}, learning rate {rate:.3g}, on {'; '.join(told)}",
+            wanted="finite numbers",
+            got="NaN or Inf" if math.isfinite(loss) else loss,
+            do="lower train.learning_rate or look at these patches",
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # between processes what is told is enough
+        return (TrainingError, (str(self),))
+
+
 def fit(
     model: nn.Module,
     source: Source,
@@ -138,7 +170,7 @@ def fit(
         the last state; the weights to use are its `kept` ones.
 
     Raises:
-        TrainingError: the loss or a gradient is no finite number.
+        NotFiniteError: the loss or a gradient is no finite number.
     """
     world = world or World()
     model.to(world.device, _DTYPES["float64"] if plan.precision == "float64" else None)
@@ -172,7 +204,7 @@ def fit(
         loss = losses[plan.loss]
         # in float16 the scaler leaves out a step whose gradients are infinite
         if not math.isfinite(loss) or (plan.precision != "float16" and not flat.isfinite().all()):
-            raise _not_finite(loss, step, plan, source)
+            raise NotFiniteError(losses, step, plan, source)
         scaler.step(optimizer)
         scaler.update()
         _average_into(averaged, model, plan.average, step)
@@ -250,19 +282,6 @@ def _average_into(averaged: nn.Module, model: nn.Module, decay: float, step: int
 def _to_device(tensor: Tensor, plan: Plan, world: World) -> Tensor:
     dtype = torch.float64 if plan.precision == "float64" else torch.float32
     return tensor.to(world.device, dtype, memory_format=torch.channels_last_3d)
-
-
-def _not_finite(loss: float, step: int, plan: Plan, source: Source) -> TrainingError:
-    """Names all patches of the step: which one it was, and on which worker, is not known."""
-    numbers = range(step * plan.batch_size, (step + 1) * plan.batch_size)
-    samples = "; ".join(f"{s.case} at {s.corner_vox}" for s in map(source.sample, numbers))
-    what = "gradient" if math.isfinite(loss) else "loss"
-    return TrainingError(
-        f"{what} at step {step + 1}, learning rate {plan.learning_rate_at(step):.3g}, on {samples}",
-        wanted="finite numbers",
-        got="NaN or Inf" if math.isfinite(loss) else loss,
-        do="lower train.learning_rate or look at these patches",
-    )
 
 
 def _snapshot(
