@@ -1,4 +1,4 @@
-"""Stage `patch`: the patches of one size, `python -m pipelines.patch 48x48x16`, in data/patch."""
+"""Stage `patch`: the patches of one size, `python -m pipelines.patch 48x48x16`, and a picture."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ from gliotrail import params
 from gliotrail.errors import ParamsError, one_line_errors
 from gliotrail.imaging.patch import patch
 from gliotrail.imaging.prepared import load_prepared
+from gliotrail.report.sampled import draw_sample
 
 
 def _size() -> params.Size:
@@ -19,4 +20,6 @@ def _size() -> params.Size:
 if __name__ == "__main__":
     with one_line_errors():
         section, size = params.load().patch, _size()
-        patch(section, load_prepared(Path("data/prepare")), size, Path("data/patch"))
+        prepared = load_prepared(Path("data/prepare"))
+        index = patch(section, prepared, size, Path("data/patch"))
+        draw_sample(prepared, index, Path("results/patch"))

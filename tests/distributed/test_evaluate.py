@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -154,6 +155,34 @@ def test_mlflow_gets_scores_and_files_under_few_keys(evaluated: Evaluated) -> No
     names = (f"{CASE}.png", f"{CASE}.html", "metrics.json", "cases.json")
     assert {f"evaluation/{name}" for name in names} <= set(of["files"])
     assert of["status"] == "FINISHED"
+
+
+def test_mlflow_reads_the_table_of_cases_as_a_table(evaluated: Evaluated) -> None:
+    server = client()
+    run = existing_run(server, EXPERIMENT, evaluated.run.describe()["id"])
+    table = server.load_table(run.info.experiment_id, "evaluation/table.json", [run.info.run_id])
+    assert list(table["case"].unique()) == [CASE]
+    (row,) = table[table["of"] == "WT"].to_dict("records")
+    assert row["dice"] == pytest.approx(evaluated.metrics()["WT"]["dice"], abs=1e-6)
+
+
+def test_the_runs_page_tells_data_split_network_measures_and_how_to_make_it_again(
+    evaluated: Evaluated,
+) -> None:
+    of, own_id = evaluated.told(), evaluated.run.describe()["id"]
+    note = of["tags"]["mlflow.note.content"]
+    dice = f"{evaluated.metrics()['WT']['dice']:.3f}"
+    for wanted in (
+        "FINISHED", "training BRATS_009", "held out BRATS_119", "unet3d, depth 2, base filters 2",
+        "patch size 16x16x16", "best epoch | 1 of 1", f"gliotrail reproduce {own_id}",
+    ):  # fmt: skip
+        assert wanted in note
+    (row,) = [line.split(" | ") for line in note.splitlines() if line.startswith("| WT ")]
+    assert row[2] == dice
+    linked = re.findall(r"/artifacts/([^)]+)\)", note)
+    assert (
+        {"curves.png", "network.png", "evaluation/montage_1.png"} <= set(linked) <= set(of["files"])
+    )
 
 
 def test_undefined_measures_are_left_out() -> None:

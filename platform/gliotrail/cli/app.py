@@ -11,6 +11,7 @@ from gliotrail.cli import (
     doctor,
     lineage,
     patches,
+    picture,
     results,
     runs,
     scans,
@@ -22,19 +23,19 @@ from gliotrail.cli import (
 from gliotrail.errors import one_line_errors
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-alone = (results.metrics, results.ui, scans.score, scans.segment, lineage.trace, lineage.compare)
-for command in (
-    *alone,
-    lineage.reproduce,
-    disk.gc,
-    doctor.doctor,
-    sweep.sweep,
-    submit.submit,
-    view.view,
-):
-    app.command()(command)
-for group in (data, patches, runs, weights):
-    app.add_typer(group.app)
+TASKS = {
+    "Look at data and results": (picture.show, view.view, results.metrics, results.ui),
+    "Segment a scan, measure a mask": (scans.segment, scans.score),
+    "From a model back to its data": (lineage.trace, lineage.compare, lineage.reproduce),
+    "Train, and keep order": (sweep.sweep, submit.submit, runs.app, doctor.doctor, disk.gc),
+    "Bring data and weights in and out": (data.app, patches.app, weights.app),
+}
+for task, commands in TASKS.items():
+    for command in commands:
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, rich_help_panel=task)
+        else:
+            app.command(rich_help_panel=task)(command)
 
 
 def main() -> None:

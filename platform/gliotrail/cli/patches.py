@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from gliotrail.cli.show import Json, tell
+
 app = typer.Typer(name="patches", no_args_is_help=True, help="The patched data sets.")
 
 
@@ -16,6 +18,7 @@ def export(
     standardized: Annotated[
         bool, typer.Option(help="Standardise each axial slice within the patch, as the course.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Write patches as HDF5 files in the layout of the course, for other tools."""
     from gliotrail.imaging.course import export_patches
@@ -23,6 +26,7 @@ def export(
     from gliotrail.imaging.prepared import load_prepared
 
     index = read_index(Path("data/patch") / size / "index.parquet")
-    values = "standardized" if standardized else "raw"
-    written = export_patches(load_prepared(Path("data/prepare")), index, out, limit, values)
-    print(f"{len(written)} patches in {out}")
+    kind = "standardized" if standardized else "raw"
+    written = export_patches(load_prepared(Path("data/prepare")), index, out, limit, kind)
+    values = {"patches": len(written), "folder": str(out)}
+    tell(as_json, values, f"{len(written)} patches in {out}")

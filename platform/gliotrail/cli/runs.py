@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gliotrail.cli.show import Json, print_json
+from gliotrail.cli.show import Json, print_json, tell
 
 app = typer.Typer(
     name="runs", no_args_is_help=True, help="What was trained, and what MLflow knows of it."
@@ -15,14 +15,14 @@ app = typer.Typer(
 
 
 @app.command()
-def sync() -> None:
+def sync(as_json: Json = False) -> None:
     """Deliver to the tracking server what it doesn't know yet. It can be repeated."""
     from gliotrail.tracking.sync import sync_all
 
     known, problems = sync_all()
-    print(f"{known} runs are in MLflow")
-    for name, problem in problems.items():
-        print(f"{name}: {problem}")
+    told = [f"{name}: {problem}" for name, problem in problems.items()]
+    values = {"known": known, "problems": problems}
+    tell(as_json, values, f"{known} runs are in MLflow", *told)
     if problems:
         raise typer.Exit(1)
 
@@ -59,6 +59,7 @@ def status(as_json: Json = False) -> None:
 @app.command()
 def stop(
     run: Annotated[str, typer.Argument(help="its folder, its own id, or MLflow's")],
+    as_json: Json = False,
 ) -> None:
     """Stop a run, here or on another machine, at its next step and with a checkpoint.
 
@@ -66,11 +67,12 @@ def stop(
     """
     from gliotrail.tracking.stop import ask_by_name
 
-    print(f"{ask_by_name(run)} was asked to stop at the next step")
+    asked = ask_by_name(run)
+    tell(as_json, {"asked": str(asked)}, f"{asked} was asked to stop at the next step")
 
 
 @app.command()
-def reap() -> None:
+def reap(as_json: Json = False) -> None:
     """Close runs whose processes are gone, as KILLED; of other machines, when no heartbeat comes.
 
     Runs of other machines are watched for three of their heartbeats, by default 90 seconds.
@@ -80,4 +82,4 @@ def reap() -> None:
 
     with one_line():
         closed = reap_all()
-    print(f"closed: {', '.join(closed) or 'none'}")
+    tell(as_json, {"closed": list(closed)}, f"closed: {', '.join(closed) or 'none'}")

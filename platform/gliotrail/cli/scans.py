@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gliotrail.cli.show import Json, number, print_json
+from gliotrail.cli.show import Json, number, print_json, tell
 from gliotrail.errors import ParamsError
 from gliotrail.imaging.header import is_packed
 
@@ -74,6 +74,7 @@ def segment(
     ] = False,
     scheme: Annotated[Scheme, typer.Option(help="The mask's label codes.")] = "msd",
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Of the probability.")] = 0.5,
+    as_json: Json = False,
 ) -> None:
     """Segment a patient's scan, of any orientation and spacing; the mask is on the scan's grid."""
     four = [flair, t1, t1gd, t2]
@@ -101,7 +102,8 @@ def segment(
     write_labels(out, done.labels, image, scheme)
     if probabilities:
         write_probabilities(probabilities, done.probabilities, image)
-    print(" and ".join(map(str, outputs)))
+    values = {"mask": str(out), "probabilities": probabilities and str(probabilities)}
+    tell(as_json, values, " and ".join(map(str, outputs)))
 
 
 def _network(name: str) -> "Network":

@@ -7,6 +7,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from gliotrail.cli.show import Json, tell
 from gliotrail.errors import DataError
 
 PREPARED = Path("data/prepare")
@@ -22,6 +23,7 @@ def view(
         Path | None, typer.Option("--out", "-o", help="The page to write; else one of its own.")
     ] = None,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = True,
+    as_json: Json = False,
 ) -> None:
     """Look at a case in the browser: modalities, truth and prediction, three planes and 3-D.
 
@@ -53,6 +55,6 @@ def view(
     out = out or state_dir() / "views" / f"{name}.html"
     with replacing(out) as partial:
         partial.write_text(page, encoding="utf-8")
-    print(out)
+    tell(as_json, {"page": str(out)}, str(out))
     if show:
         webbrowser.open(out.absolute().as_uri())

@@ -1,11 +1,14 @@
 """What a training's run says of itself from its start: name, params, origin, and the network."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gliotrail.distributed.driver import plan_of
 from gliotrail.distributed.training import Training, data_paths
 from gliotrail.imaging.labels import CHANNELS, CLASSES
+from gliotrail.imaging.split import fold_of, split_from_json
 from gliotrail.params import format_size
 from gliotrail.report.figures import figure_png
 from gliotrail.report.network import draw_network, layer_rows, parameter_table
@@ -20,7 +23,7 @@ def describe_training(
     """As `lineage.describe`; `kind` is `train`, `trial`, `pretrain` or `fold`."""
     size, inputs = format_size(training.size_vox), training.inputs()
     trainable, other = count_parameters(build(training.section.model))
-    return describe(
+    described = describe(
         origin,
         experiment=experiment,
         kind=kind,
@@ -36,6 +39,27 @@ def describe_training(
         data=data_paths(size) if training.prepared else [],
         parent=parent,
     )
+    return described | {"split": _split_of(training)} if training.prepared else described
+
+
+def _split_of(training: Training) -> str:
+    """Which cases are for what, in a line."""
+    assert training.prepared is not None
+    split = split_from_json(json.loads((training.prepared / "split.json").read_text()))
+    if training.fold is not None:
+        split = fold_of(split, *training.fold)
+    blocks = [region.case for region in split.validation if region.box]
+    parts = {
+        "training": split.training,
+        "validation": [region.case for region in split.validation if not region.box],
+        "held out": split.test,
+    }
+    told = [f"{name} {_few(cases)}" for name, cases in parts.items() if cases]
+    return "; ".join([*told, *(f"validation a block of {case}" for case in blocks)])
+
+
+def _few(cases: Sequence[str]) -> str:
+    return ", ".join(cases) if len(cases) <= 3 else f"{len(cases)} cases"
 
 
 def starting_artifacts(training: Training) -> dict[str, bytes]:

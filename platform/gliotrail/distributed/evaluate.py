@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from gliotrail.errors import DataError
@@ -26,12 +27,18 @@ from gliotrail.imaging.prepared import (
 )
 from gliotrail.params import Evaluate, Params
 from gliotrail.progress import progress, say
+from gliotrail.report.evaluation import Look, look, write_charts
 from gliotrail.report.figures import figure_png
 from gliotrail.report.overlays import draw_prediction, pick_slices
 from gliotrail.report.viewer import viewer_html
 from gliotrail.segmentation.inference import predict_case, to_labels
 from gliotrail.segmentation.loop import SCORE, World
-from gliotrail.segmentation.metrics import mean_defined, soft_dice_loss_scan
+from gliotrail.segmentation.metrics import (
+    N_LABELS,
+    confusion,
+    mean_defined,
+    soft_dice_loss_scan,
+)
 from gliotrail.segmentation.score import Score, score
 from gliotrail.segmentation.validation import validate
 from gliotrail.segmentation.weights import load
@@ -65,6 +72,8 @@ def evaluate(
     model.to(_device())
     scores: dict[str, Score] = {}
     losses: dict[str, float] = {}
+    looks: dict[str, Look] = {}
+    confusion_rp = np.zeros((N_LABELS, N_LABELS), np.int64)
     with replacing(out) as partial, progress(len(prepared.split.test), "evaluate", "cases") as done:
         (partial / "masks").mkdir(parents=True)
         (partial / "pictures").mkdir()
@@ -77,6 +86,8 @@ def evaluate(
             pred_IJK = to_labels(probabilities_CIJK, section.threshold)
             losses[name] = soft_dice_loss_scan(probabilities_CIJK, ref_IJK)
             scores[name] = score(ref_IJK, pred_IJK, case.spacing_mm, (image_CIJK != 0).any(axis=0))
+            confusion_rp += confusion(ref_IJK, pred_IJK)
+            looks[name] = look(image_CIJK, ref_IJK, pred_IJK, case.spacing_mm)
             _write_mask(partial / "masks" / f"{name}.nii.gz", case, raw, pred_IJK)
             drawing = draw_prediction(
                 image_CIJK,
@@ -90,6 +101,7 @@ def evaluate(
             page = viewer_html(case, ref_IJK, pred_IJK)
             (partial / "viewers" / f"{name}.html").write_text(page, encoding="utf-8")
             done(1)
+        write_charts(partial / "charts", scores, looks, confusion_rp)
         write_json(partial / "metrics.json", summary(scores, losses))
         by_case = {name: s.model_dump(mode="json") for name, s in scores.items()}
         write_json(partial / "cases.json", by_case)
@@ -134,7 +146,9 @@ def record(trained: Path, out: Path, prepared: Prepared, section: Evaluate) -> N
     """
     run = json.loads((trained / "run.json").read_text())
     metrics = json.loads((out / "metrics.json").read_text())
-    shown = [*sorted((out / "pictures").glob("*.png")), *sorted((out / "viewers").glob("*.html"))]
+    shown = [
+        path for of in ("pictures", "viewers", "charts") for path in sorted((out / of).iterdir())
+    ]
     told = record_evaluation(
         run,
         trained / MODEL_FILE,

@@ -91,7 +91,7 @@ def _fit(
 
 
 def finish(training: Training, run: RunFolder) -> None:
-    """Write the model beside the journal, and end the run.
+    """Write the model and the curves beside the journal, and end the run.
 
     Raises:
         TrainingError: the training did not come to its plan's end.
@@ -101,7 +101,20 @@ def finish(training: Training, run: RunFolder) -> None:
     state, model = result(training, run)
     with replacing(run.root / MODEL_FILE) as partial:
         partial.write_bytes(model)
+    run.attach("curves.png", _curves(run))
     run.end("FINISHED", "trained to the end", {"score": state.kept_score, "step": state.kept_step})
+
+
+def _curves(run: RunFolder) -> bytes:
+    """Losses, measures per class and region, learning rate and throughput as a picture."""
+    from gliotrail.report.curves import draw_curves
+    from gliotrail.report.figures import figure_png
+
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for point in run.points():
+        if point.key.startswith(("train/", "val/")) and point.key != "train/data_wait_share":
+            curves.setdefault(point.key, []).append((point.step, point.value))
+    return figure_png(draw_curves(curves, run.describe()["name"]))
 
 
 def choose(params: Params, best: Path) -> Train:

@@ -34,10 +34,14 @@ def write_gif(
     height_px: int = 240,
     most_frames: int = 80,
     frame_ms: int = 120,
+    first_k: int = 0,
 ) -> None:
     """Write the animation. A whole scan takes about 2 MB; with many slices, every 2nd or 3rd.
 
     Radiological view, as in every picture: the patient's left is on the viewer's right.
+
+    Args:
+        first_k: what the first slice is called, where the arrays are a box of a scan.
 
     Raises:
         DataError: shapes or channels don't fit.
@@ -61,7 +65,7 @@ def write_gif(
             large = Image.fromarray(np.uint8(grey * 255)).resize(size_px, Image.Resampling.BILINEAR)
             panels.append(np.asarray(large))
         outline = _outlines(cut(labels, "axial", k), size_px)
-        heading = f"{title}   axial k = {k + box.start_vox[2]}"
+        heading = f"{title}   axial k = {k + box.start_vox[2] + first_k}"
         frames.append(_frame(panels, outline, heading, shown, px_per_mm, labels_IJK is not None))
     buffer = io.BytesIO()
     frames[0].save(

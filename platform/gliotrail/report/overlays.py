@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gliotrail.errors import DataError
@@ -26,7 +27,9 @@ from gliotrail.report.colours import (
     spoken,
 )
 from gliotrail.report.panels import (
+    CONVENTION,
     PLANES,
+    Plane,
     Spacing,
     brain_mask,
     caption,
@@ -45,7 +48,6 @@ from gliotrail.report.panels import (
     swatch,
 )
 
-_CONVENTION = "Radiological view: the patient's right (R) is on the left, the left (L) on the right"
 _AGREEMENT, _WRONG_CLASS, _FALSE_POSITIVE, _FALSE_NEGATIVE = 1, 2, 3, 4
 
 
@@ -124,41 +126,57 @@ def draw_prediction(
         title=title,
         row_names=[*shown, "agreement\nand errors"],
         column_names=[f"axial k = {k + first_k}" for k in slices_k],
-        legends=[
-            [
-                *((outlined(CLASS_COLOURS[c], FILL_ALPHA), spoken(c)) for c in CLASSES),
-                (outlined(FAINT), "outline: truth"),
-                (swatch(FAINT, FILL_ALPHA + 0.2), "fill: prediction"),
-            ],
-            [
-                (swatch(colour, AGREEMENT_ALPHA if name == "agreement" else 1), spoken(name))
-                for name, colour in ERROR_COLOURS.items()
-            ],
-        ],
-        note=_CONVENTION,
+        legends=prediction_legends(),
+        note=CONVENTION,
     )
     labels, predicted = labels_IJK[box.slices], predicted_IJK[box.slices]
-    errors = error_codes(labels, predicted)
-    fills = {c + 1: (colour, FILL_ALPHA) for c, colour in enumerate(label_colours())}
-    paints = {
-        code: (colour, AGREEMENT_ALPHA if code == _AGREEMENT else 1.0)
-        for code, colour in enumerate(ERROR_COLOURS.values(), start=1)
-    }
     for row, name in enumerate([*shown, shown[0]]):
         image = image_CIJK[list(channels).index(name)]
         window = grey_window(image, brain)
         image, inside = image[box.slices], brain[box.slices]
         for axes, k in zip(panels[row], slices_k, strict=True):
             grey = greys(cut(image, "axial", k), cut(inside, "axial", k), window)
-            if row < len(shown):
-                show_greys(axes, grey, pixel)
-                show_fill(axes, cut(predicted, "axial", k), fills, pixel)
-                show_outlines(axes, cut(labels, "axial", k), pixel)
-            else:
-                show_greys(axes, grey * ERROR_GROUND, pixel)
-                show_fill(axes, cut(errors, "axial", k), paints, pixel)
+            draw = show_prediction if row < len(shown) else show_errors
+            draw(axes, grey, cut(labels, "axial", k), cut(predicted, "axial", k), pixel)
             mark_sides(axes, "axial")
     return figure
+
+
+def show_prediction(
+    axes: Axes, grey: Plane, labels: Plane, predicted: Plane, pixel: tuple[float, float]
+) -> None:
+    """A plane with the truth as outline and the prediction as fill."""
+    show_greys(axes, grey, pixel)
+    fills = {c + 1: (colour, FILL_ALPHA) for c, colour in enumerate(label_colours())}
+    show_fill(axes, predicted, fills, pixel)
+    show_outlines(axes, labels, pixel)
+
+
+def show_errors(
+    axes: Axes, grey: Plane, labels: Plane, predicted: Plane, pixel: tuple[float, float]
+) -> None:
+    """A dimmed plane with agreement and the kinds of error."""
+    show_greys(axes, grey * ERROR_GROUND, pixel)
+    paints = {
+        code: (colour, AGREEMENT_ALPHA if code == _AGREEMENT else 1.0)
+        for code, colour in enumerate(ERROR_COLOURS.values(), start=1)
+    }
+    show_fill(axes, error_codes(labels, predicted), paints, pixel)
+
+
+def prediction_legends() -> list[list[tuple[Artist, str]]]:
+    """What `show_prediction` and `show_errors` draw, a line each."""
+    return [
+        [
+            *((outlined(CLASS_COLOURS[c], FILL_ALPHA), spoken(c)) for c in CLASSES),
+            (outlined(FAINT), "outline: truth"),
+            (swatch(FAINT, FILL_ALPHA + 0.2), "fill: prediction"),
+        ],
+        [
+            (swatch(colour, AGREEMENT_ALPHA if name == "agreement" else 1), spoken(name))
+            for name, colour in ERROR_COLOURS.items()
+        ],
+    ]
 
 
 def draw_case(
@@ -169,11 +187,13 @@ def draw_case(
     *,
     at_vox: Vox3 | None = None,
     channels: Sequence[str] = CHANNELS,
+    first_vox: Vox3 = (0, 0, 0),
 ) -> Figure:
     """Three planes of every channel through one voxel, the labels outlined.
 
     Args:
         at_vox: where the planes meet; without it `centre_voxel` (see also `random_voxel`).
+        first_vox: what the first voxel is called, where the arrays are a box of a scan.
 
     Raises:
         DataError: shapes, channels or the voxel don't fit.
@@ -192,10 +212,13 @@ def draw_case(
         widths_mm=[max(width for width, _ in sizes_mm.values())] * len(channels),
         heights_mm=[height for _, height in sizes_mm.values()],
         title=title,
-        row_names=[f"{plane}\n{'ijk'[axis]} = {at[axis]}" for plane, axis in PLANES.items()],
+        row_names=[
+            f"{plane}\n{'ijk'[axis]} = {at[axis] + first_vox[axis]}"
+            for plane, axis in PLANES.items()
+        ],
         column_names=channels,
-        legends=[_class_legend()] if labels_IJK is not None else [[]],
-        note=_CONVENTION + "; sagittal: front (A) on the left",
+        legends=[class_legend()] if labels_IJK is not None else [[]],
+        note=CONVENTION + "; sagittal: front (A) on the left",
     )
     for column, image in enumerate(image_CIJK):
         window = grey_window(image, brain)
@@ -247,8 +270,8 @@ def draw_patches(
         title=title,
         row_names=[shown, *[""] * (n_rows - 1)],
         column_names=[""] * n_columns,
-        legends=[_class_legend()],
-        note=f"{_CONVENTION}; middle axial slice, k = {shape[2] // 2} of the patch",
+        legends=[class_legend()],
+        note=f"{CONVENTION}; middle axial slice, k = {shape[2] // 2} of the patch",
     )
     pixel = pixel_mm(spacing_mm, "axial")
     for axes, (image_CIJK, labels_IJK, name) in zip(chain(*panels), patches, strict=False):
@@ -263,7 +286,8 @@ def draw_patches(
     return figure
 
 
-def _class_legend() -> list[tuple[Artist, str]]:
+def class_legend() -> list[tuple[Artist, str]]:
+    """What the outlines' colours are."""
     return [(outlined(CLASS_COLOURS[name]), spoken(name)) for name in CLASSES]
 
 

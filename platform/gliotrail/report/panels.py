@@ -10,10 +10,12 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from contourpy import contour_generator
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch, PathPatch, Rectangle
+from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
 
 from gliotrail.report.colours import FAINT, FOREGROUND, label_colours, rgb
@@ -26,6 +28,9 @@ Plane = npt.NDArray[Any]
 
 PLANES: Final[Mapping[str, int]] = {"axial": 2, "coronal": 1, "sagittal": 0}
 """Each plane's name and the array axis that it is cut across."""
+CONVENTION: Final = (
+    "Radiological view: the patient's right (R) is on the left, the left (L) on the right"
+)
 _SIDES = {"axial": ("R", "L"), "coronal": ("R", "L"), "sagittal": ("A", "P")}
 _BARS_MM = (1, 2, 5, 10, 20, 50)
 
@@ -124,13 +129,19 @@ def show_outlines(
     padded = np.pad(labels, 1, mode="edge")
     masks = {colour: padded == label for label, colour in enumerate(label_colours(), start=1)}
     masks = {colour: mask for colour, mask in masks.items() if mask.any() and not mask.all()}
+    # contourpy alone: the axes' own `contour` takes most of a picture's time
+    outlines = {}
+    for colour, mask in masks.items():
+        lines = contour_generator(columns_mm, rows_mm, mask * 1.0).lines(_RIM)
+        outlines[colour] = Path.make_compound_path(*(Path(np.asarray(line)) for line in lines))
     # all dark rims first, so that none hides the line of a class beside it
     for rim in (True, False):
-        for colour, mask in masks.items():
-            axes.contour(
-                columns_mm, rows_mm, mask.astype(float), levels=[_RIM],
-                colors=["black" if rim else colour], alpha=0.6 if rim else 1,
-                linewidths=width_pt + 1.2 * rim,
+        for colour, outline in outlines.items():
+            axes.add_artist(  # add_patch would look at each point for the axes' limits
+                PathPatch(
+                    outline, fill=False, alpha=0.6 if rim else 1,
+                    edgecolor="black" if rim else colour, linewidth=width_pt + 1.2 * rim,
+                )
             )  # fmt: skip
 
 
@@ -167,6 +178,8 @@ def new_sheet(
     column_names: Sequence[str],
     legends: Sequence[Sequence[tuple[Artist, str]]],
     note: str,
+    most_high_in: float = 7.5,
+    names_in: float = _NAMES_IN,
 ) -> tuple[Figure, list[list[Axes]]]:
     """Lay out columns of `widths_mm` and rows of `heights_mm` at one scale, with one scale bar.
 
@@ -178,11 +191,11 @@ def new_sheet(
     n_rows, n_columns = len(heights_mm), len(widths_mm)
     gaps_in = (n_columns - 1) * _GAP_IN
     scale = min(
-        (10.2 - _NAMES_IN - 2 * _MARGIN_IN - gaps_in) / sum(widths_mm),
+        (10.2 - names_in - 2 * _MARGIN_IN - gaps_in) / sum(widths_mm),
         2.5 / max(widths_mm),
-        7.5 / sum(heights_mm),
+        most_high_in / sum(heights_mm),
     )
-    width_in = _NAMES_IN + 2 * _MARGIN_IN + gaps_in + sum(widths_mm) * scale
+    width_in = names_in + 2 * _MARGIN_IN + gaps_in + sum(widths_mm) * scale
     top_in = 0.75 if any(column_names) else 0.5
     foot_in = _LINE_IN * (len(legends) + 1) + 0.25
     panels_in = sum(heights_mm) * scale + (n_rows - 1) * _GAP_IN
@@ -195,7 +208,7 @@ def new_sheet(
     for row, (name, high_mm) in enumerate(zip(row_names, heights_mm, strict=True)):
         y_in -= high_mm * scale
         add_text(figure, _MARGIN_IN, y_in + high_mm * scale / 2, name)
-        x_in, line = _NAMES_IN + _MARGIN_IN, []
+        x_in, line = names_in + _MARGIN_IN, []
         for column, wide_mm in zip(column_names, widths_mm, strict=True):
             if row == 0:
                 middle_in = x_in + wide_mm * scale / 2
@@ -206,8 +219,8 @@ def new_sheet(
         y_in -= _GAP_IN
 
     y_in = foot_in - 0.28
-    left_in = _NAMES_IN + _MARGIN_IN
-    bar_mm = scale_bar_mm(min(max(widths_mm) / 2, (_NAMES_IN - 0.1) / scale))
+    left_in = names_in + _MARGIN_IN
+    bar_mm = scale_bar_mm(min(max(widths_mm) / 2, (names_in - 0.1) / scale))
     _scale_bar(figure, _MARGIN_IN, y_in, bar_mm, scale)
     for entries in legends:
         add_legend(

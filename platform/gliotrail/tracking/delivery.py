@@ -31,6 +31,7 @@ from gliotrail.tracking.journal import (
     parse_lines,
     resume_tags,
 )
+from gliotrail.tracking.note import note_of_folder, page_of, write_note
 from gliotrail.tracking.owner import is_alive, owner_of
 from gliotrail.tracking.registry import log_model
 from gliotrail.tracking.runs import ID_TAG, existing_run, experiment_id, find_run
@@ -121,6 +122,9 @@ def deliver(run: RunFolder, server: MlflowClient, stop: Callable[[], bool] = lam
                 server.log_artifact(run_id, str(run.root / TRACEBACK_FILE))
             _set_status(server, run_id, ended)
             note(ended=ended)
+        if told.get("noted") != [ended]:
+            write_note(server, seen, note_of_folder(run, page_of(seen)))
+            note(noted=[ended])
         if REAPED_TAG in seen.data.tags:
             server.delete_tag(run_id, REAPED_TAG)
         return run_id

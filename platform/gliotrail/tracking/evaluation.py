@@ -1,17 +1,24 @@
 """What an evaluation adds to a training's run, and to the registry. It can be repeated."""
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from gliotrail.places import state_dir
 from gliotrail.tracking.delivery import deliver, log_points
 from gliotrail.tracking.journal import Point, RunFolder
+from gliotrail.tracking.note import SCORE, note_of, page_of, write_note
 from gliotrail.tracking.registry import MODEL, download_weights, log_model, promote, register
 from gliotrail.tracking.runs import client, existing_run, one_line
+
+TABLE: Final = "table.json"
+"""Of the files, a table that MLflow's pages show as one."""
 
 
 def record_evaluation(
@@ -51,14 +58,28 @@ def record_evaluation(
         log_points(server, run_id, points)
         for path in files:
             server.log_artifact(run_id, str(path), "evaluation")
+            if path.name == TABLE:  # as `mlflow.log_table` tells of one, which appends if repeated
+                table = [{"path": f"evaluation/{TABLE}", "type": "table"}]
+                server.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(table))
 
         def rescore_version(holder: ModelVersion) -> float:
             with tempfile.TemporaryDirectory() as folder:
                 return rescore(download_weights(server, holder, Path(folder)))
 
+        _write_note(server, server.get_run(run_id), run)
         experiment = found.info.experiment_id
         model_id = log_model(server, experiment, run_id, weights, run["params"]["threshold"])
         version = register(server, run_id, model_id, weights, {"gliotrail.id": run["id"]})
         won = promote(server, version, score, judged_on, rescore_version)
     what = "champion" if won else "the champion stays the one before"
     return f"{MODEL} version {version.version}: validation Dice {score:.3f}, {what}"
+
+
+def _write_note(server: MlflowClient, known: Run, says: Mapping[str, Any]) -> None:
+    """The run's description again, with the measures."""
+    run_id = known.info.run_id
+    last = [Point(key, value, 0, 0) for key, value in known.data.metrics.items() if key != SCORE]
+    epochs = [Point(SCORE, m.value, m.step, 0) for m in server.get_metric_history(run_id, SCORE)]
+    folders = (None, "evaluation", "images")
+    files = [entry.path for folder in folders for entry in server.list_artifacts(run_id, folder)]
+    write_note(server, known, note_of(says, says["ended"], last + epochs, files, page_of(known)))
