@@ -36,7 +36,7 @@ echo "$$key" >"$(1)/.installed"
 echo "installation took $$SECONDS s"
 endef
 
-.PHONY: help setup demo ui docs test demo-test chaos hostile cluster-test reproduce-test tracking-cost sweep-cost check fmt services peers clean python
+.PHONY: help setup demo ui docs test demo-test chaos hostile cluster-test reproduce-test tracking-cost sweep-cost bench check fmt services peers clean python
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -77,6 +77,9 @@ tracking-cost: setup ## time that tracking takes of a training's loop, with serv
 
 sweep-cost: setup ## time that a sweep of 1,000 trials takes beside the trials' own (half an hour and more)
 	@python -m tests.distributed.sweep_cost $(ARGS)
+
+bench: setup peers ## the same work by Gliotrail and by its peers, side by side, into docs/log/bench.md
+	@python -m tests.bench.compare $(ARGS)
 
 check: setup ## format, lint, types, import layers
 	@status=0

@@ -19,6 +19,7 @@ BUDGET_S = {
     "report and browser": 60,
     "cli and docs": 60,
     "spine": 90,
+    "bench": 20,
     "infra": 20,
     "hostile": 20,
 }

@@ -1,0 +1,130 @@
+"""Gliotrail's side of the bench: `python tests/bench/own.py FOLDER`, one thread."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from protocol import Work, answer
+
+from gliotrail.imaging import nifti
+from gliotrail.imaging.course import standardized_patch
+from gliotrail.imaging.geometry import Box
+from gliotrail.imaging.labels import REGIONS
+from gliotrail.imaging.patch import read_index
+from gliotrail.imaging.prepared import load_prepared, read_labels_patch, read_patch
+from gliotrail.segmentation import unet
+from gliotrail.segmentation.inference import predict_case
+from gliotrail.segmentation.losses import LOSSES
+from gliotrail.segmentation.metrics import CLASS_LABELS, confusion, counts_of
+from gliotrail.segmentation.surface import hd95_mm
+
+FOLDER = Path(sys.argv[1])
+SETTINGS = json.loads((FOLDER / "settings.json").read_text())
+SIDE = SETTINGS["side"]
+"""Of a training step's patch."""
+PATCHES = 20
+"""Served in one piece of work."""
+
+
+def case():
+    (only,) = load_prepared(FOLDER / "prepare").cases.values()
+    return only
+
+
+def labels() -> tuple[np.ndarray, np.ndarray]:
+    return np.load(FOLDER / "ref.npy"), np.load(FOLDER / "pred.npy")
+
+
+def reading() -> Work:
+    return lambda: nifti.read_image(FOLDER / "raw/imagesTr/A.nii.gz")
+
+
+def patches(fused: bool) -> Work:
+    scan, corners = case(), np.load(FOLDER / "corners.npy")
+    boxes = [Box.at(corner, [SETTINGS["size"]] * 3) for corner in corners[:PATCHES]]
+    return lambda: [read_patch(scan, box, "brain", fused) for box in boxes]
+
+
+def course_patches(fused: bool) -> Work:
+    """The background rule is in the index, which the stage `patch` makes: see its own part."""
+    scan, index = case(), read_index(next(FOLDER.glob("patch/*/index.parquet")))
+
+    def forever() -> Iterator[Box]:
+        while True:
+            for corner in index.corner_vox:
+                yield Box.at(corner, index.size_vox)
+
+    boxes = forever()
+
+    def work() -> None:
+        for _ in range(PATCHES):
+            box = next(boxes)
+            standardized_patch(scan, box, fused)
+            read_labels_patch(scan, box)
+
+    return work
+
+
+def step(how: unet.UpConvolution, channels_last: bool) -> Work:
+    """Forward, loss, backward and AdamW of the 833,507-parameter network on one patch."""
+    network = unet.UNet3d(2, 32, up_convolution=how)
+    unet.initialize(network, 0)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 4, SIDE, SIDE, SIDE, generator=generator)
+    targets = (torch.rand(1, 3, SIDE, SIDE, SIDE, generator=generator) < 0.1).float()
+    if channels_last:
+        network.to(memory_format=torch.channels_last_3d)
+        image, targets = (t.to(memory_format=torch.channels_last_3d) for t in (image, targets))
+    optimizer = torch.optim.AdamW(network.parameters())
+
+    def work() -> None:
+        optimizer.zero_grad()
+        LOSSES["soft_dice"](network(image), targets).mean().backward()
+        optimizer.step()
+
+    return work
+
+
+def whole_scan() -> Work:
+    scan, network = case(), unet.UNet3d(2, 8)
+    unet.initialize(network, 0)
+    network.to(memory_format=torch.channels_last_3d)
+    return lambda: predict_case(network, scan, "brain")
+
+
+def counting() -> Work:
+    ref, pred = labels()
+
+    def work() -> None:
+        table = confusion(ref, pred)
+        for codes in CLASS_LABELS.values():
+            counts = counts_of(table, codes)
+            _ = counts.dice, counts.sensitivity, counts.specificity
+
+    return work
+
+
+def surfaces() -> Work:
+    masks = [[np.isin(volume, codes) for volume in labels()] for codes in REGIONS.values()]
+    return lambda: [hd95_mm(ref, pred, (1, 1, 1)) for ref, pred in masks]
+
+
+PARTS: dict[str, dict[str, Callable[[], Work]]] = {
+    "read": {"Gliotrail": reading},
+    "patch": {"Gliotrail": lambda: patches(True), "Gliotrail/numpy": lambda: patches(False)},
+    "course": {
+        "Gliotrail": lambda: course_patches(True),
+        "Gliotrail/numpy": lambda: course_patches(False),
+    },
+    "step": {"Gliotrail": lambda: step("split", True), "PyTorch": lambda: step("plain", False)},
+    "scan": {"Gliotrail": whole_scan},
+    "counts": {"Gliotrail": counting},
+    "hd95": {"Gliotrail": surfaces},
+}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    answer(PARTS)
