@@ -66,8 +66,8 @@ chaos: setup ## kill processes at random, many times, and count what is lost, do
 hostile: setup ## thousands of spoilt files and faults, from a seed that is told; HOSTILE_SEED=1 chooses it
 	@pytest -m 'long or not long' -s tests/hostile $(ARGS)
 
-cluster-test: setup ## sweeps of a population, and of trials with several workers, on a real Ray
-	@pytest -m long -s tests/distributed $(ARGS)
+cluster-test: setup ## what needs a real Ray, services, and two nodes that share only a network
+	@pytest -m long -s tests/distributed tests/infra $(ARGS)
 
 reproduce-test: setup ## the demo's model on small crops, made again from the remotes alone
 	@pytest -m long -s tests/spine/test_reproduce.py $(ARGS)

@@ -14,6 +14,7 @@ from gliotrail.errors import ClusterError, one_line_errors
 from gliotrail.files import locked
 from gliotrail.places import state_dir
 from infra.local import others, postgres
+from infra.local import state as of_state
 from infra.local.processes import Processes, Service
 from infra.local.settings import Settings, is_free, load
 
@@ -140,6 +141,35 @@ def _look_at(settings: Settings, service: Service) -> dict[str, Any]:
         "pid": owner.pid if owner else None,
         "log": str(processes.log(service.name)),
     }
+
+
+@app.command()
+def backup(file: Path, state: State = None) -> None:
+    """Write MLflow's databases and S3's objects to one file. It may run meanwhile."""
+    settings = existing(state)
+    with locked(settings.folder / "commands.lock"):
+        print(f"{file}: {of_state.backup(settings, file.absolute()) / 1e6:.1f} MB")
+
+
+@app.command()
+def restore(file: Path, state: State = None) -> None:
+    """Make the state from a backup, where there is none yet; `start` then starts on it."""
+    settings = load(folder_of(state))
+    with locked(settings.folder / "commands.lock"):
+        of_state.restore(settings, file)
+    print(f"restored to {settings.folder}; now: python -m infra.local start")
+
+
+@app.command()
+def upgrade(state: State = None) -> None:
+    """After new packages: move the databases to the newest PostgreSQL and MLflow's schema."""
+    settings = existing(state)
+    with locked(settings.folder / "commands.lock"):
+        ran = stop_all(settings)
+        kept = of_state.upgrade(settings)
+        if ran:
+            start_all(settings)
+    print(f"upgraded; as it was before: {kept}")
 
 
 @app.command()

@@ -71,9 +71,9 @@ def prepare(settings: Settings) -> None:
         raise ClusterError("PostgreSQL's initdb failed", got=done.stderr.strip()[-300:])
 
 
-def delete(settings: Settings) -> None:
-    """Remove all data."""
-    shutil.rmtree(home(settings), ignore_errors=True)
+def delete(settings: Settings, folder: Path | None = None) -> None:
+    """Remove a folder of data, or all."""
+    shutil.rmtree(folder or home(settings), ignore_errors=True)
 
 
 def service(settings: Settings) -> Service:

@@ -28,7 +28,7 @@ PROGRAMS = {
     *("awk", "cat", "cd", "cp", "curl", "echo", "export", "find", "git", "grep", "head", "ip"),
     *("kill", "ls", "mkdir", "mv", "psql", "rm", "rsync", "scp", "sed", "source", "ssh", "tail"),
     *("tar", "tmux", "wget", "docker", "helm", "kubectl", "kustomize", "nvidia-smi", "pytest"),
-    *("mlflow", "pip", "ray", "ruff"),
+    *("mlflow", "pip", "ray", "ruff", "sbatch"),
 }
 STAGE_COMMANDS = {"repro", "freeze", "unfreeze"}
 
