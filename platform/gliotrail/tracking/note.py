@@ -142,7 +142,8 @@ def _measures(points: Sequence[Point]) -> str:
         cells = [last.get(f"val/dice_{name}")]
         cells += [last.get(f"test/{measure}_{name}") for measure in _MEASURES]
         if any(cell is not None for cell in cells):
-            told = ["" if cell is None else f"{cell:.3f}" for cell in cells]
+            told = ["" if cell is None else f"{cell:.3f}" for cell in cells[:-1]]
+            told.append("" if cells[-1] is None else f"{cells[-1]:.1f}")
             rows.append([name.replace("_", " "), *told])
     names = ["", "validation Dice", "held-out Dice", "sensitivity", "specificity", "HD95 mm"]
     keep = [n for n in range(len(names)) if n == 0 or any(row[n] for row in rows)]
