@@ -88,8 +88,8 @@ def test_its_voxels_and_mm_are_those_of_the_scans_file(case, truth):
     assert (np.abs(in_file).sum(axis=0) == 1).all()
 
 
-def test_the_crosshair_starts_in_the_tumour(page, predicted, case):
-    assert predicted[case.box.slices][tuple(facts_of(page)["start"])] > 0
+def test_the_crosshair_starts_in_the_tumour(page, truth, case):
+    assert truth[case.box.slices][tuple(facts_of(page)["start"])] > 0
 
 
 def test_without_a_prediction_or_a_truth_it_shows_what_there_is(case, truth):

@@ -83,8 +83,8 @@ def _page(
     coarser = f", one in {step} along each axis" if step > 1 else ""
     facts = {
         "name": case.name,
-        "about": f"The brain's box in 8 bits a voxel{coarser}, shown by NiiVue {NIIVUE_VERSION} "
-        "(licence); voxels are those of the scan's file. Not a medical device.",
+        "about": f"The brain's box, 8 bits a voxel{coarser}, by NiiVue {NIIVUE_VERSION}. "
+        "No medical device.",
         "channels": [
             {"name": name, "low": low, "high": high}
             for name, (low, high) in zip(case.channels, windows, strict=True)
@@ -92,7 +92,7 @@ def _page(
         "overlays": overlays,
         "to_mm": to_mm.tolist(),
         "to_file": (np.linalg.inv(case.file_affine) @ to_mm).tolist(),
-        "start": centre_voxel(truth if predicted is None else predicted, image_CIJK),
+        "start": centre_voxel(predicted if truth is None else truth, image_CIJK),
     }
     niivue, template, licence = _assets()
     scripts = [
