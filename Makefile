@@ -36,7 +36,7 @@ echo "$$key" >"$(1)/.installed"
 echo "installation took $$SECONDS s"
 endef
 
-.PHONY: help setup demo ui docs test demo-test chaos hostile cluster-test reproduce-test tracking-cost sweep-cost bench check fmt services peers clean python
+.PHONY: help setup demo ui docs test demo-test chaos hostile cluster-test reproduce-test tracking-cost sweep-cost bench check fmt services peers audit sbom clean python
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -98,6 +98,16 @@ setup: python ## make .venv with everything pinned (the other commands do it by 
 
 peers: python ## make .venv-bench, with the libraries that Gliotrail is compared with
 	$(call install,.venv-bench,constraints-bench.txt,,-r constraints-bench.txt)
+
+audit: .venv-audit-tools ## compare the pins with known vulnerabilities; fails where it can't ask
+	@.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt $(ARGS)
+
+sbom: setup .venv-audit-tools ## write what .venv holds to sbom.json, a software bill of materials (CycloneDX)
+	@.venv-audit/bin/cyclonedx-py environment --pyproject pyproject.toml -o sbom.json $(VENV)/bin/python
+
+.PHONY: .venv-audit-tools
+.venv-audit-tools: python
+	$(call install,.venv-audit,constraints-audit.txt,,-r constraints-audit.txt)
 
 python:
 	@if ! "$(BASE_PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then

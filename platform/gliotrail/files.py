@@ -1,16 +1,20 @@
 """Writing so that a reader never sees half a file, and an earlier output outlives a failure."""
 
 import csv
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_NUMPYS_FULL_DISK = re.compile(r"^\d+ requested and \d+ written$")
 
 
 @contextmanager
@@ -18,6 +22,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """A free name beside `path` to write a file or a folder to; renamed to `path` at the end.
 
     On any error what was written is removed and what was at `path` before stays as it was.
+
+    Raises:
+        OSError: the disk is full, or may not be written to; it names a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (path.with_name(f".{path.name}.{end}") for end in ("partial", "old.partial"))
@@ -34,6 +41,12 @@ def replacing(path: Path) -> Iterator[Path]:
             _remove(old)
         else:
             partial.replace(path)
+    except OSError as error:
+        if error.errno is None and _NUMPYS_FULL_DISK.search(str(error)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        if error.errno is not None and error.filename is None:  # of a write
+            error.filename = str(path)
+        raise
     finally:
         _remove(partial)
 

@@ -91,12 +91,12 @@ def _prepare_all(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each case's name and fingerprint, as they are done."""
     order = dataset.channel_order
-    if processes == 1:
+    pool = _pool(processes) if processes > 1 else None
+    if pool is None:
         for case in dataset.cases:
             yield case.name, _prepare_case(case, order, folder / case.name)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy the progress bar's thread
-    with ProcessPoolExecutor(processes, context) as pool:
+    with pool:
         jobs = {
             pool.submit(_prepare_case, case, order, folder / case.name): case.name
             for case in dataset.cases
@@ -109,6 +109,15 @@ def _prepare_all(
             raise DataError("a process of prepare was killed", do=do) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pool(processes: int) -> ProcessPoolExecutor | None:
+    """Processes; None on a machine without /dev/shm, which their semaphores need."""
+    context = multiprocessing.get_context("spawn")  # a fork would copy the progress bar's thread
+    try:
+        return ProcessPoolExecutor(processes, context)
+    except OSError:
+        return None
 
 
 def _prepare_case(case: Case, channel_order: Sequence[int], folder: Path) -> dict[str, Any]:

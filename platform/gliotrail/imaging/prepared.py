@@ -6,8 +6,10 @@ patch of it get the same values. Axes are i, j, k of the scan in RAS+, c the cha
 the fastest. Boxes are in voxels of the whole RAS+ scan, whatever the brain's box.
 """
 
+import errno
 import json
 import math
+import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -25,6 +27,7 @@ from gliotrail.imaging.split import Split, box_from_json, split_from_json
 
 Floats = npt.NDArray[np.float32]
 FORMAT = 1
+_FILES_A_CASE = 2
 _ARRAYS = ("file_affine", "affine_ras", "mean_C", "std_C", "slice_mean_CK", "slice_std_CK")
 
 
@@ -213,7 +216,16 @@ def load_prepared(folder: Path) -> Prepared:
     """
     split = split_from_json(_read_json(folder / "split.json"))
     folders = sorted((folder / "cases").iterdir())
+    _let_open(_FILES_A_CASE * len(folders))
     return Prepared({case.name: _load_case(case) for case in folders}, split)
+
+
+def _let_open(files: int) -> None:
+    """Each map holds a file, and 1024 are the usual limit: raise it as far as that is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = soft + files if hard == resource.RLIM_INFINITY else min(soft + files, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _load_case(folder: Path) -> PreparedCase:
@@ -245,7 +257,9 @@ def _mapped(path: Path, shape: Sequence[int]) -> npt.NDArray[Any]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError("prepared array", where=path, got=str(error)) from None
+        full = isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}
+        do = "raise the limit: ulimit -n 65536" if full else None
+        raise DataError("prepared array", where=path, got=str(error), do=do) from None
     if array.shape != tuple(shape):
         raise DataError("shape", where=path, wanted=tuple(shape), got=array.shape)
     return np.asarray(array)  # numpy's own class: the subclass costs time at every slice

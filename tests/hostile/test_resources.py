@@ -1,0 +1,209 @@
+"""Disks that are full or read-only, too few open files, no shared memory, clocks that jump."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gliotrail.imaging.prepare import prepare
+from gliotrail.imaging.prepared import load_prepared
+from gliotrail.tracking.journal import RunFolder, Writer
+from tests.support.projects import ROOT, clone_into, use_crops
+from tests.support.scans import lay_out_crops, snapshot, split_section
+
+Disk = Callable[[str], Path]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """Mounts a small disk, or mounts it anew with other options, such as `size=1m`."""
+    folder = tmp_path / "disk"
+
+    def mount(options: str) -> Path:
+        how = ["-o", f"remount,{options}"] if folder.exists() else ["-o", options]
+        folder.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", *how, "tmpfs", str(folder)], check=True)
+        return folder
+
+    yield mount
+    if folder.exists():
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def earlier(folder: Path) -> dict[str, str]:
+    """An output of before, which must outlive a failure."""
+    folder.mkdir()
+    (folder / "fingerprint.json").write_text("work")
+    return snapshot(folder)
+
+
+@pytest.mark.needs_root
+def test_prepare_on_a_full_disk_names_it_and_goes_on_once_there_is_room(
+    disk: Disk, tmp_path: Path
+) -> None:
+    out, raw = disk("size=300k") / "prepare", lay_out_crops(tmp_path / "raw")
+    before = earlier(out)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        prepare(split_section(), raw, out, processes=1)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(out))
+    assert [path.name for path in out.parent.iterdir()] == ["prepare"]
+    assert snapshot(out) == before
+    disk("size=30m")
+    prepare(split_section(), raw, out, processes=1)
+    assert len(load_prepared(out).cases) == 2
+
+
+@pytest.mark.needs_root
+def test_prepare_on_a_read_only_disk_names_it_and_goes_on_once_it_is_not(
+    disk: Disk, tmp_path: Path
+) -> None:
+    out, raw = disk("size=30m") / "prepare", lay_out_crops(tmp_path / "raw")
+    before = earlier(out)
+    disk("ro")
+    with pytest.raises(OSError, match="Read-only file system") as caught:
+        prepare(split_section(), raw, out, processes=1)
+    assert str(caught.value.filename).startswith(str(out.parent))
+    assert snapshot(out) == before
+    disk("rw")
+    prepare(split_section(), raw, out, processes=1)
+    assert len(load_prepared(out).cases) == 2
+
+
+@pytest.mark.needs_root
+def test_a_checkpoint_on_a_full_disk_leaves_the_one_before(disk: Disk) -> None:
+    root = disk("size=400k") / "run"
+    run = RunFolder(root)
+    run.begin({})
+    writer = Writer(run)
+    writer.write(1, {"train/soft_dice_loss": 1.0})
+    writer.checkpoint(1, b"1" * 100_000)
+    writer.write(2, {"train/soft_dice_loss": 0.5})
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        writer.checkpoint(2, b"2" * 400_000)
+    assert str(root) in str(caught.value.filename)
+    writer.close()
+    assert [c.step for c in run.history()] == [1]
+    assert run.history()[-1].state() == b"1" * 100_000
+    assert not list(root.rglob("*.partial"))
+    disk("size=4m")
+    again = Writer(run)
+    again.write(2, {"train/soft_dice_loss": 0.5})
+    again.checkpoint(2, b"2" * 400_000)
+    again.close()
+    assert [(p.step, p.value) for p in run.points()] == [(1, 1.0), (2, 0.5)]
+
+
+@pytest.mark.needs_root
+def test_a_journal_on_a_full_disk_stops_the_run_and_loses_no_final_point(disk: Disk) -> None:
+    root = disk("size=100k") / "run"
+    run = RunFolder(root)
+    run.begin({})
+    writer = Writer(run)
+    writer.write(1, {"train/soft_dice_loss": 1.0})
+    writer.checkpoint(1, b"1")
+    with pytest.raises(OSError, match="No space left on device"):
+        for step in range(2, 5000):
+            writer.write(step, {"train/soft_dice_loss": 1.0})
+    writer.close()
+    assert [(p.step, p.value) for p in run.points()] == [(1, 1.0)]
+    disk("size=4m")
+    again = Writer(run)
+    again.write(2, {"train/soft_dice_loss": 0.5})
+    again.checkpoint(2, b"2")
+    again.close()
+    assert [(p.step, p.value) for p in run.points()] == [(1, 1.0), (2, 0.5)]
+
+
+FEW_FILES = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), int(sys.argv[3])))
+from gliotrail.errors import one_line_errors
+from gliotrail.imaging.prepared import load_prepared
+with one_line_errors():
+    cases = load_prepared(Path(sys.argv[1])).cases.values()
+    print(sum(int(case.image_CIJK.any()) + int(case.labels_IJK.any()) for case in cases))
+"""
+
+
+@pytest.mark.parametrize(
+    ("hard", "fits"), [(400, True), pytest.param(32, False, marks=pytest.mark.long)]
+)
+def test_maps_of_many_cases_raise_the_limit_of_open_files_or_say_which_it_is(
+    hard: int, fits: bool, tmp_path: Path
+) -> None:
+    prepare(split_section(), lay_out_crops(tmp_path / "raw"), tmp_path / "p", processes=1)
+    for n in range(30):
+        shutil.copytree(tmp_path / "p/cases/BRATS_009", tmp_path / f"p/cases/COPY_{n}")
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_FILES, str(tmp_path / "p"), "32", str(hard)],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "platform")}, capture_output=True, text=True,
+    )  # fmt: skip
+    if fits:
+        assert (done.stdout, done.returncode) == ("64\n", 0), done.stderr
+    else:
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert "Too many open files" in done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.needs_netns
+@pytest.mark.needs_root
+def test_prepare_works_without_shared_memory(tmp_path: Path) -> None:
+    raw = lay_out_crops(tmp_path / "raw")
+    code = (
+        "from pathlib import Path; from gliotrail.imaging.prepare import prepare\n"
+        "from tests.support.scans import split_section\n"
+        "if __name__ == '__main__':\n"
+        f"    prepare(split_section(), Path({str(raw)!r}), Path({str(tmp_path / 'out')!r}), 2)\n"
+    )
+    (tmp_path / "work.py").write_text(code)
+    hide = "mount -t tmpfs -o ro tmpfs /dev/shm && exec "
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", hide + f"{sys.executable} {tmp_path / 'work.py'}"],
+        env=os.environ | {"PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(load_prepared(tmp_path / "out").cases) == 2
+
+
+def test_a_clock_that_jumps_neither_loses_nor_orders_points_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, jumps = time.time_ns(), iter([0, 10**18, -(10**18), 5, *[7] * 1000])
+    monkeypatch.setattr(time, "time_ns", lambda: now + next(jumps))
+    run = RunFolder(tmp_path / "run")
+    run.begin({})
+    writer = Writer(run)
+    for step in (1, 2, 3, 4):
+        writer.write(step, {"train/soft_dice_loss": 1 / step})
+        writer.checkpoint(step, b"state")
+    writer.close()
+    assert [(p.step, p.value) for p in run.points()] == [(n, 1 / n) for n in (1, 2, 3, 4)]
+    assert [c.step for c in run.history()] == [1, 2, 3, 4]
+
+
+@pytest.mark.long
+@pytest.mark.needs_root
+def test_dvc_on_a_full_disk_keeps_what_there_was_and_goes_on_once_there_is_room(
+    disk: Disk, tmp_path: Path
+) -> None:
+    project = use_crops(clone_into(tmp_path / "project"))
+    cache = disk("size=100k") / "cache"
+    project.run("dvc", "config", "--local", "cache.dir", str(cache))
+    done = project.run("dvc", "repro", "fetch", check=False)
+    assert done.returncode != 0
+    assert "No space left on device" in done.stdout
+    disk("size=60m")
+    project.run("dvc", "repro", "fetch")
+    again = project.run("dvc", "repro", "fetch")
+    assert "didn't change" in again.stdout or "up to date" in again.stdout
+    assert len(list((project.root / "data/fetch").rglob("*.nii.gz"))) == 4
