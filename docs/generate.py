@@ -47,7 +47,8 @@ ENVIRONMENT = {
     " Ray's machines, it is another path there, the same on all.",
     "GLIOTRAIL_TRIAL_CPUS": "Cores of each worker of a sweep's trial.",
     "GLIOTRAIL_TRIAL_WORKERS": "Workers of each trial of a sweep; 1.",
-    "GLIOTRAIL_WORKERS": "Workers of a training; else one for each GPU of the cluster, or two.",
+    "GLIOTRAIL_WORKERS": "Workers of a training, or the fewest and the most, `1:4`; else one for"
+    " each GPU of the cluster, or two.",
 }
 """Gliotrail's own. What is in the code and not here, or the reverse, is an error."""
 OF_OTHERS = {

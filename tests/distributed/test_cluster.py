@@ -23,13 +23,22 @@ def test_a_number_of_workers_that_is_none_is_told(
 
 def test_the_number_of_workers_is_the_environments_affair(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLIOTRAIL_WORKERS", "12")
-    assert workers_wanted() == 12
+    assert workers_wanted() == (12, None)
+    monkeypatch.setenv("GLIOTRAIL_WORKERS", "1:4")
+    assert workers_wanted() == (4, 1)
     for text in (None, ""):
         if text is None:
             monkeypatch.delenv("GLIOTRAIL_WORKERS")
         else:
             monkeypatch.setenv("GLIOTRAIL_WORKERS", text)
-        assert workers_wanted() is None
+        assert workers_wanted() == (None, None)
+
+
+@pytest.mark.parametrize("text", ["4:1", "0:1", "1:", ":2", "1:2:3", "1: 2"])
+def test_a_span_of_workers_that_is_none_is_told(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIOTRAIL_WORKERS", text)
+    with pytest.raises(ParamsError, match="wanted the fewest and the most, such as 1:4, got"):
+        workers_wanted()
 
 
 SMALL, BIG, WITH_GPUS = {"CPU": 2.0}, {"CPU": 16.0}, {"CPU": 16.0, "GPU": 4.0}
@@ -55,6 +64,18 @@ def test_workers_share_the_machines(
     there: list[dict[str, float]], workers: int | None, shared: Resources
 ) -> None:
     assert share_out(there, workers) == shared
+
+
+@pytest.mark.parametrize(
+    ("there", "fewest", "most", "cpus"),
+    [([SMALL] * 2, 1, 2, 2), ([SMALL], 1, 2, 1), ([SMALL], 1, 4, 1), ([BIG, SMALL], 2, 32, 1)],
+)
+def test_as_many_workers_as_there_can_be_share_the_machines(
+    there: list[dict[str, float]], fewest: int, most: int, cpus: int
+) -> None:
+    assert share_out(there, most, fewest) == Resources(most, cpus, 0, fewest)
+    with pytest.raises(ClusterError, match="wanted 19 to 32 workers of 1 CPU, got a cluster of 18"):
+        share_out([BIG, SMALL], 32, 19)
 
 
 @pytest.mark.parametrize(

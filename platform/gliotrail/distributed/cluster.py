@@ -33,11 +33,12 @@ WORKERS = "GLIOTRAIL_WORKERS"
 
 @dataclass(frozen=True)
 class Resources:
-    """What one training takes."""
+    """What one training takes; with `at_least` it goes on with fewer workers, if some are lost."""
 
     workers: int
     cpus_per_worker: int
     gpus_per_worker: int
+    at_least: int | None = None
 
     def per_worker(self) -> dict[str, float]:
         """As Ray wants it."""
@@ -47,7 +48,8 @@ class Resources:
     def describe(self) -> str:
         """For messages: `2 workers of 1 CPU`."""
         gpus = f" and {self.gpus_per_worker} GPU" if self.gpus_per_worker else ""
-        return f"{self.workers} workers of {self.cpus_per_worker} CPU{gpus}"
+        fewest = f"{self.at_least} to " if self.at_least else ""
+        return f"{fewest}{self.workers} workers of {self.cpus_per_worker} CPU{gpus}"
 
 
 @contextmanager
@@ -146,12 +148,13 @@ def total(nodes: Sequence[Node], name: str) -> int:
     return sum(int(node.get(name, 0)) for node in nodes)
 
 
-def share_out(nodes: Sequence[Node], workers: int | None) -> Resources:
+def share_out(nodes: Sequence[Node], workers: int | None, at_least: int | None = None) -> Resources:
     """What each worker of one training gets: a GPU where there are some, and its share of cores.
 
     Args:
         nodes: the cluster's.
         workers: how many; None is one a GPU, or else two, one on a single core.
+        at_least: with how many it may begin, and go on, if there can't be more.
 
     Raises:
         ClusterError: the cluster, as it is now, can't give so much.
@@ -159,14 +162,15 @@ def share_out(nodes: Sequence[Node], workers: int | None) -> Resources:
     cpus, gpus = total(nodes, "CPU"), total(nodes, "GPU")
     workers = workers or gpus or max(1, min(2, cpus))
     of_one = 1 if gpus else 0
-    # the most cores that each can have, a worker being on one machine
-    for cpus_per_worker in range(max(1, cpus // workers), 0, -1):
-        wanted = Resources(workers, cpus_per_worker, of_one)
-        if fitting(nodes, wanted) >= workers:
-            return wanted
+    for now in range(workers, (at_least or workers) - 1, -1):
+        # the most cores that each can have, a worker being on one machine
+        for cpus_per_worker in range(max(1, cpus // now), 0, -1):
+            wanted = Resources(workers, cpus_per_worker, of_one, at_least)
+            if fitting(nodes, wanted) >= now:
+                return wanted
     raise ClusterError(
         "training can never start",
-        wanted=Resources(workers, 1, of_one).describe(),
+        wanted=Resources(workers, 1, of_one, at_least).describe(),
         got=f"a cluster of {cpus} CPUs and {gpus} GPUs",
         do=f"lower {WORKERS}",
     )
@@ -178,13 +182,22 @@ def fitting(nodes: Sequence[Node], wanted: Resources) -> int:
     return sum(min(int(node.get(name, 0) // n) for name, n in each) for node in nodes)
 
 
-def workers_wanted() -> int | None:
-    """GLIOTRAIL_WORKERS, if it is set. It changes how fast a result comes, never which.
+def workers_wanted() -> tuple[int | None, int | None]:
+    """GLIOTRAIL_WORKERS, such as `4` or `1:4`; it changes how fast a result comes, never which.
+
+    Returns:
+        how many, and the fewest to go on with; None where it doesn't say.
 
     Raises:
-        ParamsError: it is no whole number above 0.
+        ParamsError: it is neither.
     """
-    return whole_number(WORKERS)
+    text = os.environ.get(WORKERS) or ""
+    if ":" not in text:
+        return whole_number(WORKERS), None
+    parts = re.fullmatch("([1-9][0-9]{0,4}):([1-9][0-9]{0,4})", text)
+    if parts is None or int(parts[1]) > int(parts[2]):
+        raise ParamsError(WORKERS, wanted="the fewest and the most, such as 1:4", got=repr(text))
+    return int(parts[2]), int(parts[1])
 
 
 def whole_number(name: str) -> int | None:

@@ -25,7 +25,6 @@ from gliotrail.distributed.sent import (
     versions_here,
 )
 from gliotrail.errors import ClusterError, one_line_errors
-from gliotrail.places import state_dir
 from gliotrail.progress import say
 from gliotrail.tracking.code import code_dir
 from gliotrail.tracking.lineage import ORIGIN
@@ -78,47 +77,43 @@ def _check_machines(job: Sent, store: Store) -> None:
     """Those that this process isn't on.
 
     Raises:
-        ClusterError: as `check_versions`; a folder that is not shared.
+        ClusterError: as `check_versions`; a store that is not shared.
     """
     here = ray.get_runtime_context().get_node_id()
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
     if not others:
         return
-    probes = {}
-    for folder in (store.folder, state_dir()):
-        if folder is not None:
-            probes[folder] = folder / f"gliotrail-probe-{uuid.uuid4().hex}"
-            folder.mkdir(parents=True, exist_ok=True)
-            probes[folder].touch()
+    probe = f"gliotrail/probes/{uuid.uuid4().hex}"
+    store.write(probe, b"")
     try:
-        looked = [
+        looks = [
             ray.remote(_look)
-            .options(num_cpus=0, scheduling_strategy=_on(node["NodeID"]))
-            .remote([str(probe) for probe in probes.values()])
+            .options(
+                num_cpus=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            )
+            .remote(probe)
             for node in others
         ]
-        for node, (versions, seen) in zip(others, ray.get(looked), strict=True):
+        for node, (versions, is_seen) in zip(others, ray.get(looks), strict=True):
             machine = node["NodeManagerHostname"]
             check_versions(job.versions, versions, machine)
-            for folder, is_seen in zip(probes, seen, strict=True):
-                if not is_seen:
-                    raise ClusterError(
-                        "a folder that not all machines share",
-                        where=folder,
-                        got=f"another one on {machine}",
-                        do="give DVC a remote that all reach, such as s3://",
-                    )
+            if not is_seen:
+                raise ClusterError(
+                    "a store that not all machines share",
+                    where=store.url,
+                    got=f"another one on {machine}",
+                    do="give DVC a remote that all reach, such as s3://",
+                )
     finally:
-        for probe in probes.values():
-            probe.unlink(missing_ok=True)
+        store.remove(probe)
 
 
-def _on(node: str) -> NodeAffinitySchedulingStrategy:
-    return NodeAffinitySchedulingStrategy(node, soft=False)
-
-
-def _look(probes: list[str]) -> tuple[dict[str, str], list[bool]]:
-    return versions_here(), [Path(probe).exists() for probe in probes]
+def _look(probe: str) -> tuple[dict[str, str], bool]:
+    """Done on another machine: its versions, and whether it sees what this one put there."""
+    job = sent()
+    assert job is not None
+    return versions_here(), job.common_store.has(probe)
 
 
 if __name__ == "__main__":

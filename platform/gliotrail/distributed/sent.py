@@ -17,6 +17,8 @@ import gliotrail
 from gliotrail.distributed.objects import fetch
 from gliotrail.errors import ClusterError
 from gliotrail.places import JOB, state_dir
+from gliotrail.tracking.journal import RunFolder
+from gliotrail.tracking.mirror import Mirror
 from gliotrail.tracking.store import Store
 
 SENT_FILE: Final = "sent.json"
@@ -86,6 +88,12 @@ def bring_inputs() -> dict[str, Path]:
         return {}
     store, cache = job.common_store, state_dir() / "cache"
     return {path: fetch(digest, store, cache) for path, digest in job.inputs.items()}
+
+
+def mirror_of(run: RunFolder) -> Mirror | None:
+    """A run's copy in the store, which all machines of a job share; None without a job."""
+    job = sent()
+    return Mirror(run, job.common_store) if job else None
 
 
 def versions_here() -> dict[str, str]:

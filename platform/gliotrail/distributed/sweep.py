@@ -14,6 +14,7 @@ from gliotrail.distributed.halving import Halving
 from gliotrail.distributed.outcome import artifacts, best_of, row_of, show, summary, write
 from gliotrail.distributed.population import Population
 from gliotrail.distributed.proposals import Proposals, Trial
+from gliotrail.distributed.sent import mirror_of
 from gliotrail.distributed.training import data_paths
 from gliotrail.errors import TrainingError
 from gliotrail.params import Params, format_size
@@ -40,6 +41,9 @@ def sweep(
     """
     proposals = Proposals(params, prepared, patches)
     parent, trials = proposals.parent, proposals.trials
+    for run in (parent, *(trial.run for trial in trials)):
+        if mirror := mirror_of(run):
+            mirror.bring()
     halving = Halving(params.sweep, parent.root / "decisions.csv")
     population = None
     if params.sweep.algorithm == "pbt":
@@ -129,6 +133,8 @@ def _run(
                 of = describe_training(trial.training, origin, EXPERIMENT, "trial", above)
                 trial.run.begin(of | {"name": trial.label})
             trial.run.reopen()
+            if mirror := mirror_of(trial.run):
+                mirror.begin()
             return trial
 
         stop_if_asked(parent)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from gliotrail.distributed.cluster import cluster, nodes, share_out, workers_wanted
+from gliotrail.distributed.sent import mirror_of
 from gliotrail.distributed.training import Training, with_changes
 from gliotrail.errors import ParamsError, TrainingError
 from gliotrail.files import csv_bytes, replacing, write_json
@@ -55,16 +56,25 @@ def run_tracked(training: Training, experiment: str, kind: str) -> RunFolder:
         Stopped: by Ctrl-C, SIGTERM or `gliotrail runs stop`.
     """
     run, workers = training.folder(), workers_wanted()
+    mirror = mirror_of(run)
     with tracked(run):
+        if mirror:
+            mirror.bring()
         if run.is_finished():
             say(f"{kind}: the same inputs were trained on before; nothing to do")
         else:
             _fit(training, run, workers, experiment, kind)
+            if mirror:
+                mirror.send_whole()
     return run
 
 
 def _fit(
-    training: Training, run: RunFolder, workers: int | None, experiment: str, kind: str
+    training: Training,
+    run: RunFolder,
+    workers: tuple[int | None, int | None],
+    experiment: str,
+    kind: str,
 ) -> None:
     with cluster() as connected:
         # seconds of imports, while Ray starts
@@ -79,10 +89,12 @@ def _fit(
             described = describe_training(training, Origin.now(), experiment, kind)
             run.begin(described, starting_artifacts(training))
         run.reopen()
+        if mirror := mirror_of(run):
+            mirror.begin()
         connected()
         stop_if_asked(run)
         with watching(run, plan_of(training).steps, kind):
-            fit_on_workers(training, run, share_out(nodes(), workers))
+            fit_on_workers(training, run, share_out(nodes(), *workers))
     try:
         finish(training, run)
     except TrainingError:  # not at its plan's end

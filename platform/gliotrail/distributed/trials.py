@@ -27,11 +27,12 @@ from gliotrail.distributed.cluster import (
 from gliotrail.distributed.driver import result, run_training
 from gliotrail.distributed.halving import Halving
 from gliotrail.distributed.proposals import Trial
-from gliotrail.distributed.sent import bring_inputs
+from gliotrail.distributed.sent import bring_inputs, mirror_of
 from gliotrail.distributed.workers import fit_on_workers, give_back
 from gliotrail.errors import ClusterError, GliotrailError
 from gliotrail.places import state_dir
 from gliotrail.segmentation.loop import SCORE, World
+from gliotrail.tracking.mirror import sending
 from gliotrail.tracking.stop import asked_by, forget, note
 
 TRIAL_WORKERS: Final = "GLIOTRAIL_TRIAL_WORKERS"
@@ -166,6 +167,8 @@ class _Waiting(Searcher):
     def on_trial_complete(self, trial_id: str, *args: Any, **more: Any) -> None:
         trial = self.trials[trial_id]
         give_back(trial.run)
+        if mirror := mirror_of(trial.run):
+            mirror.bring()
         end_if_stopped(trial, self._halving)
         self._came_back(trial)
 
@@ -213,6 +216,9 @@ def _trial(config: dict[str, Any]) -> None:
     """What a Tune worker does for one trial: trains, or waits for workers of its own that do."""
     trial: Trial = config["trial"]
     training, run = trial.training, trial.run
+    mirror = mirror_of(run)
+    if mirror:
+        mirror.bring()
     if config["retell"]:  # of an earlier attempt; the last one may not have been heard
         for epoch, score in trial.by_epoch().items():
             tune.report({SCORE: score, "epoch": epoch})
@@ -224,7 +230,8 @@ def _trial(config: dict[str, Any]) -> None:
         else:
             bring_inputs()
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            run_training(training, run, World(device=device), tune.report, trial.until)
+            with sending(mirror):
+                run_training(training, run, World(device=device), tune.report, trial.until)
         if trial.until is not None and trial.until < training.section.epochs:
             return
         state, _ = result(training, run)
@@ -234,3 +241,6 @@ def _trial(config: dict[str, Any]) -> None:
     else:
         summary = {"score": state.kept_score} | trial.seen()
         run.end("FINISHED", trial.reason, summary)
+    finally:
+        if mirror:
+            mirror.send_whole()

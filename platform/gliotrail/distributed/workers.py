@@ -4,6 +4,7 @@ Nothing here imports MLflow: a worker is ready seconds sooner without it.
 """
 
 import json
+import os
 import shutil
 import time
 import traceback
@@ -33,14 +34,17 @@ from ray.util.placement_group import (
 
 from gliotrail.distributed.cluster import Resources, is_own
 from gliotrail.distributed.driver import run_training
-from gliotrail.distributed.sent import bring_inputs
+from gliotrail.distributed.sent import bring_inputs, mirror_of
 from gliotrail.distributed.training import Training
 from gliotrail.errors import GliotrailError, TrainingError
 from gliotrail.files import write_json
+from gliotrail.places import state_dir
 from gliotrail.segmentation.loop import World
 from gliotrail.tracking.journal import RunFolder
+from gliotrail.tracking.mirror import following, sending
 
 _FAILURES_SURVIVED: Final = 3
+_LOSSES_SURVIVED: Final = 100  # of machines that come and go
 _FAILED: Final = "failed.json"
 _RESERVED: Final = "reserved"
 
@@ -82,16 +86,17 @@ def fit_on_workers(
     failed = run.root / _FAILED
     failed.unlink(missing_ok=True)
     give_back(run)
-    for left in reversed(range(_FAILURES_SURVIVED + 1)):
-        try:
-            _fit(training, run, wanted, callbacks, until)
-            break
-        except TrainingFailedError as error:
-            raise TrainingError("Ray's workers failed", got=_last_line(error)) from error
-        except RayActorError as error:
-            if not left:
-                raise TrainingError("Ray's controller failed", got=_last_line(error)) from error
-            _give_back_all()
+    with following(mirror_of(run)):
+        for left in reversed(range(_FAILURES_SURVIVED + 1)):
+            try:
+                _fit(training, run, wanted, callbacks, until)
+                break
+            except TrainingFailedError as error:
+                raise TrainingError("Ray's workers failed", got=_last_line(error)) from error
+            except RayActorError as error:
+                if not left:
+                    raise TrainingError("Ray's controller failed", got=_last_line(error)) from error
+                _give_back_all()
     if failed.is_file():
         told = json.loads(failed.read_text())
         # the run keeps the whole chain: see `RunFolder.end`
@@ -107,19 +112,25 @@ def _fit(
 ) -> None:
     # Ray does nothing for a name that ended once; what resumes is our own folder
     name = f"{run.root.name}-{time.time_ns()}"
+    if wanted.at_least:
+        # so long Ray waits for a machine that is lost before it looks again how many there are
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
     trainer = _Trainer(
         _work,
         train_loop_config={"training": training, "root": str(run.root), "until": until},
         torch_config=TorchConfig(backend="nccl" if wanted.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=wanted.workers,
+            # its stubs don't know of a span
+            num_workers=(wanted.at_least, wanted.workers) if wanted.at_least else wanted.workers,  # type: ignore[arg-type]
             use_gpu=bool(wanted.gpus_per_worker),
             resources_per_worker=wanted.per_worker(),
         ),
         run_config=RunConfig(
             name=name,
             storage_path=str(run.root / "ray"),
-            failure_config=FailureConfig(max_failures=_FAILURES_SURVIVED),
+            failure_config=FailureConfig(
+                max_failures=_LOSSES_SURVIVED if wanted.at_least else _FAILURES_SURVIVED
+            ),
             callbacks=list(callbacks),
         ),
     )
@@ -158,13 +169,38 @@ def _last_line(error: Exception) -> str:
     return str(error).strip().rpartition("\n")[2]
 
 
+def _same_for_all(run: RunFolder, rank: int, workers: int) -> RunFolder:
+    """The run's folder for a worker of a job: what worker 0 goes on from, all do.
+
+    Worker 0 may find a checkpoint on its machine that the store lacks, as after a network's
+    failure; the others take it from the store, each in a folder of its own.
+    """
+    mirror = mirror_of(run)
+    if mirror is None:
+        return run
+    if rank == 0:
+        mirror.bring()
+        mirror.send()
+    if workers > 1:
+        torch.distributed.barrier()
+    if rank == 0:
+        return run
+    own = RunFolder(state_dir() / "ranks" / str(rank) / run.root.name)
+    shutil.rmtree(own.root, ignore_errors=True)
+    mirror = mirror_of(own)
+    assert mirror is not None
+    mirror.bring()
+    return own
+
+
 def _work(config: dict[str, Any]) -> None:
     """What each of Ray Train's workers does."""
     training, run = config["training"], RunFolder(Path(config["root"]))
-    if (run.root / _FAILED).is_file():
-        return
     context = get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
+    run = _same_for_all(run, rank, workers)
+    if (run.root / _FAILED).is_file():
+        return
     held = get_current_placement_group()
     if rank == 0 and held is not None:
         (run.root / _RESERVED).write_text(held.id.hex())
@@ -176,10 +212,13 @@ def _work(config: dict[str, Any]) -> None:
     )
     try:
         bring_inputs()
-        run_training(training, run, world, ray_report, config["until"])
+        with sending(mirror_of(run) if rank == 0 else None):
+            run_training(training, run, world, ray_report, config["until"])
     except GliotrailError as error:
         # it would come again if tried again: the workers that Ray starts in place of these stop
         told = {"error": str(error), "traceback": traceback.format_exc()}
         write_json(run.root / _FAILED, told)
+        if mirror := mirror_of(run):
+            mirror.send_whole()
         if not isinstance(error, TrainingError):  # which all workers raise; others just one
             raise

@@ -17,7 +17,7 @@ from gliotrail.tracking.journal import RunFolder
 from gliotrail.tracking.owner import held, owner_of
 from gliotrail.tracking.spool import all_runs
 
-_FILE: Final = "stop"
+STOP_FILE: Final = "stop"
 _AGAIN: Final = "the same command goes on"
 _BY: Final = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
@@ -37,18 +37,18 @@ def ask(run: RunFolder, by: str) -> None:
 
 def note(run: RunFolder, by: str) -> None:
     """Ask one run alone to stop."""
-    write_durably(run.root / _FILE, by.encode())
+    write_durably(run.root / STOP_FILE, by.encode())
 
 
 def asked_by(run: RunFolder) -> str | None:
     """What asked a run to stop, if anything did."""
-    path = run.root / _FILE
+    path = run.root / STOP_FILE
     return path.read_text() if path.is_file() else None
 
 
 def forget(run: RunFolder) -> None:
     """It goes on: what asked it to stop is done."""
-    (run.root / _FILE).unlink(missing_ok=True)
+    (run.root / STOP_FILE).unlink(missing_ok=True)
 
 
 def stop_if_asked(run: RunFolder) -> None:
