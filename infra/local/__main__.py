@@ -48,6 +48,7 @@ def start_all(settings: Settings) -> None:
     """
     processes = Processes(settings.folder)
     postgres.prepare(settings)
+    others.ray_session(settings).mkdir(mode=0o700, exist_ok=True)
     ray, mlflow, seaweedfs, database = services(settings)
     new = [each for each in services(settings) if not processes.is_running(each.name)]
     for each in new:

@@ -133,7 +133,6 @@ def ray_head(settings: Settings) -> Service:
     ports, token = settings.ports, settings.secrets["ray"]
     ask = f"http://{settings.at('dashboard')}/api/version"
     session = ray_session(settings)
-    session.mkdir(mode=0o700, exist_ok=True)
 
     def is_ready() -> bool:
         bearer = {"Authorization": f"Bearer {token}"}

@@ -18,7 +18,8 @@ def test_no_secret_of_the_environment_reaches_a_run_or_mlflow(server, tmp_path, 
     monkeypatch.setenv("RAY_ADDRESS", "ray-head:6379")
     run = RunFolder(runs_dir() / "one")
     told = describe(
-        Origin.now(), experiment="tests", kind="train", name="a run", params={"model": {"name": "unet3d", "depth": 2}, "threshold": 0.4},
+        Origin.now(), experiment="tests", kind="train", name="a run",
+        params={"model": {"name": "unet3d", "depth": 2}, "threshold": 0.4},
         inputs="one", data=list(DIGESTS), parent=None,
     )  # fmt: skip
     run.begin(told, {"params.yaml": b"train: {}\n"})
