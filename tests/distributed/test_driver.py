@@ -11,7 +11,7 @@ from gliotrail.distributed.training import Training
 from gliotrail.errors import GliotrailError, ParamsError, TrackingError, TrainingError
 from gliotrail.segmentation.loop import State, World
 from gliotrail.tracking import stop
-from gliotrail.tracking.journal import RunFolder, Writer, changes
+from gliotrail.tracking.journal import RunFolder, Writer, resume_tags
 from tests.distributed.conftest import Crops
 
 STEPS = 8
@@ -128,11 +128,15 @@ def test_what_the_bits_depend_on_is_kept_and_what_changed_is_told(
         run_training(training, run, World())
     finally:
         torch.set_num_threads(threads)
-    assert changes(run.history()) == f"threads {threads}, from step 4 on {threads + 1}"
+    tags = {
+        "resume.exact": "false",
+        "resume.changed": f"threads {threads}, from step 4 on {threads + 1}",
+    }
+    assert resume_tags(run.history()) == tags
     assert [(key, step) for key, step, _ in curves(run)] == [
         (key, step) for key, step, _ in curves(whole)
     ]
-    assert changes(whole.history()) == ""
+    assert resume_tags(whole.history()) == {}
     assert whole.history()[0].made_on["torch"] == torch.__version__
 
 
