@@ -36,7 +36,7 @@ echo "$$key" >"$(1)/.installed"
 echo "installation took $$SECONDS s"
 endef
 
-.PHONY: help setup demo ui docs test demo-test chaos hostile cluster-test reproduce-test tracking-cost sweep-cost bench check fmt services peers audit sbom clean python
+.PHONY: help setup demo ui docs test demo-test chaos hostile browser-test cluster-test reproduce-test tracking-cost sweep-cost bench check fmt services peers audit sbom clean python
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -65,6 +65,9 @@ chaos: setup ## kill processes at random, many times, and count what is lost, do
 
 hostile: setup ## thousands of spoilt files and faults, from a seed that is told; HOSTILE_SEED=1 chooses it
 	@pytest -m 'long or not long' -s tests/hostile $(ARGS)
+
+browser-test: setup ## viewer, MLflow's pages and documents, looked at in a real browser
+	@pytest -m long -s tests/browser $(ARGS)
 
 cluster-test: setup ## what needs a real Ray, services, and two nodes that share only a network
 	@pytest -m long -s tests/distributed tests/infra $(ARGS)

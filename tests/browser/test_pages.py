@@ -1,0 +1,202 @@
+"""What people look at, in a real browser: viewer, MLflow's pages, the documents.
+
+Every look is kept as a picture in the module's temporary folder, `looks`.
+"""
+
+from __future__ import annotations
+
+import http.server
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from gliotrail.report.viewer import viewer_html
+from tests.support.browser import Browser
+from tests.support.projects import Reproduced
+from tests.support.services import MlflowServer
+
+if TYPE_CHECKING:  # MLflow takes seconds to import
+    from mlflow.entities import Run
+
+pytestmark = [pytest.mark.needs_chromium, pytest.mark.long]
+CASE = "BRATS_119"
+
+
+@pytest.fixture(scope="module")
+def server(
+    reproduced: Reproduced, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MlflowServer]:
+    """MLflow's server on a copy of the reproduced project's database. It starts meanwhile."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(reproduced.project.root / ".gliotrail/mlflow.db", folder)
+    served = MlflowServer(folder / "log", f"sqlite:///{folder}/mlflow.db", folder / "artifacts")
+    served.start()
+    yield served
+    served.kill()
+
+
+@pytest.fixture(scope="module")
+def browser(server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("looks"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def page_of(server: MlflowServer) -> Any:
+    """The address of a page of the only run without a parent in an experiment, and the run."""
+    from mlflow import MlflowClient
+
+    server.wait()
+    client = MlflowClient(server.uri)
+
+    def page(experiment: str, tab: str = "") -> tuple[str, Run]:
+        number = client.get_experiment_by_name(experiment).experiment_id
+        runs = client.search_runs([number])
+        (run,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+        return f"{server.uri}/#/experiments/{number}/runs/{run.info.run_id}{tab}", run
+
+    return page
+
+
+def ready(browser):
+    browser.until(lambda: browser.driver.execute_script("return document.body.dataset.ready"))
+
+
+def coloured(pixels):
+    """How many pixels are neither grey nor the ground's."""
+    return int((np.ptp(pixels.astype(int), axis=-1) > 40).sum())
+
+
+def pictures(browser):
+    """The sources of the pictures that are really there."""
+    script = "return [...document.images].filter(i => i.naturalWidth > 200).map(i => i.src)"
+    return browser.driver.execute_script(script)
+
+
+def logged_but(browser, seen):
+    """Pictures of a run that are shown, but those seen before."""
+    return [p for p in pictures(browser) if "get-artifact" in p and p not in seen]
+
+
+# the viewer
+
+
+def test_the_viewer_opens_from_disk_and_its_overlays_toggle(browser, reproduced):
+    browser.open(reproduced.project.root / f"results/evaluate/viewers/{CASE}.html")
+    ready(browser)
+    assert browser.find("h1").text == CASE
+    where = browser.find("#where").text
+    assert where.startswith("voxel ")
+    assert all(word in where for word in ("mm ", "truth: ", "prediction: ", "T1gd "))
+    assert coloured(browser.look("viewer", "canvas")) > 0
+    browser.find("#show-prediction").click()
+    truth_alone = browser.look("viewer_truth", "canvas")
+    assert coloured(truth_alone) > 0
+    browser.find("#show-truth").click()
+    scan = browser.look("viewer_scan", "canvas")
+    assert coloured(scan) == 0
+    browser.find("#show-errors").click()
+    assert coloured(browser.look("viewer_errors", "canvas")) > 0
+    assert browser.complaints() == []
+
+
+def test_the_viewer_shows_each_modality_and_view_and_the_crosshair_moves(browser, reproduced):
+    browser.open(reproduced.project.root / f"results/evaluate/viewers/{CASE}.html")
+    ready(browser)
+    looks = []
+    for name in ("FLAIR", "T1w", "T1gd", "T2w", "axial", "coronal", "sagittal", "3-D"):
+        browser.find(f'input[value="{name}"]').click()
+        looks.append(browser.look(f"viewer_{name}", "canvas").tobytes())
+    assert len(set(looks)) == len(looks)
+    browser.find('input[value="axial"]').click()
+    before = browser.find("#where").text
+    browser.find("canvas").click()  # its middle
+    browser.until(lambda: browser.find("#where").text != before)
+
+
+def test_a_case_named_like_a_script_is_shown_by_its_name(browser, prepared_crops, tmp_path):
+    name = "<script>document.title='run'</script><b>&"
+    page = tmp_path / "strange.html"
+    page.write_text(viewer_html(replace(prepared_crops.cases[CASE], name=name)))
+    browser.open(page)
+    ready(browser)
+    assert browser.find("h1").text == name
+    assert browser.driver.title == f"{name} - Gliotrail"
+
+
+# the documents
+
+
+@pytest.fixture
+def site_address(site: Path) -> Iterator[str]:
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(site))
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_the_documents_have_pictures_and_are_searched(browser, site_address):
+    browser.complaints()
+    browser.open(f"{site_address}/explanation/architecture.html")
+    browser.shows("Architecture", "The loop knows nothing of where it runs")
+    assert any("architecture.svg" in source for source in pictures(browser))
+    browser.look("docs_architecture")
+    browser.open(f"{site_address}/index.html?q=HD95")
+    browser.shows("Measures and their traps")
+    browser.look("docs_search")
+    assert browser.complaints() == []
+
+
+# MLflow
+
+
+def test_the_runs_page_tells_how_it_ended_and_of_which_data(browser, page_of):
+    address, run = page_of("gliotrail")
+    browser.open(address)
+    browser.shows(run.info.run_name, "Finished", "data/fetch (", "gliotrail.kind")
+    browser.look("run")
+
+
+def test_the_slider_of_images_moves_through_training(browser, page_of):
+    address, _ = page_of("gliotrail", "/model-metrics")
+    browser.open(address)
+    browser.find('input[placeholder="Search metric charts"]').send_keys("validation")
+    slider, seen = browser.find('[role="slider"]'), []
+    for n in (1, 2):  # MLflow starts at step 0, where there is no picture
+        slider.send_keys(Keys.ARROW_RIGHT)
+        seen += browser.until(partial(logged_but, browser, list(seen)))
+        browser.look(f"slider_{n}")
+    steps = [re.search(r"step%2B(\d+)%2B", source)[1] for source in seen]
+    assert steps == [slider.get_attribute("aria-valuemin"), slider.get_attribute("aria-valuemax")]
+
+
+def test_the_sweeps_page_leads_to_its_trials_and_its_picture(browser, page_of):
+    address, run = page_of("gliotrail-sweeps")
+    browser.open(address)
+    browser.shows(run.info.run_name, "Child runs", "trial lr=", "Finished")
+    browser.look("sweep")
+    browser.open(page_of("gliotrail-sweeps", "/artifacts/parallel_coordinates.png")[0])
+    browser.until(lambda: pictures(browser))
+    browser.look("sweep_picture")
+
+
+def test_the_viewer_opens_in_mlflows_artifact_view(browser, page_of):
+    browser.open(page_of("gliotrail", f"/artifacts/evaluation/{CASE}.html")[0])
+    browser.driver.switch_to.frame(browser.find("iframe"))
+    ready(browser)
+    assert browser.find("h1").text == CASE
+    assert coloured(browser.look("viewer_in_mlflow", "canvas")) > 0
+    browser.driver.switch_to.default_content()
+    browser.look("artifacts")
