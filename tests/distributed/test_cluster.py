@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import ray
 
 from gliotrail.distributed.cluster import Resources, nodes, share_out, total, workers_wanted
 from gliotrail.distributed.trials import CONCURRENT, TRIAL_CPUS, TRIAL_WORKERS, resources
@@ -101,6 +102,34 @@ def test_what_can_never_start_is_told_at_once(
 def test_the_cluster_of_this_machine_has_its_cores(ray_cluster: None) -> None:
     (node,) = nodes()
     assert total([node], "CPU") == 2
+
+
+ASK = """
+import ray
+ray.init("{address}", logging_level="critical", log_to_driver=False)
+print("got in:", ray.cluster_resources()["CPU"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("known", "gets_in"),
+    [
+        ({}, True),
+        ({"RAY_AUTH_TOKEN": "0" * 64}, False),
+        ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}, False),
+    ],
+)
+def test_only_who_has_the_token_gets_in(
+    known: dict[str, str], gets_in: bool, ray_cluster: None
+) -> None:
+    address = ray.get_runtime_context().gcs_address
+    done = subprocess.run(
+        [sys.executable, "-c", ASK.format(address=address)],
+        env=os.environ | {"RAY_NUM_REDIS_GET_RETRIES": "1"} | known,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ("got in: 2" in done.stdout) == gets_in
+    assert (done.returncode == 0) == gets_in
 
 
 CONNECT = """

@@ -67,7 +67,7 @@ def job(tmp_path):
             "SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "localnode",
             "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "2",
         }  # fmt: skip
-        del env["RAY_AUTH_MODE"]
+        del env["RAY_AUTH_MODE"], env["RAY_AUTH_TOKEN"]
         started.append(
             subprocess.Popen(
                 [*alone, "sh", "-c", NODE, "sh", *script, sys.executable, "command.py", *words],

@@ -3,6 +3,7 @@
 import errno
 import ipaddress
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -47,7 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "DVC_SITE_CACHE_DIR": str(home / "dvc"),
         "DVC_NO_ANALYTICS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "RAY_AUTH_MODE": "disabled",  # clusters of tests listen on loopback only
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "NO_COLOR": "1",

@@ -1,4 +1,4 @@
-"""A Ray head of a test's own that takes jobs, as on a cluster, on loopback only."""
+"""A Ray head of a test's own that takes jobs of who has the token, as on a cluster."""
 
 import os
 import tempfile
@@ -15,8 +15,9 @@ class RayHead(Service):
         self._port, self._cpus = free_port(), cpus
         self.home = folder / "home"
         self.home.mkdir()
-        known = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-        self._env = known | {"HOME": str(self.home), "RAY_AUTH_MODE": "disabled",
+        names = ("PATH", "LANG", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+        known = {name: os.environ[name] for name in names if name in os.environ}
+        self._env = known | {"HOME": str(self.home),
                              "RAY_USAGE_STATS_ENABLED": "0"} | env  # fmt: skip
         # its sockets' paths must be short
         self._temp = tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)

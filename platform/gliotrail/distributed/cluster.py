@@ -1,8 +1,13 @@
-"""A Ray cluster to run on: the one at RAY_ADDRESS, or one of this machine, of loopback only."""
+"""A Ray cluster to run on: the one at RAY_ADDRESS, or one of this machine, open to nobody else.
+
+Ray listens on all addresses of the machine even where it is asked not to; so it wants a token,
+which only the processes have that are started from here.
+"""
 
 import logging
 import os
 import re
+import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray._raylet import AuthenticationTokenLoader, Config
 
 from gliotrail.errors import ClusterError, ParamsError
 
@@ -21,7 +27,7 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _LOCAL_SETTINGS = {
-    "RAY_AUTH_MODE": "disabled",  # nobody but this machine gets in
+    "RAY_AUTH_MODE": "token",
     # processes that take seconds to start: idle workers that Ray Train can't use, and a watch for
     # nodes that a cloud takes back
     "RAY_prestart_worker_first_driver": "0",
@@ -71,6 +77,10 @@ def cluster() -> Iterator[Callable[[], None]]:
     address = os.environ.get("RAY_ADDRESS")
     for name, value in (SETTINGS if address else SETTINGS | _LOCAL_SETTINGS).items():
         os.environ.setdefault(name, value)
+    if not address:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        Config.initialize("")  # it read the mode when it was imported
+        AuthenticationTokenLoader.instance().reset_cache()
     with ThreadPoolExecutor(1, "ray") as starter:
         started = starter.submit(_connect, address)
         try:
