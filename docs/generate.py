@@ -55,7 +55,7 @@ OF_OTHERS = {
     "MLFLOW_TRACKING_URI": "The tracking server; else a SQLite file in GLIOTRAIL_STATE.",
     "OMP_NUM_THREADS": "Threads of each worker.",
     "RAY_ADDRESS": "The Ray cluster that stages are sent to; else Ray is started on this"
-    " machine, seen from nowhere else.",
+    " machine, which takes nobody without its token.",
 }
 KEYS = {
     "train/learning_rate": ("each epoch", "At its last step."),
