@@ -46,7 +46,7 @@ def ray() -> Iterator[Finding]:
     """Whether the cluster at RAY_ADDRESS answers, to whom, its version and its nodes."""
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        yield Finding("Ray", "ok", f"on this machine, {cpus_here()} CPUs, behind a token of its own")
+        yield Finding("Ray", "ok", f"on this machine, {cpus_here()} CPUs, behind its own token")
         return
     dashboard = dashboard_of(address)
     try:
