@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,6 @@ from gliotrail.segmentation import weights
 from gliotrail.tracking.journal import RunFolder, Writer
 from gliotrail.tracking.registry import MODEL, SHA256_TAG, fetch_weights
 from gliotrail.tracking.restore import restore as restore_outputs
-from gliotrail.tracking.runs import client
 from tests.hostile.conftest import SEED, Tally, fuzz
 from tests.segmentation.test_weights import KEY, write
 from tests.support.environment import in_state
@@ -166,15 +164,6 @@ def test_a_pickle_never_runs_as_a_checkpoint(trap: bytes, tmp_path: Path, tally:
 )
 def test_a_checkpoint_that_is_none_is_refused(content: bytes, tally: Tally) -> None:
     assert "no checkpoint" in str(tally.refusal(from_bytes, content))
-
-
-@pytest.fixture
-def server(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    state = tmp_path / "state"
-    state.mkdir()
-    shutil.copy(database, state)
-    in_state(state, monkeypatch)
-    return client()
 
 
 @pytest.mark.parametrize("as_what", ["python_model.pkl", "model.safetensors"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,18 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
         in_state(state, patched)
         client()
     return state / "mlflow.db"
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    """MLflow on a SQLite file of the test's own, at its default address."""
+    from gliotrail.tracking.runs import client
+
+    state = tmp_path / "state"
+    state.mkdir()
+    shutil.copy(database, state)
+    in_state(state, monkeypatch)
+    return client()
 
 
 def told(server: MlflowClient, run_id: str) -> dict[str, Any]:

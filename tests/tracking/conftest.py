@@ -1,12 +1,10 @@
 """Runs as their folders hold them, and a real MLflow on SQLite."""
 
 import io
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 from PIL import Image
 
 from gliotrail.params import Model
@@ -14,8 +12,6 @@ from gliotrail.segmentation import weights
 from gliotrail.segmentation.unet import initialize
 from gliotrail.tracking.journal import MODEL_FILE, RunFolder, Writer
 from gliotrail.tracking.lineage import Origin, describe
-from gliotrail.tracking.runs import client
-from tests.support.environment import in_state
 from tests.support.forked import Forked
 from tests.tracking import tracked_process
 
@@ -76,16 +72,6 @@ def finished(root: Path, steps: Sequence[int] = (1, 2, 3), score: float = 0.5) -
     model_file(run.root / MODEL_FILE)
     run.end("FINISHED", "trained to the end", {"score": score, "step": steps[-1]})
     return run
-
-
-@pytest.fixture
-def server(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    """MLflow on a SQLite file of the test's own, at its default address."""
-    state = tmp_path / "state"
-    state.mkdir()
-    shutil.copy(database, state)
-    in_state(state, monkeypatch)
-    return client()
 
 
 Start = Callable[..., Forked]
