@@ -47,6 +47,7 @@ def room_of(folder: str) -> str:
     return ROOM_OF_FOLDER.get(folder, folder)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Whole pipelines first, and all in one process; of the rest each file."""
 
