@@ -6,7 +6,7 @@ VENV ?= .venv
 SERVICES ?= chromium chromium-driver iproute2 postgresql
 ARGS ?=
 # of `make test`, each on a core: tests/support/rooms.py tells what runs beside what
-PROCESSES ?= -n 2 --dist loadgroup --no-loadscope-reorder
+PROCESSES ?= -n 2 --dist loadscope --no-loadscope-reorder
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

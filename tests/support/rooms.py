@@ -31,7 +31,8 @@ ROOM_OF_FOLDER = {
 }
 ROOM_OF_FIXTURE = {"reproduced": "spine"}
 """Made once, for whoever asks first; charged to one room whoever that is."""
-OF_PIPELINES = {"spine", "cli and docs", "distributed"}
+OF_PIPELINES = ("tests/spine", "tests/cli", "tests/distributed", "tests/tracking/test_lineage.py")
+"""What starts Ray, or takes the one `dvc repro` of a session."""
 
 SECONDS = pytest.StashKey[defaultdict[str, float]]()
 ELSEWHERE = "(charged elsewhere)"
@@ -47,18 +48,21 @@ def room_of(folder: str) -> str:
     return ROOM_OF_FOLDER.get(folder, folder)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Whole pipelines first, and all in one process; of the rest each file."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole pipelines first: they take longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(OF_PIPELINES))
 
-    def of_pipelines(item: pytest.Item) -> bool:
-        fixtures = getattr(item, "fixturenames", ())
-        return _room(item) in OF_PIPELINES or not ROOM_OF_FIXTURE.keys().isdisjoint(fixtures)
 
-    items.sort(key=of_pipelines, reverse=True)
-    for item in items:
-        name = "pipelines" if of_pipelines(item) else f"{_room(item)}/{item.path.stem}"
-        item.add_marker(pytest.mark.xdist_group(name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whole pipelines all in one process; of the rest each file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "pipelines" if nodeid.startswith(OF_PIPELINES) else nodeid.partition("::")[0]
+
+    return Scheduler(config, log)
 
 
 def _room(item: pytest.Item) -> str:
