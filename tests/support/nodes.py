@@ -66,7 +66,7 @@ class Node:
         return [int(pid) for pid in listed.stdout.split()]
 
     def file(self, path: str) -> Path:
-        """A file as the node's processes see it, such as `/tmp/home/x`."""
+        """A file as the node's processes see it, such as `/tmp/own/x`."""
         return Path(f"/proc/{self.pids()[0]}/root{path}")
 
     def kill(self) -> int:

@@ -249,8 +249,7 @@ class RunFolder:
 
     def is_finished(self) -> bool:
         """Whether the run came to its plan's end."""
-        ended = self.ended()
-        return ended is not None and ended["status"] == "FINISHED"
+        return (self.ended() or {}).get("status") == "FINISHED"
 
 
 class Writer:

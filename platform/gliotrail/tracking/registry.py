@@ -80,7 +80,9 @@ def save_pyfunc(weights: Path, folder: Path, threshold: float) -> None:
     needs = [f"{name}=={metadata.version(name).split('+')[0]}" for name in _NEEDS]
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         code = Path(place) / "gliotrail"
-        shutil.copytree(root, code, ignore=shutil.ignore_patterns("__pycache__"))
+        # a model draws no pages
+        left_out = shutil.ignore_patterns("__pycache__", "niivue", "viewer.html")
+        shutil.copytree(root, code, ignore=left_out)
         # an input example would be stored with each model, to check what our tests check
         warnings.filterwarnings("ignore", ".*input example was not provided")
         mlflow.pyfunc.save_model(
