@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 
 import psutil
@@ -52,9 +53,12 @@ def test_the_demo_ends_within_ten_minutes_and_has_nothing_to_do_again(tmp_path, 
     subprocess.run(demo, cwd=project.root, env=project.env, check=True)
     took_s = perf_counter() - started
 
-    started = perf_counter()
-    again = project.run("dvc", "repro").stdout
-    again_s = perf_counter() - started
+    spent_s = []
+    for _ in range(3):
+        started = perf_counter()
+        again = project.run("dvc", "repro").stdout
+        spent_s.append(perf_counter() - started)
+    again_s = median(spent_s)
 
     peak_gib = peak_bytes[0] / 2**30
     print(f"the demo took {took_s:.0f} s and {peak_gib:.1f} GiB; once more: {again_s:.1f} s")
