@@ -85,12 +85,13 @@ class Processes:
         """
         ends_s, again = time.monotonic() + timeout_s, False
         while not service.is_ready():
-            if not self.is_running(service.name) and not again:
+            runs = self.is_running(service.name)  # asked once: it may end between two questions
+            if not runs and not again:
                 again = True
                 self.start(service)
-            elif not self.is_running(service.name) or time.monotonic() > ends_s:
+            elif not runs or time.monotonic() > ends_s:
                 last = self.log(service.name).read_text(errors="replace").splitlines()[-1:]
-                what = "does not answer" if self.is_running(service.name) else "ended at its start"
+                what = "does not answer" if runs else "ended at its start"
                 log = self.log(service.name)
                 raise ClusterError(f"{service.name} {what}", where=log, got=" ".join(last) or None)
             time.sleep(0.2)
