@@ -86,8 +86,10 @@ def crops(tmp_path_factory: pytest.TempPathFactory) -> Crops:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """Ray on two cores of this machine, whatever it has."""
+    """Ray on two cores of this machine, whatever it has; with a token, whatever the user's want."""
     with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_AUTH_MODE", "disabled")
+        patched.setenv("RAY_AUTH_TOKEN", "")
         patched.setattr("gliotrail.distributed.cluster.cpus_here", lambda: 2)
         with cluster() as connected:
             connected()

@@ -27,7 +27,6 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _LOCAL_SETTINGS = {
-    "RAY_AUTH_MODE": "token",
     # processes that take seconds to start: idle workers that Ray Train can't use, and a watch for
     # nodes that a cloud takes back
     "RAY_prestart_worker_first_driver": "0",
@@ -78,7 +77,8 @@ def cluster() -> Iterator[Callable[[], None]]:
     for name, value in (SETTINGS if address else SETTINGS | _LOCAL_SETTINGS).items():
         os.environ.setdefault(name, value)
     if not address:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ["RAY_AUTH_MODE"] = "token"  # whatever the user's clusters want
+        os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
         Config.initialize("")  # it read the mode when it was imported
         AuthenticationTokenLoader.instance().reset_cache()
     with ThreadPoolExecutor(1, "ray") as starter:
