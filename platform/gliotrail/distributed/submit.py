@@ -79,7 +79,8 @@ def submit(stage: str, words: Sequence[str] = (), follow: bool = True) -> None:
     if not follow:
         return
     if status != "SUCCEEDED":
-        _follow(client, job, stage)
+        with _sigterm_raises():
+            _follow(client, job, stage)
     _take(job)
 
 
@@ -240,14 +241,6 @@ def _follow(client: "JobSubmissionClient", job: str, stage: str) -> None:
             show(text, position)
             position += len(text)
 
-    terminated = False
-
-    def terminate(*_: object) -> None:
-        nonlocal terminated
-        terminated = True
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, terminate)
     status = ""
     while not status:
         try:
@@ -260,7 +253,8 @@ def _follow(client: "JobSubmissionClient", job: str, stage: str) -> None:
             else:
                 status = now
                 show(client.get_job_logs(job))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as signalled:
+            terminated = isinstance(signalled, _Terminated)
             if not terminated and _ask(job):
                 client.stop_job(job)
                 say(f"{stage}: job {job} stops at its next step, with a checkpoint")
@@ -273,7 +267,6 @@ def _follow(client: "JobSubmissionClient", job: str, stage: str) -> None:
                 what, do = f"job {job}: the cluster does not answer", "the same command follows it"
                 raise ClusterError(what, got=error, do=do) from None
             time.sleep(1)
-    signal.signal(signal.SIGTERM, before)
     if status == "STOPPED":
         raise Stopped(f"job {job} was cancelled", do="the same command goes on")
     if status == "FAILED":
@@ -281,6 +274,22 @@ def _follow(client: "JobSubmissionClient", job: str, stage: str) -> None:
         code = ended.driver_exit_code or 1
         say(f"error: job {job} ended with exit code {code}; what it said is above")
         raise SystemExit(code)
+
+
+class _Terminated(KeyboardInterrupt):
+    """By SIGTERM."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _ask(job: str) -> bool:
