@@ -4,6 +4,7 @@ It goes to standard error, so that a command's own output stays clean.
 """
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,3 +73,22 @@ def say(text: str) -> None:
     """A line on standard error; above the bar, where there is one."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+@contextmanager
+def meanwhile(work: Callable[[], None], every_s: float) -> Iterator[None]:
+    """Work every so often beside the block, in a thread; and a last time after it, in this one."""
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(every_s):
+            work()
+
+    thread = threading.Thread(target=repeat, name="meanwhile", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        work()

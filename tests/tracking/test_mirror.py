@@ -27,7 +27,6 @@ def on(tmp_path: Path) -> Callable[[str], Mirror]:
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_EVERY_S", 0.02)
-    monkeypatch.setattr(module, "_AFTER_PROBLEM_S", 0.05)
 
 
 def train(writer: Writer, *steps: int) -> None:

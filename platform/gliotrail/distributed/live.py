@@ -19,8 +19,8 @@ from rich.table import Table
 from gliotrail.distributed.driver import plan_of
 from gliotrail.distributed.halving import GOES_ON, Halving
 from gliotrail.distributed.proposals import Proposals, Trial
-from gliotrail.distributed.watch import Journal, looking
-from gliotrail.progress import say
+from gliotrail.distributed.watch import Journal
+from gliotrail.progress import meanwhile, say
 from gliotrail.segmentation.loop import SCORE
 from gliotrail.tracking.journal import now_ms
 
@@ -182,5 +182,5 @@ def watching_sweep(proposals: Proposals, halving: Halving, every_s: float = 1.0)
                 for line in lines:
                     say(f"sweep: {line}")
 
-        with looking(look, every_s):
+        with meanwhile(look, every_s):
             yield

@@ -1,12 +1,11 @@
 """What a terminal shows of a run while it goes on: read from the run's own journal."""
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from gliotrail.imaging.labels import REGIONS
-from gliotrail.progress import progress, say
+from gliotrail.progress import meanwhile, progress, say
 from gliotrail.segmentation.loop import SCORE
 from gliotrail.tracking.journal import Point, RunFolder, parse_lines
 
@@ -29,28 +28,8 @@ def watching(run: RunFolder, steps: int, what: str, every_s: float = 0.5) -> Ite
                     if SCORE in values:
                         say(f"step {step}/{steps}: {describe(values)}")
 
-        with looking(look, every_s):
+        with meanwhile(look, every_s):
             yield
-
-
-@contextmanager
-def looking(look: Callable[[], None], every_s: float) -> Iterator[None]:
-    """Call `look` every so often, in a thread, while the block runs; and once after it."""
-    done = threading.Event()
-
-    def follow() -> None:
-        last = False
-        while not last:
-            last = done.wait(every_s)
-            look()
-
-    thread = threading.Thread(target=follow, name="watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(10)
 
 
 class Journal:

@@ -5,7 +5,6 @@ never changed there, and their manifest comes last. A live journal is there from
 (see `journal`): an older attempt that finds a newer one sends nothing more, and stops.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,12 +13,12 @@ from typing import Final
 
 from gliotrail.errors import ClusterError
 from gliotrail.files import locked, replacing
-from gliotrail.progress import say
+from gliotrail.progress import meanwhile, say
 from gliotrail.tracking.journal import MODEL_FILE, RUN_FILE, TRACEBACK_FILE, RunFolder
 from gliotrail.tracking.stop import STOP_FILE, note
 from gliotrail.tracking.store import Store
 
-_EVERY_S, _AFTER_PROBLEM_S, _PATIENCE_S = 1.0, 5.0, 600.0
+_EVERY_S, _PATIENCE_S = 1.0, 600.0
 _LOCK = "mirror.lock"
 _STATE, _MANIFEST, _ENDED = "state.safetensors", "manifest.json", "ended.json"
 _WHOLE: Final = (RUN_FILE, _ENDED, MODEL_FILE, TRACEBACK_FILE, "failed.json", "decisions.csv",
@@ -152,15 +151,12 @@ def sending(mirror: Mirror | None) -> Iterator[None]:
     Raises:
         ClusterError: at the end, the store does not answer for ten minutes.
     """
-    if mirror is None:
-        yield
-        return
 
-    def work() -> None:
+    def work(mirror: Mirror) -> None:
         mirror.send(_newest(mirror.run.root.glob("attempts/*.jsonl")))
         mirror.hear_of_stop()
 
-    with _repeating(work):
+    with _sitting_out(mirror, work):
         yield
 
 
@@ -173,55 +169,47 @@ def following(mirror: Mirror | None) -> Iterator[None]:
     Raises:
         ClusterError: at the end, the store does not answer for ten minutes.
     """
-    if mirror is None:
-        yield
-        return
 
-    def work() -> None:
+    def work(mirror: Mirror) -> None:
         mirror.bring(to_go_on=False)
         mirror.tell_of_stop()
 
     try:
-        with _repeating(work):
+        with _sitting_out(mirror, work):
             yield
     finally:
-        mirror.bring()
+        if mirror:
+            mirror.bring()
 
 
 @contextmanager
-def _repeating(work: Callable[[], None]) -> Iterator[None]:
-    """Work beside the block, by a thread, until a last time after it; outages are sat out."""
-    closing = threading.Event()
+def _sitting_out(mirror: Mirror | None, work: Callable[[Mirror], None]) -> Iterator[None]:
+    """Work beside the block, until a last time after it; the store's outages are sat out."""
+    if mirror is None:
+        yield
+        return
     problem: Exception | None = None
 
     def try_again() -> None:
         nonlocal problem
         try:
-            work()
+            work(mirror)
             problem = None
         except (ClusterError, OSError) as error:
             if problem is None:
                 say(f"{error}; it is tried again")
             problem = error
 
-    def repeat() -> None:
-        while not closing.wait(_EVERY_S if problem is None else _AFTER_PROBLEM_S):
-            try_again()
-
-    thread = threading.Thread(target=repeat, name="mirror", daemon=True)
-    thread.start()
     try:
-        yield
+        with meanwhile(try_again, _EVERY_S):
+            yield
     finally:
-        closing.set()
-        thread.join()
         ends_s = time.monotonic() + _PATIENCE_S
-        try_again()
-        while problem is not None and time.monotonic() < ends_s:
-            time.sleep(_AFTER_PROBLEM_S)
+        while problem is not None:
+            if time.monotonic() > ends_s:
+                raise problem
+            time.sleep(_EVERY_S)
             try_again()
-        if problem is not None:
-            raise problem
 
 
 def _newest(journals: Iterable[Path]) -> int:
