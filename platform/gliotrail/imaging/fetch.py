@@ -77,17 +77,15 @@ def _copy(dataset: Dataset, out: Path) -> Dataset:
 
 def _fetch_archive(out: Path, archive: Path) -> Dataset:
     with replacing(out) as partial:
-        unpacked = partial.with_name(f"{partial.name}.partial")
-        shutil.rmtree(unpacked, ignore_errors=True)
-        try:
-            unpack(archive, unpacked)
-            roots = [path.parent for path in unpacked.glob(f"*/{DESCRIPTION}")]
-            if len(roots) != 1:
-                wanted = f"one folder with a {DESCRIPTION}"
-                raise DataError("archive", where=archive, wanted=wanted, got=len(roots))
-            read_dataset(roots[0])
-            (roots[0] / "PROVENANCE.md").write_text(MSD_NOTICE, encoding="utf-8")
-            roots[0].rename(partial)
-        finally:
-            shutil.rmtree(unpacked, ignore_errors=True)
+        unpacked = partial / ".unpacked"  # within it, so that whatever is left goes with it
+        unpack(archive, unpacked)
+        roots = [path.parent for path in unpacked.glob(f"*/{DESCRIPTION}")]
+        if len(roots) != 1:
+            wanted = f"one folder with a {DESCRIPTION}"
+            raise DataError("archive", where=archive, wanted=wanted, got=len(roots))
+        read_dataset(roots[0])
+        for path in roots[0].iterdir():
+            path.rename(partial / path.name)
+        shutil.rmtree(unpacked)
+        (partial / "PROVENANCE.md").write_text(MSD_NOTICE, encoding="utf-8")
     return read_dataset(out)
