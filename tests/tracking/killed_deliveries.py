@@ -1,4 +1,4 @@
-"""Deliver runs in processes that are killed before their n-th call to MLflow, or note of one.
+"""Deliver and evaluate runs in processes that are killed before their n-th call to MLflow.
 
 Not from pytest's own process: one that is forked must have no other thread, and no connection to
 the database open.
@@ -18,9 +18,11 @@ from mlflow import MlflowClient
 from gliotrail.tracking import delivery
 from gliotrail.tracking.delivery import deliver
 from gliotrail.tracking.journal import MODEL_FILE, RunFolder
+from gliotrail.tracking.registry import champion
 from gliotrail.tracking.runs import client
 from tests.support.told import told
 from tests.tracking.conftest import begun, go_on, model_file
+from tests.tracking.test_evaluation import MEASURES, record, trained
 
 
 def in_a_process(work: Callable[[], object]) -> int:
@@ -115,7 +117,46 @@ def with_a_model_left(root: Path) -> RunFolder:
     return run
 
 
+def kill_evaluations(every: int) -> int:
+    """Evaluate run after run, each killed some calls later; its training's end stays as it was.
+
+    Evaluated again, it is as if nothing had happened: one model, one version, and champion.
+
+    Returns:
+        the last call before which an evaluation was killed.
+    """
+    server = client()
+    for n in range(random.randint(1, every), 100, every):
+        run, says = trained(n, score=n / 1000)
+        run_id = deliver(run, server)
+        ended = told(server, run_id)["status"], told(server, run_id)["times"]
+
+        def broken_off(n: int = n, run: RunFolder = run, says: dict[str, Any] = says) -> None:
+            die_before(n)
+            record(run, says)
+
+        code = in_a_process(broken_off)
+        assert code in {0, -signal.SIGKILL}, (n, code)
+        assert (told(server, run_id)["status"], told(server, run_id)["times"]) == ended
+        assert record(run, says).endswith("champion")
+        of = told(server, run_id)
+        assert ended == (of["status"], of["times"])
+        assert ended[0] == "FINISHED"
+        scores = [key for key, *_ in of["points"] if key.startswith("test/")]
+        assert scores == sorted(MEASURES), scores
+        assert len(of["models"]) == 1, of["models"]
+        versions = server.search_model_versions(f"run_id = '{run_id}'")
+        assert len(versions) == 1, versions
+        holder = champion(server)
+        assert holder is not None
+        assert holder.run_id == run_id
+        if code == 0:
+            return n - every
+    raise AssertionError("it never came to its end")
+
+
 def main(root: Path, every: int) -> None:
-    """Print before how many calls each of two kinds of runs was killed."""
+    """Print before how many calls each of three kinds of work was killed."""
     print("points", kill_everywhere(with_points, root / "points", 2, every))
     print("model", kill_everywhere(with_a_model_left, root / "model", 0, every))
+    print("evaluation", kill_evaluations(every))

@@ -224,7 +224,7 @@ def test_nested_params_are_flat_and_no_longer_than_mlflow_takes() -> None:
 
 
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.long)])
-def test_a_delivery_killed_between_any_two_calls_loses_and_doubles_nothing(
+def test_what_is_killed_between_any_two_calls_to_mlflow_loses_and_doubles_nothing(
     every: int, tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each in a process of its own, killed before its n-th call to MLflow or note of one."""
@@ -236,3 +236,4 @@ def test_a_delivery_killed_between_any_two_calls_loses_and_doubles_nothing(
     killed = dict(line.split() for line in process.printed().splitlines())
     assert int(killed["points"]) > 15
     assert int(killed["model"]) > 5
+    assert int(killed["evaluation"]) > 10
