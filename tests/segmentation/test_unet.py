@@ -13,6 +13,17 @@ from gliotrail.segmentation.unet import (
     stride,
 )
 
+LAYERS = [
+    (4, 32, 3_488),
+    (32, 64, 55_360),
+    (64, 64, 110_656),
+    (64, 128, 221_312),
+    (192, 64, 331_840),
+    (64, 64, 110_656),
+    (64, 3, 195),
+]
+"""Channels in and out, and parameters, of the course's network."""
+
 
 def network(depth: int, base: int, seed: int = 1, **shape: int) -> UNet3d:
     """In float64, so that what differs is no rounding."""
@@ -41,18 +52,9 @@ def test_frozen_parameters_are_other_ones():
 
 
 def test_every_layer_of_depth_2_is_the_one_of_the_table():
-    wanted = [
-        (4, 32, 3_488),
-        (32, 64, 55_360),
-        (64, 64, 110_656),
-        (64, 128, 221_312),
-        (192, 64, 331_840),
-        (64, 64, 110_656),
-        (64, 3, 195),
-    ]
     layers = [layer for layer in UNet3d(2, 32).modules() if isinstance(layer, torch.nn.Conv3d)]
     rows = [(la.in_channels, la.out_channels, sum(count_parameters(la))) for la in layers]
-    assert rows == wanted
+    assert rows == LAYERS
     assert [layer.kernel_size for layer in layers] == [(3, 3, 3)] * 6 + [(1, 1, 1)]
 
 
