@@ -45,7 +45,12 @@ def reading() -> Work:
 def patches(fused: bool) -> Work:
     scan, corners = case(), np.load(FOLDER / "corners.npy")
     boxes = [Box.at(corner, [SETTINGS["size"]] * 3) for corner in corners[:PATCHES]]
-    return lambda: [read_patch(scan, box, "brain", fused) for box in boxes]
+
+    def work() -> None:  # one after another, as a training has them
+        for box in boxes:
+            read_patch(scan, box, "brain", fused)
+
+    return work
 
 
 def course_patches(fused: bool) -> Work:

@@ -19,7 +19,7 @@ import torch
 import torchio
 from protocol import answer
 
-from gliotrail.segmentation.unet import UNet3d
+from gliotrail.segmentation.unet import UNet3d, initialize
 
 FOLDER = Path(sys.argv[1])
 PATCHES = 20
@@ -61,7 +61,22 @@ def blosc2_patches():
     image = stored("box", np.load(FOLDER / "peers_box.npy"))
     corners = np.load(FOLDER / "inside.npy")[:PATCHES]
     boxes = [tuple(slice(a, a + SIDE) for a in corner) for corner in corners.tolist()]
-    return lambda: [image[(slice(None), *box)] for box in boxes]
+
+    def work():
+        for box in boxes:
+            image[(slice(None), *box)]
+
+    return work
+
+
+def many(one):
+    """One after another, as a training has them."""
+
+    def work():
+        for _ in range(PATCHES):
+            one()
+
+    return work
 
 
 def standardized(image):
@@ -84,7 +99,7 @@ def course_by(crop, shape):
                 return standardized(crop("image", box)), of_labels
         raise RuntimeError("no patch")
 
-    return lambda: [one() for _ in range(PATCHES)]
+    return many(one)
 
 
 def blosc2_course():
@@ -118,7 +133,7 @@ def monai_course():
                 std = torch.where(std == 0, torch.inf, std)
                 return (image - mean) / std, patch["labels"]
 
-    return lambda: [one() for _ in range(PATCHES)]
+    return many(one)
 
 
 def torchio_course():
@@ -136,13 +151,14 @@ def torchio_course():
                 return standardized(patch["image"].data.numpy()), of_labels
         raise RuntimeError("no patch")
 
-    return lambda: [one() for _ in range(PATCHES)]
+    return many(one)
 
 
 def monai_scan():
     """The whole grid in windows of 96, overlap 0.25."""
     scan = torch.from_numpy(np.load(FOLDER / "peers_scan.npy"))[None]
     network = UNet3d(2, 8, up_convolution="plain").eval()
+    initialize(network, 0)
     side = min(96, *(n // 2 * 2 for n in scan.shape[2:]))
 
     @torch.inference_mode()

@@ -40,11 +40,12 @@ class Box:
     @classmethod
     def around(cls, mask_IJK: npt.NDArray[np.bool_]) -> "Box":
         """The smallest box that holds every True voxel; empty where there is none."""
-        sides = []
+        sides: list[tuple[int, int]] = []
         for axis in range(3):
             others = tuple(a for a in range(3) if a != axis)
             where = np.flatnonzero(mask_IJK.any(axis=others))
             sides.append((int(where[0]), int(where[-1]) + 1) if where.size else (0, 0))
+            mask_IJK = mask_IJK[(slice(None),) * axis + (slice(*sides[-1]),)]
         return cls(vox3([s[0] for s in sides]), vox3([s[1] for s in sides]))
 
     @property

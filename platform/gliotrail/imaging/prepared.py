@@ -153,13 +153,14 @@ def read_patch(
     """
     if standardize not in {"brain", "slice", "none"}:
         raise DataError("standardize", wanted="brain, slice or none", got=repr(standardize))
-    patch_CKJI = np.zeros((len(case.channels), *box.size_vox[::-1]), np.float32)
     inside = box.meet(case.box)
+    whole = inside == box
+    patch_CKJI = (np.empty if whole else np.zeros)(
+        (len(case.channels), *box.size_vox[::-1]), np.float32
+    )
     if 0 in inside.size_vox:
         return patch_CKJI.transpose(0, 3, 2, 1)
     here, there = (inside.shifted([-n for n in of.start_vox]) for of in (case.box, box))
-    i, j, k = there.slices
-    values_CKJI = patch_CKJI[:, k, j, i]
     if standardize == "brain":
         mean_CK, std_CK = (
             np.repeat(of_C[:, None], inside.size_vox[2], axis=1)
@@ -170,17 +171,36 @@ def read_patch(
     mean_CK = mean_CK.astype(np.float32)
     std_CK = np.where(std_CK == 0, np.inf, std_CK).astype(np.float32)  # so that only 0 comes out
     kernel = kernels.fitting(kernels.standardize, case.image_CIJK, np.int16) if fused else None
+    i, j, k = there.slices
     if standardize == "none":
-        values_CKJI[:] = _raw(case, here)
+        patch_CKJI[:, k, j, i] = _raw(case, here)
     elif kernel:
         starts = (here.start_vox, inside.size_vox, mean_CK, std_CK, patch_CKJI, there.start_vox)
         kernel(case.image_CIJK.transpose(0, 3, 2, 1), *starts)
+    elif whole:
+        _standardize(_raw(case, here), mean_CK, std_CK, patch_CKJI)
     else:
-        raw_CKJI = _raw(case, here).copy()
-        np.subtract(raw_CKJI, mean_CK[:, :, None, None], out=values_CKJI)
-        np.divide(values_CKJI, std_CK[:, :, None, None], out=values_CKJI)
-        np.copyto(values_CKJI, 0, where=~raw_CKJI.any(axis=0))
+        values_CKJI = np.empty((len(patch_CKJI), *inside.size_vox[::-1]), np.float32)
+        _standardize(_raw(case, here), mean_CK, std_CK, values_CKJI)
+        patch_CKJI[:, k, j, i] = values_CKJI
     return patch_CKJI.transpose(0, 3, 2, 1)
+
+
+def _standardize(
+    raw_CKJI: npt.NDArray[Any],
+    mean_CK: npt.NDArray[Any],
+    std_CK: npt.NDArray[Any],
+    out_CKJI: Floats,
+) -> None:
+    """(v - mean) / std, 0 where all channels are 0. `out_CKJI` is contiguous."""
+    raw_CKJI = raw_CKJI.copy()
+    whole_numbers = raw_CKJI.dtype.kind in "iu"
+    brain_KJI = (np.bitwise_or if whole_numbers else np.logical_or).reduce(raw_CKJI, axis=0) != 0
+    out_CKJI[:] = raw_CKJI
+    out_CKn = out_CKJI.reshape(*out_CKJI.shape[:2], -1)  # numpy is twice as fast over two axes
+    out_CKn -= mean_CK[:, :, None]
+    out_CKn /= std_CK[:, :, None]
+    out_CKJI.view(np.int32)[:] &= -brain_KJI.astype(np.int32)  # all bits of a number, or none
 
 
 def _raw(case: PreparedCase, box: Box) -> npt.NDArray[Any]:

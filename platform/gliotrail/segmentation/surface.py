@@ -22,7 +22,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_erosion
 from scipy.spatial import cKDTree
 
 from gliotrail.errors import DataError
@@ -37,6 +36,9 @@ Spacing = Sequence[float] | Floats
 _CORNERS: Final = tuple(vox3(corner) for corner in product((0, 1), repeat=3))
 """The voxels around a point; the code of a neighbourhood has bit b where _CORNERS[b] is inside."""
 
+_NEAR: Final = 3
+"""Voxels within which most of a surface lies: looked at step by step, without a tree."""
+
 
 def hd95_mm(ref_IJK: Mask, pred_IJK: Mask, spacing_mm: Spacing) -> float | None:
     """The 95th percentile of surface distances, the larger of the two directions.
@@ -50,7 +52,7 @@ def hd95_mm(ref_IJK: Mask, pred_IJK: Mask, spacing_mm: Spacing) -> float | None:
     ref, pred, spacing = _cropped(ref_IJK, pred_IJK, spacing_mm)
     if not (ref.any() and pred.any()):
         return None
-    surfaces = [mask & ~binary_erosion(mask) for mask in (ref, pred)]
+    surfaces = [mask & ~_inner(mask) for mask in (ref, pred)]
     there, back = (_distances_mm(a, b, spacing) for a, b in (surfaces, surfaces[::-1]))
     return max(float(np.percentile(there, 95)), float(np.percentile(back, 95)))
 
@@ -175,14 +177,42 @@ def _neighbour_codes(mask_IJK: Mask) -> npt.NDArray[np.uint8]:
 
 def _distances_mm(here_IJK: Mask, there_IJK: Mask, spacing_mm: Floats) -> Floats:
     """From each True of `here`, in C order, to the nearest True of `there` (n,)."""
-    distances_mm = np.zeros(int(here_IJK.sum()))
-    apart = ~there_IJK[here_IJK]  # where both surfaces pass, the distance is 0
-    if apart.any():
-        from_vox, to_vox = np.argwhere(here_IJK)[apart], np.argwhere(there_IJK)
+    # from whole voxels, so that a distance does not depend on where in the volume it lies
+    steps_vox, steps_mm = _near(tuple(spacing_mm.tolist()))
+    there = np.pad(there_IJK, _NEAR)
+    flat, strides = there.ravel(), np.array(there.strides)
+    at = np.flatnonzero(np.pad(here_IJK, _NEAR))
+    distances_mm, left = np.zeros(len(at)), np.arange(len(at))
+    for step, length_mm in zip((steps_vox @ strides).tolist(), steps_mm.tolist(), strict=True):
+        found = flat[at + step]
+        distances_mm[left[found]] = length_mm
+        left, at = left[~found], at[~found]
+    if len(at):
+        from_vox, to_vox = np.stack(np.unravel_index(at, there.shape), 1), np.argwhere(there)
         _, nearest = cKDTree(to_vox * spacing_mm).query(from_vox * spacing_mm)
-        # from whole voxels, so that a distance does not depend on where in the volume it lies
-        distances_mm[apart] = _length((from_vox - to_vox[nearest]) * spacing_mm)
+        distances_mm[left] = _length((from_vox - to_vox[nearest]) * spacing_mm)
     return distances_mm
+
+
+@cache
+def _near(spacing_mm: tuple[float, ...]) -> tuple[npt.NDArray[np.intp], Floats]:
+    """All steps no longer than _NEAR of a voxel's shortest sides, shortest first: voxels, mm."""
+    steps_vox = np.array(list(product(range(-_NEAR, _NEAR + 1), repeat=3)), np.intp)
+    steps_mm = _length(steps_vox * np.array(spacing_mm))
+    order = np.argsort(steps_mm, kind="stable")
+    order = order[steps_mm[order] <= _NEAR * min(spacing_mm)]
+    return steps_vox[order], steps_mm[order]
+
+
+def _inner(mask_IJK: Mask) -> Mask:
+    """Where a voxel and its six face neighbours are inside."""
+    padded, inner = np.pad(mask_IJK, 1), mask_IJK.copy()
+    for axis in range(3):
+        for start in (0, 2):
+            corner = [1, 1, 1]
+            corner[axis] = start
+            inner &= padded[Box.at(corner, mask_IJK.shape).slices]
+    return inner
 
 
 def _cropped(ref_IJK: Mask, pred_IJK: Mask, spacing_mm: Spacing) -> tuple[Mask, Mask, Floats]:
