@@ -180,6 +180,16 @@ def test_dvc_repro_trains_on_a_cluster_that_shares_nothing_with_the_checkout(
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
+def test_a_wrong_token_is_one_line(ready: Project, head: RayHead) -> None:
+    env = {**env_of(ready, head), "RAY_AUTH_TOKEN": "0" * 64}
+    told = ready.run("gliotrail", "submit", "train", check=False, **env)
+    assert told.returncode == 1
+    assert "Traceback" not in told.stdout
+    assert "no Ray jobs: got AuthenticationError" in told.stdout.splitlines()[-1]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_a_cancelled_job_has_a_checkpoint_and_goes_on_from_it(
     ready: Project, head: RayHead
 ) -> None:

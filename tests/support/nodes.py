@@ -130,6 +130,7 @@ def cluster(folder: Path, stack: ExitStack) -> Iterator[Cluster]:
     there = {
         "RAY_ADDRESS": f"{head.address}:{settings.ports['ray']}",
         "RAY_API_SERVER_ADDRESS": f"http://{head.address}:{settings.ports['dashboard']}",
+        "RAY_AUTH_TOKEN": settings.secrets["ray"],  # not the one of the tests' own Ray
     }
     yield Cluster(head, other, settings, settings.client_env() | there)
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 _ADDRESSES: Final = ("MLFLOW_TRACKING_URI", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
 _LAYOUT: Final = ("GLIOTRAIL_WORKERS", "GLIOTRAIL_TRIAL_WORKERS", "GLIOTRAIL_TRIAL_CPUS",
-                  "GLIOTRAIL_CONCURRENT_TRIALS", "GLIOTRAIL_RAY_LOGS")  # fmt: skip
+                  "GLIOTRAIL_TRIAL_GPUS", "GLIOTRAIL_CONCURRENT_TRIALS",
+                  "GLIOTRAIL_RAY_LOGS")  # fmt: skip
 _PATIENCE_S: Final = 300.0
 _STOP_WAIT_S: Final = 300
 
@@ -112,12 +113,15 @@ def _answering() -> Iterator[None]:
     Raises:
         ClusterError: it is so.
     """
+    from ray.exceptions import RayError
+
     try:
         yield
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, RayError) as error:
         got = f"{type(error).__name__}: {error}".split("\n")[0]
         where = f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}"
-        raise ClusterError("no Ray jobs", where=where, got=got) from None
+        do = "`gliotrail doctor` looks closer"
+        raise ClusterError("no Ray jobs", where=where, got=got, do=do) from None
 
 
 def _client() -> "JobSubmissionClient":

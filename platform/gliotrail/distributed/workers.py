@@ -113,8 +113,9 @@ def _fit(
     # Ray does nothing for a name that ended once; what resumes is our own folder
     name = f"{run.root.name}-{time.time_ns()}"
     if wanted.at_least:
-        # so long Ray waits for a machine that is lost before it looks again how many there are
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
+        # for some seconds Ray counts on a machine that is lost; so long it waits for that one's
+        # place before it looks again how many there are. Free places are given in milliseconds.
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
     trainer = _Trainer(
         _work,
         train_loop_config={"training": training, "root": str(run.root), "until": until},
