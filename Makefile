@@ -36,7 +36,7 @@ echo "$$key" >"$(1)/.installed"
 echo "installation took $$SECONDS s"
 endef
 
-.PHONY: help setup demo ui docs test demo-test chaos hostile browser-test cluster-test reproduce-test tracking-cost sweep-cost bench check fmt services peers audit sbom clean python
+.PHONY: help setup demo ui docs test demo-test chaos hostile browser-test cluster-test reproduce-test tracking-cost sweep-cost gpu-check bench check fmt services peers audit sbom clean python
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -80,6 +80,9 @@ tracking-cost: setup ## time that tracking takes of a training's loop, with serv
 
 sweep-cost: setup ## time that a sweep of 1,000 trials takes beside the trials' own (half an hour and more)
 	@python -m tests.distributed.sweep_cost $(ARGS)
+
+gpu-check: setup ## whether this machine's GPUs compute what its CPU does: a table of differences
+	@python -m tests.distributed.gpu_check $(ARGS)
 
 bench: setup peers ## the same work by Gliotrail and by its peers, side by side, into docs/log/bench.md
 	@python -m tests.bench.compare $(ARGS)

@@ -46,6 +46,7 @@ ENVIRONMENT = {
     " of the main checkout. A job on a cluster has `~/.cache/gliotrail`; set in the environment of"
     " Ray's machines, it is another path there, the same on all.",
     "GLIOTRAIL_TRIAL_CPUS": "Cores of each worker of a sweep's trial.",
+    "GLIOTRAIL_TRIAL_GPUS": "Share of a GPU that a sweep's trial takes, such as 0.5.",
     "GLIOTRAIL_TRIAL_WORKERS": "Workers of each trial of a sweep; 1.",
     "GLIOTRAIL_WORKERS": "Workers of a training, or the fewest and the most, `1:4`; else one for"
     " each GPU of the cluster, or two.",

@@ -7,7 +7,13 @@ import pytest
 import ray
 
 from gliotrail.distributed.cluster import Resources, nodes, share_out, total, workers_wanted
-from gliotrail.distributed.trials import CONCURRENT, TRIAL_CPUS, TRIAL_WORKERS, resources
+from gliotrail.distributed.trials import (
+    CONCURRENT,
+    TRIAL_CPUS,
+    TRIAL_GPUS,
+    TRIAL_WORKERS,
+    resources,
+)
 from gliotrail.errors import ClusterError, ParamsError
 from tests.support.projects import ROOT
 
@@ -205,6 +211,21 @@ def test_trials_share_the_machines(
     monkeypatch.setenv(TRIAL_CPUS, cpus or "")
     monkeypatch.setenv(CONCURRENT, most or "")
     assert resources(there, trials) == (each, at_once)
+
+
+def test_trials_may_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRIAL_GPUS, "0.5")
+    assert resources([WITH_GPUS], 9) == (Resources(1, 2, 0.5), 8)
+    assert resources([WITH_GPUS], 9)[0].describe() == "1 workers of 2 CPU and 0.5 GPU"
+    assert resources([SMALL], 9) == (Resources(1, 1, 0), 2)
+    for text in ("0", "0.0", "2", "-1", "half", "1e-3"):
+        monkeypatch.setenv(TRIAL_GPUS, text)
+        with pytest.raises(ParamsError, match=r"wanted a share of a GPU, such as 0\.5, got"):
+            resources([WITH_GPUS], 9)
+    monkeypatch.setenv(TRIAL_GPUS, "0.5")
+    monkeypatch.setenv(TRIAL_WORKERS, "2")
+    with pytest.raises(ParamsError, match="GLIOTRAIL_TRIAL_GPUS: wanted 1 for 2 workers a trial"):
+        resources([WITH_GPUS], 9)
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,16 @@ def test_what_cannot_be_trained_is_refused(crops: Crops, tmp_path: Path) -> None
     check([crops.training()])
 
 
+def test_bfloat16_is_refused_where_the_cpu_only_imitates_it(
+    crops: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": False})
+    training = crops.training(train__precision="bfloat16")
+    with pytest.raises(ParamsError, match="bfloat16: wanted a CPU that computes with it, got "):
+        run_training(training, RunFolder(tmp_path), World())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_epoch_is_as_many_voxels_for_every_patch_size(crops: Crops) -> None:
     plans = [plan_of(crops.training(train__patch_size=size)) for size in ("16x16x8", "16x16x16")]
     assert [plan.steps_per_epoch for plan in plans] == [8, 4]

@@ -42,17 +42,17 @@ class Resources:
 
     workers: int
     cpus_per_worker: int
-    gpus_per_worker: int
+    gpus_per_worker: float
     at_least: int | None = None
 
     def per_worker(self) -> dict[str, float]:
         """As Ray wants it."""
-        gpu = {"GPU": float(self.gpus_per_worker)} if self.gpus_per_worker else {}
+        gpu = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
         return {"CPU": float(self.cpus_per_worker)} | gpu
 
     def describe(self) -> str:
         """For messages: `2 workers of 1 CPU`."""
-        gpus = f" and {self.gpus_per_worker} GPU" if self.gpus_per_worker else ""
+        gpus = f" and {self.gpus_per_worker:g} GPU" if self.gpus_per_worker else ""
         fewest = f"{self.at_least} to " if self.at_least else ""
         return f"{fewest}{self.workers} workers of {self.cpus_per_worker} CPU{gpus}"
 
@@ -158,20 +158,26 @@ def total(nodes: Sequence[Node], name: str) -> int:
     return sum(int(node.get(name, 0)) for node in nodes)
 
 
-def share_out(nodes: Sequence[Node], workers: int | None, at_least: int | None = None) -> Resources:
+def share_out(
+    nodes: Sequence[Node],
+    workers: int | None,
+    at_least: int | None = None,
+    of_a_gpu: float = 1,
+) -> Resources:
     """What each worker of one training gets: a GPU where there are some, and its share of cores.
 
     Args:
         nodes: the cluster's.
         workers: how many; None is one a GPU, or else two, one on a single core.
         at_least: with how many it may begin, and go on, if there can't be more.
+        of_a_gpu: the share of one that each gets.
 
     Raises:
         ClusterError: the cluster, as it is now, can't give so much.
     """
     cpus, gpus = total(nodes, "CPU"), total(nodes, "GPU")
     workers = workers or gpus or max(1, min(2, cpus))
-    of_one = 1 if gpus else 0
+    of_one = of_a_gpu if gpus else 0
     for now in range(workers, (at_least or workers) - 1, -1):
         # the most cores that each can have, a worker being on one machine
         for cpus_per_worker in range(max(1, cpus // now), 0, -1):

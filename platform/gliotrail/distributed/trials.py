@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from gliotrail.distributed.halving import Halving
 from gliotrail.distributed.proposals import Trial
 from gliotrail.distributed.sent import bring_inputs, mirror_of
 from gliotrail.distributed.workers import fit_on_workers, give_back
-from gliotrail.errors import ClusterError, GliotrailError
+from gliotrail.errors import ClusterError, GliotrailError, ParamsError
 from gliotrail.places import state_dir
 from gliotrail.segmentation.loop import SCORE, World
 from gliotrail.tracking.mirror import sending
@@ -37,6 +38,7 @@ from gliotrail.tracking.stop import asked_by, forget, note
 
 TRIAL_WORKERS: Final = "GLIOTRAIL_TRIAL_WORKERS"
 TRIAL_CPUS: Final = "GLIOTRAIL_TRIAL_CPUS"
+TRIAL_GPUS: Final = "GLIOTRAIL_TRIAL_GPUS"
 CONCURRENT: Final = "GLIOTRAIL_CONCURRENT_TRIALS"
 _FAILURES_SURVIVED: Final = 3
 
@@ -44,17 +46,19 @@ _FAILURES_SURVIVED: Final = 3
 def resources(there: Sequence[Node], trials: int) -> tuple[Resources, int]:
     """What each trial takes, and how many run at a time: as many as there are GPUs, or else cores.
 
-    GLIOTRAIL_TRIAL_WORKERS, GLIOTRAIL_TRIAL_CPUS and GLIOTRAIL_CONCURRENT_TRIALS say it otherwise.
+    GLIOTRAIL_TRIAL_WORKERS, GLIOTRAIL_TRIAL_CPUS, GLIOTRAIL_TRIAL_GPUS and
+    GLIOTRAIL_CONCURRENT_TRIALS say it otherwise.
 
     Args:
         there: the cluster's machines.
 
     Raises:
         ClusterError: the cluster, as it is now, can't ever give so much.
-        ParamsError: a variable that is no whole number.
+        ParamsError: a variable that is no such number.
     """
     workers, cpus = whole_number(TRIAL_WORKERS) or 1, whole_number(TRIAL_CPUS)
-    wanted = Resources(workers, cpus or 1, 1 if total(there, "GPU") else 0)
+    of_a_gpu = _of_a_gpu(workers)
+    wanted = Resources(workers, cpus or 1, of_a_gpu if total(there, "GPU") else 0)
     at_once = min(trials, fitting(there, wanted) // workers, whole_number(CONCURRENT) or trials)
     if not at_once:
         machines = [
@@ -67,8 +71,24 @@ def resources(there: Sequence[Node], trials: int) -> tuple[Resources, int]:
             do=f"lower {TRIAL_WORKERS if workers > 1 else TRIAL_CPUS}",
         )
     if cpus is None:
-        wanted = replace(share_out(there, at_once * workers), workers=workers)
+        each = share_out(there, at_once * workers, of_a_gpu=of_a_gpu)
+        wanted = replace(each, workers=workers)
     return wanted, at_once
+
+
+def _of_a_gpu(workers: int) -> float:
+    """The share of a GPU that each worker of a trial gets.
+
+    Raises:
+        ParamsError: it is none, or a trial's workers would share one: NCCL refuses that.
+    """
+    text = os.environ.get(TRIAL_GPUS) or "1"
+    if not re.fullmatch(r"1|0?\.[0-9]{1,4}", text) or not float(text):
+        raise ParamsError(TRIAL_GPUS, wanted="a share of a GPU, such as 0.5", got=repr(text))
+    if workers > 1 and text != "1":
+        do = f"unset {TRIAL_WORKERS} or {TRIAL_GPUS}"
+        raise ParamsError(TRIAL_GPUS, wanted=f"1 for {workers} workers a trial", got=text, do=do)
+    return float(text)
 
 
 def run_trials(
@@ -230,6 +250,9 @@ def _trial(config: dict[str, Any]) -> None:
         else:
             bring_inputs()
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            share = config["wanted"].gpus_per_worker
+            if device.type == "cuda" and 0 < share < 1:  # the rest is for the trials beside it
+                torch.cuda.set_per_process_memory_fraction(share)
             with sending(mirror):
                 run_training(training, run, World(device=device), tune.report, trial.until)
         if trial.until is not None and trial.until < training.section.epochs:

@@ -173,6 +173,9 @@ def fit(
         NotFiniteError: the loss or a gradient is no finite number.
     """
     world = world or World()
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+        torch.backends.cudnn.deterministic = True  # the same bits each time, as on a CPU
     model.to(world.device, _DTYPES["float64"] if plan.precision == "float64" else None)
     model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -188,7 +191,7 @@ def fit(
 
     epoch_started, epoch_steps, waited_s = time.perf_counter(), 0, 0.0
     steps = range(state.step, plan.steps if until is None else until)
-    stream = batches(source, steps, plan.batch_size, world.rank, world.workers)
+    stream = batches(source, steps, plan.batch_size, world.rank, world.workers, world.device)
     for step in steps:
         asked = time.perf_counter()
         batch = next(stream)
@@ -198,7 +201,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate_at(step)
         optimizer.zero_grad()
-        flat = _gradients_and_losses(model, batch, plan, scaler, world, stop())
+        flat = gradients_and_losses(model, batch, plan, scaler, world, stop())
         *values, votes = flat[-len(plan.losses) - 1 :].tolist()
         losses = dict(zip(plan.losses, values, strict=True))
         loss = losses[plan.loss]
@@ -232,7 +235,7 @@ def fit(
     return _snapshot(state, (model, averaged, kept), optimizer, scaler)
 
 
-def _gradients_and_losses(
+def gradients_and_losses(
     model: nn.Module,
     batch: Batch,
     plan: Plan,
@@ -281,7 +284,8 @@ def _average_into(averaged: nn.Module, model: nn.Module, decay: float, step: int
 
 def _to_device(tensor: Tensor, plan: Plan, world: World) -> Tensor:
     dtype = torch.float64 if plan.precision == "float64" else torch.float32
-    return tensor.to(world.device, dtype, memory_format=torch.channels_last_3d)
+    # the copy from pinned memory goes on while the CPU goes ahead
+    return tensor.to(world.device, dtype, non_blocking=True, memory_format=torch.channels_last_3d)
 
 
 def _snapshot(

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -204,22 +204,34 @@ def part_of_step(step: int, batch_size: int, rank: int, workers: int) -> range:
 
 
 def batches(
-    source: Source, steps: range, batch_size: int, rank: int = 0, workers: int = 1
+    source: Source,
+    steps: range,
+    batch_size: int,
+    rank: int = 0,
+    workers: int = 1,
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
-    """A worker's batches of the given steps, each read while the one before is worked on."""
+    """A worker's batches of the given steps, each read while the one before is worked on.
+
+    They are in the CPU's memory; pinned where `device` is a GPU, which then copies them itself.
+    """
+    pinned = device is not None and device.type == "cuda"
 
     def read(step: int) -> Batch:
         numbers = part_of_step(step, batch_size, rank, workers)
         samples = tuple(source.sample(number) for number in numbers)
-        image = torch.empty((len(samples), len(CHANNELS), *source.size_vox))
-        targets = torch.empty((len(samples), len(CLASSES), *source.size_vox))
+        shape = source.size_vox
+        image = torch.empty((len(samples), len(CHANNELS), *shape), pin_memory=pinned)
+        targets = torch.empty((len(samples), len(CLASSES), *shape), pin_memory=pinned)
         for place, sample in enumerate(samples):
             image_CIJK, targets_CIJK = source.serve(sample)
             image[place] = torch.from_numpy(image_CIJK)
             targets[place] = torch.from_numpy(targets_CIJK)
         return Batch(image, targets, samples)
 
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="patches") as reader:
+    # which GPU memory is pinned for is a thread's own setting
+    begin = partial(torch.cuda.set_device, device) if pinned else None
+    with ThreadPoolExecutor(1, thread_name_prefix="patches", initializer=begin) as reader:
         coming = None
         for step in steps:
             batch = coming.result() if coming else read(step)
