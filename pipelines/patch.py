@@ -7,6 +7,7 @@ from gliotrail import params
 from gliotrail.errors import ParamsError, one_line_errors
 from gliotrail.imaging.patch import patch
 from gliotrail.imaging.prepared import load_prepared
+from gliotrail.places import state_dir
 from gliotrail.report.sampled import draw_sample
 
 
@@ -21,5 +22,6 @@ if __name__ == "__main__":
     with one_line_errors():
         section, size = params.load().patch, _size()
         prepared = load_prepared(Path("data/prepare"))
-        index = patch(section, prepared, size, Path("data/patch"))
+        kept = state_dir() / "kept/patch"
+        index = patch(section, prepared, size, Path("data/patch"), kept)
         draw_sample(prepared, index, Path("results/patch"))

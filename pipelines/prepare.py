@@ -6,9 +6,11 @@ from gliotrail import params
 from gliotrail.errors import one_line_errors
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import load_prepared
+from gliotrail.places import state_dir
 from gliotrail.report.dataset import draw_data
 
 if __name__ == "__main__":
     with one_line_errors():
-        prepare(params.load().prepare, Path("data/fetch"), Path("data/prepare"))
-        draw_data(load_prepared(Path("data/prepare")), Path("results/prepare"))
+        out, kept = Path("data/prepare"), state_dir() / "kept"
+        prepare(params.load().prepare, Path("data/fetch"), out, memory=kept / "prepare")
+        draw_data(load_prepared(out), Path("results/prepare"), kept / "draw")

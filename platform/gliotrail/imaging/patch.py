@@ -6,9 +6,13 @@ reach past the brain's box. Sampling is exact: the background share of every cor
 running sums, and the corners below the threshold are drawn from without replacement.
 """
 
+import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +23,10 @@ from gliotrail import params
 from gliotrail.errors import DataError
 from gliotrail.files import replacing
 from gliotrail.imaging.geometry import Box, Vox3, vox3
+from gliotrail.imaging.kept import at_a_time, forget_others, key_of, made
 from gliotrail.imaging.labels import CLASSES
 from gliotrail.imaging.prepared import Prepared, PreparedCase, read_labels_patch
+from gliotrail.imaging.split import box_to_json
 from gliotrail.params import Size, format_size
 from gliotrail.progress import progress
 
@@ -30,6 +36,7 @@ _CORNER = [f"corner_{axis}_vox" for axis in "ijk"]
 _SIZE = [f"size_{axis}_vox" for axis in "ijk"]
 _VOXELS = [f"voxels_{name}" for name in ("background", *CLASSES)]
 _CENTRED = "tumour_centred"
+_PEAK_BYTES_PER_VOXEL = 60  # of the scan, where a tumour is everywhere
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +72,14 @@ class PatchIndex:
         )
 
 
-def patch(section: params.Patch, prepared: Prepared, size: Size, out: Path) -> PatchIndex:
+def patch(
+    section: params.Patch,
+    prepared: Prepared,
+    size: Size,
+    out: Path,
+    memory: Path | None = None,
+    threads: int | None = None,
+) -> PatchIndex:
     """Draw the patches of a size and write `out/SIZE/index.parquet`.
 
     Of each training case `per_case` corners, each at most once (all of them where there are
@@ -78,23 +92,53 @@ def patch(section: params.Patch, prepared: Prepared, size: Size, out: Path) -> P
         prepared: the output of `prepare`.
         size: voxels along i, j, k.
         out: the folder of all sizes.
+        memory: where each case's patches are kept for the next run (see `kept`); nowhere if None.
+        threads: cases at a time; as many as there are cores and as memory allows if None.
 
     Raises:
         DataError: a training case with no patch of this size that stays inside the scan, clear
             of the validation block and below the share of background.
     """
     names = prepared.split.training
-    rows = []
-    with progress(len(names), f"patch {format_size(size)}", "cases") as advance:
-        for name in names:
-            kept_out = prepared.split.kept_out.get(name)
-            rows.append(_draw(section, prepared.cases[name], size, kept_out))
-            advance(1)
+    memory = memory and memory / format_size(size)
+    largest = max(math.prod(prepared.cases[name].ras_shape_vox) for name in names)
+    threads = threads or at_a_time(len(names), _PEAK_BYTES_PER_VOXEL * largest)
+    rows, keys = [], []
+    with (
+        progress(len(names), f"patch {format_size(size)}", "cases") as advance,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        work = partial(_kept_or_drawn, section, prepared, size, memory)
+        try:
+            for key, row in pool.map(work, names):
+                keys.append(key)
+                rows.append(row)
+                advance(1)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    forget_others(memory, keys)
     corner_vox, voxels, centred = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     numbers = np.repeat(np.arange(len(names)), [len(row[0]) for row in rows])
     index = PatchIndex(size, names, numbers, corner_vox, voxels, centred)
     _write(index, out / format_size(size) / "index.parquet")
     return index
+
+
+def _kept_or_drawn(
+    section: params.Patch, prepared: Prepared, size: Size, memory: Path | None, name: str
+) -> tuple[str, tuple[Ints, Ints, npt.NDArray[np.bool_]]]:
+    """A case's key, and its rows as `_draw` gives them, drawn now or by an earlier run."""
+    case, kept_out = prepared.cases[name], prepared.split.kept_out.get(name)
+    settings = section.model_dump(mode="json", exclude={"sizes"})
+    asked = [name, settings, size, kept_out and box_to_json(kept_out)]
+    key = key_of(*asked, case.image_sha256, case.label_sha256)
+
+    def draw() -> dict[str, Any]:
+        return {"rows": [part.tolist() for part in _draw(section, case, size, kept_out)]}
+
+    corner_vox, voxels, centred = made(memory, key, (), draw)["rows"]
+    return key, (np.array(corner_vox, np.int64), np.array(voxels, np.int64), np.array(centred))
 
 
 def _draw(

@@ -5,15 +5,14 @@ What a prepared case is, and how it is read: see `prepared`.
 
 import math
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from gliotrail import params
 from gliotrail.errors import DataError
@@ -22,6 +21,7 @@ from gliotrail.imaging.decathlon import Case, Dataset, read_dataset
 from gliotrail.imaging.fingerprint import case_fingerprint, dataset_fingerprint
 from gliotrail.imaging.geometry import Box, Vox3, spacing_mm, to_ras, vox3
 from gliotrail.imaging.header import check_channels, check_same_grid, read_header
+from gliotrail.imaging.kept import at_a_time, forget_others, key_of, made
 from gliotrail.imaging.labels import CHANNELS, voxels_per_label
 from gliotrail.imaging.nifti import read_image, read_labels
 from gliotrail.imaging.prepared import FORMAT, brain_statistics, small_type
@@ -35,7 +35,13 @@ from gliotrail.progress import progress
 _PEAK_BYTES_PER_VALUE = 20  # of a process; measured on 240x240x155x4: 7 float32, 18 scaled int16
 
 
-def prepare(section: params.Prepare, raw: Path, out: Path, processes: int | None = None) -> None:
+def prepare(
+    section: params.Prepare,
+    raw: Path,
+    out: Path,
+    processes: int | None = None,
+    memory: Path | None = None,
+) -> None:
     """Check every case in `raw` and write `fingerprint.json`, `split.json` and `cases/` to `out`.
 
     Headers of all cases first, so that most mistakes are told within seconds; then the voxels,
@@ -46,6 +52,7 @@ def prepare(section: params.Prepare, raw: Path, out: Path, processes: int | None
         raw: a folder in the Decathlon's layout.
         out: the folder to make.
         processes: how many at a time; as many as there are cores and as memory allows if None.
+        memory: where each case is kept for the next run (see `kept`); nowhere if None.
 
     Raises:
         ParamsError: the split, as `make_split`.
@@ -54,14 +61,16 @@ def prepare(section: params.Prepare, raw: Path, out: Path, processes: int | None
     dataset = read_dataset(raw)
     shapes_vox, most_values = _check_headers(dataset)
     split = make_split(section.split, shapes_vox)
-    processes = processes or _processes(len(dataset.cases), most_values)
-    with replacing(out) as partial, progress(len(dataset.cases), "prepare", "cases") as advance:
-        fingerprints = {}
-        for name, fingerprint in _prepare_all(dataset, partial / "cases", processes):
+    processes = processes or at_a_time(len(dataset.cases), _PEAK_BYTES_PER_VALUE * most_values)
+    with replacing(out) as new, progress(len(dataset.cases), "prepare", "cases") as advance:
+        fingerprints, keys = {}, []
+        for name, key, fingerprint in _prepare_all(dataset, new / "cases", processes, memory):
             fingerprints[name] = fingerprint
+            keys.append(key)
             advance(1)
-        write_json(partial / "fingerprint.json", dataset_fingerprint(fingerprints))
-        write_json(partial / "split.json", split_to_json(split))
+        write_json(new / "fingerprint.json", dataset_fingerprint(fingerprints))
+        write_json(new / "split.json", split_to_json(split))
+    forget_others(memory, keys)
 
 
 def _check_headers(dataset: Dataset) -> tuple[dict[str, Vox3], int]:
@@ -80,30 +89,24 @@ def _check_headers(dataset: Dataset) -> tuple[dict[str, Vox3], int]:
     return shapes_vox, most_values
 
 
-def _processes(cases: int, most_values: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    fitting = psutil.virtual_memory().available // (_PEAK_BYTES_PER_VALUE * most_values)
-    return max(1, min(cases, cores or 1, fitting))
-
-
 def _prepare_all(
-    dataset: Dataset, folder: Path, processes: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each case's name and fingerprint, as they are done."""
+    dataset: Dataset, folder: Path, processes: int, memory: Path | None
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Each case's name, key and fingerprint, as they are done."""
     order = dataset.channel_order
     pool = _pool(processes) if processes > 1 else None
     if pool is None:
         for case in dataset.cases:
-            yield case.name, _prepare_case(case, order, folder / case.name)
+            yield case.name, *_prepare_case(case, order, folder / case.name, memory)
         return
     with pool:
         jobs = {
-            pool.submit(_prepare_case, case, order, folder / case.name): case.name
+            pool.submit(_prepare_case, case, order, folder / case.name, memory): case.name
             for case in dataset.cases
         }
         try:
             for job in as_completed(jobs):
-                yield jobs[job], job.result()
+                yield jobs[job], *job.result()
         except BrokenProcessPool:
             do = "if memory is short, use fewer cores: taskset --cpu-list 0,1 COMMAND"
             raise DataError("a process of prepare was killed", do=do) from None
@@ -120,8 +123,25 @@ def _pool(processes: int) -> ProcessPoolExecutor | None:
         return None
 
 
-def _prepare_case(case: Case, channel_order: Sequence[int], folder: Path) -> dict[str, Any]:
-    """Write one case's folder; returns its fingerprint."""
+def _prepare_case(
+    case: Case, channel_order: Sequence[int], folder: Path, memory: Path | None
+) -> tuple[str, dict[str, Any]]:
+    """Write one case's folder, or link what an earlier run kept; its key and its fingerprint."""
+    hashes = {
+        "image_sha256": sha256(case.image),
+        "label_sha256": sha256(case.label) if case.label else None,
+    }
+    key = key_of(case.name, list(channel_order), hashes)
+    names = ("image.npy", "case.json", *(["labels.npy"] if case.label else []))
+    folder.mkdir(parents=True)
+    work = partial(_write_case, case, channel_order, folder, hashes)
+    return key, made(memory, key, [folder / name for name in names], work)
+
+
+def _write_case(
+    case: Case, channel_order: Sequence[int], folder: Path, hashes: dict[str, str | None]
+) -> dict[str, Any]:
+    """Write the files of a case; its fingerprint."""
     scan = read_image(case.image)
     ras, affine_ras = to_ras(scan.array, scan.affine)
     inside = np.zeros(ras.shape[:3], bool)
@@ -137,7 +157,6 @@ def _prepare_case(case: Case, channel_order: Sequence[int], folder: Path) -> dic
         raise DataError("voxel values", where=case.image, wanted="a brain", got="zeros alone")
     image_IJKC = small_type(ras[box.slices], channel_order, case.image)
     statistics = brain_statistics(image_IJKC)
-    folder.mkdir(parents=True)
     np.save(folder / "image.npy", image_IJKC)
     if labels_ras is not None:
         np.save(folder / "labels.npy", np.asfortranarray(labels_ras[box.slices]))
@@ -153,8 +172,7 @@ def _prepare_case(case: Case, channel_order: Sequence[int], folder: Path) -> dic
         "channels": list(CHANNELS),
         **{key: values.tolist() for key, values in statistics.items()},
         "voxels_per_label": counts and list(counts),
-        "image_sha256": sha256(case.image),
-        "label_sha256": case.label and sha256(case.label),
+        **hashes,
     }
     write_json(folder / "case.json", values)
     return case_fingerprint(scan, image_IJKC, statistics, counts)

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gliotrail.files import csv_bytes, replacing
+from gliotrail.imaging.kept import forget_others, key_of, made
 from gliotrail.imaging.labels import CHANNELS, CLASSES, Labels
 from gliotrail.imaging.prepared import Prepared, PreparedCase
 from gliotrail.imaging.split import Split
@@ -73,20 +74,22 @@ class _Seen(NamedTuple):
     volumes_ml: Mapping[str, float] | None
 
 
-def draw_data(prepared: Prepared, out: Path) -> None:
+def draw_data(prepared: Prepared, out: Path, memory: Path | None = None) -> None:
     """Write the pictures of `prepare`'s output to the folder `out`, the same bytes every time.
 
     `cases/NAME.png` is three planes of four channels through the largest tumour slices, NAME.gif
     goes through the slices; `contact_sheet_1.png` and so on are all cases, `intensities.png` is
     each channel before and after standardising, `volumes.png` and `volumes.csv` are the tumours.
+    A case's pictures are kept in `memory` for the next run (see `imaging.kept`).
     """
     cases, part = list(prepared.cases.values()), partial(part_of, prepared.split)
     most_C = np.max([case.mean_C + 4 * case.std_C for case in cases], axis=0)
     with replacing(out) as folder, progress(len(cases), "draw", "cases") as advance:
         (folder / "cases").mkdir(parents=True)
-        seen = []
-        work = partial(_draw_one, folder / "cases", prepared.split, most_C)
-        for one in _over(cases, work):
+        seen, keys = [], []
+        work = partial(_draw_one, folder / "cases", prepared.split, most_C, memory)
+        for key, one in _over(cases, work):
+            keys.append(key)
             seen.append(one)
             advance(1)
         for n, start in enumerate(range(0, len(seen), _PER_SHEET), start=1):
@@ -95,6 +98,7 @@ def draw_data(prepared: Prepared, out: Path) -> None:
         save_figure(draw_intensities(seen, most_C, part), folder / "intensities.png")
         save_figure(draw_volumes(seen, part), folder / "volumes.png")
         (folder / "volumes.csv").write_bytes(_volume_table(seen, part))
+    forget_others(memory, keys)
 
 
 def part_of(split: Split, name: str) -> str:
@@ -114,7 +118,9 @@ def volumes_ml(case: PreparedCase) -> dict[str, float] | None:
     return {name: n * voxel_ml for name, n in zip(CLASSES, case.voxels_per_label[1:], strict=True)}
 
 
-def _over(cases: Sequence[PreparedCase], work: Callable[[PreparedCase], _Seen]) -> Iterator[_Seen]:
+def _over(
+    cases: Sequence[PreparedCase], work: Callable[[PreparedCase], tuple[str, _Seen]]
+) -> Iterator[tuple[str, _Seen]]:
     if len(cases) <= _FEW_CASES:
         yield from map(work, cases)
         return
@@ -123,9 +129,20 @@ def _over(cases: Sequence[PreparedCase], work: Callable[[PreparedCase], _Seen]) 
 
 
 def _draw_one(
-    folder: Path, split: Split, most_C: npt.NDArray[np.float64], case: PreparedCase
-) -> _Seen:
-    """Write a case's two pictures."""
+    folder: Path,
+    split: Split,
+    most_C: npt.NDArray[np.float64],
+    memory: Path | None,
+    case: PreparedCase,
+) -> tuple[str, _Seen]:
+    """Write a case's two pictures, or link what an earlier run kept."""
+    key = key_of(case.name, case.image_sha256, case.label_sha256, part_of(split, case.name))
+    files = [folder / f"{case.name}.{kind}" for kind in ("png", "gif")]
+    made(memory, key, files, partial(_write_pictures, folder, split, case))
+    return key, look_at(case, most_C)
+
+
+def _write_pictures(folder: Path, split: Split, case: PreparedCase) -> dict[str, Any]:
     image_CIJK, labels_IJK = case.image_CIJK, case.labels_IJK
     ml, part = volumes_ml(case), part_of(split, case.name)
     title = f"{case.name}, {part or 'in no part of the split'}"
@@ -137,7 +154,7 @@ def _draw_one(
         image_CIJK, labels_IJK, folder / f"{case.name}.gif", case.spacing_mm, title,
         first_k=start_vox[2],
     )  # fmt: skip
-    return look_at(case, most_C)
+    return {}
 
 
 def look_at(case: PreparedCase, most_C: npt.NDArray[np.float64]) -> _Seen:
