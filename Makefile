@@ -36,7 +36,7 @@ echo "$$key" >"$(1)/.installed"
 echo "installation took $$SECONDS s"
 endef
 
-.PHONY: help setup demo ui docs test demo-test chaos hostile browser-test cluster-test reproduce-test tracking-cost sweep-cost gpu-check bench check fmt services peers audit sbom clean python
+.PHONY: help setup demo pictures ui docs test demo-test chaos hostile browser-test cluster-test reproduce-test tracking-cost sweep-cost gpu-check bench check fmt services peers audit sbom clean python
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -45,6 +45,9 @@ demo: setup ## run the pipeline on two real patients and print the held-out pati
 	@dvc repro
 	echo "dvc repro took $$SECONDS s"
 	gliotrail metrics
+
+pictures: demo ## draw README's picture again, from the demo
+	@cp results/evaluate/pictures/BRATS_119.png docs/pictures/held-out.png
 
 ui: setup ## open MLflow's pages on what was recorded
 	@gliotrail ui $(ARGS)

@@ -170,6 +170,9 @@ def _wanted(field: FieldInfo) -> str:
 def _cli() -> Iterator[str]:
     yield "# gliotrail\n"
     yield "Stages run by `dvc repro`. `--json` is there for programs, and `--help` everywhere."
+    yield "`gliotrail --install-completion` lets the shell (bash, zsh, fish) complete commands and"
+    yield "options from its next start on; `--show-completion` prints what that adds. Colours and"
+    yield "bars are for terminals: a pipe or a file gets none, and `NO_COLOR=1` takes the colours."
     yield from _commands(get_command(app), "gliotrail")
 
 

@@ -20,6 +20,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from gliotrail.report.viewer import viewer_html
+from gliotrail.tracking.experiments import BEST_FIRST, COLUMNS, SCORE, TRAINING, VIEW_NAME
 from tests.support.browser import Browser
 from tests.support.projects import Reproduced
 from tests.support.services import MlflowServer
@@ -63,7 +64,8 @@ def page_of(server: MlflowServer) -> Any:
         number = client.get_experiment_by_name(experiment).experiment_id
         runs = client.search_runs([number])
         (run,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
-        return f"{server.uri}/#/experiments/{number}/runs/{run.info.run_id}{tab}", run
+        address = f"{server.uri}/#/experiments/{number}/runs/{run.info.run_id}{tab}?{TRAINING}"
+        return address, run
 
     return page
 
@@ -166,6 +168,7 @@ def test_the_runs_page_tells_how_it_ended_and_of_which_data(browser, page_of):
     address, run = page_of("gliotrail")
     browser.open(address)
     browser.shows(run.info.run_name, "Finished", "data/fetch (", "gliotrail.kind")
+    browser.shows("Description", "validation Dice", "See curves", "all runs, the best first")
     browser.look("run")
 
 
@@ -185,11 +188,30 @@ def test_the_slider_of_images_moves_through_training(browser, page_of):
 def test_the_sweeps_page_leads_to_its_trials_and_its_picture(browser, page_of):
     address, run = page_of("gliotrail-sweeps")
     browser.open(address)
-    browser.shows(run.info.run_name, "Child runs", "trial lr=", "Finished")
+    browser.shows(run.info.run_name, "Child runs", "lr=", "Finished")
     browser.look("sweep")
     browser.open(page_of("gliotrail-sweeps", "/artifacts/parallel_coordinates.png")[0])
     browser.until(lambda: pictures(browser))
     browser.look("sweep_picture")
+
+
+def test_the_runs_table_has_few_columns_and_the_best_trial_first(browser, page_of, server):
+    from mlflow import MlflowClient
+
+    address, sweep = page_of("gliotrail-sweeps")
+    browser.open(f"{address.partition('/runs/')[0]}/runs?{BEST_FIRST}")
+    names = [column.partition("`")[2].strip("`") for column in COLUMNS]
+    names.remove("test/dice_mean_regions")  # trials are not evaluated
+    browser.shows(VIEW_NAME, "3 matching runs", "Run Name", *names[:2])
+    browser.look("runs")
+    headers = {header.text for header in browser.find_all('[role="columnheader"]')}
+    assert SCORE in headers
+    assert "val/dice_edema" not in headers
+    runs = MlflowClient(server.uri).search_runs([sweep.info.experiment_id])
+    trials = [run for run in runs if SCORE in run.data.metrics]
+    best = max(trials, key=lambda run: run.data.metrics[SCORE])
+    shown = [link.text for link in browser.find_all('[role="row"] a[href*="/runs/"]')]
+    assert best.info.run_name.startswith(shown[0].rstrip("…"))
 
 
 def test_the_viewer_opens_in_mlflows_artifact_view(browser, page_of):

@@ -58,7 +58,7 @@ def test_more_folds_than_patients_are_refused(both: Crops) -> None:
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_the_stage_gives_a_fold_s_model_and_measures(
+def test_the_stage_gives_a_fold_s_model_and_dice(
     both: Crops, new_state: Callable[[], Path], tmp_path: Path
 ) -> None:
     new_state()
@@ -66,6 +66,7 @@ def test_the_stage_gives_a_fold_s_model_and_measures(
     crossvalidate(params, 2, both.prepared, both.patches, out=tmp_path / "out")
     measures = json.loads((tmp_path / "out/2.json").read_text())
     assert 0 <= measures["dice_mean_regions"] <= 1
+    assert all(key.startswith("dice_") for key in measures)  # columns of `dvc metrics show`
     assert (tmp_path / "out/2/model.safetensors").is_file()
     described = json.loads((tmp_path / "out/2/run.json").read_text())
     assert described["experiment"] == "gliotrail-folds"

@@ -12,7 +12,7 @@ import pytest
 
 from gliotrail.distributed.description import describe_training, starting_artifacts
 from gliotrail.distributed.driver import run_training
-from gliotrail.distributed.evaluate import evaluate, measures_of, summary
+from gliotrail.distributed.evaluate import evaluate, measures_of, rows_of, summary
 from gliotrail.distributed.train import EXPERIMENT, export, finish
 from gliotrail.errors import DataError, TrackingError
 from gliotrail.imaging.labels import CLASSES, REGIONS
@@ -179,7 +179,7 @@ def test_the_runs_page_tells_data_split_network_measures_and_how_to_make_it_agai
         assert wanted in note
     (row,) = [line.split(" | ") for line in note.splitlines() if line.startswith("| WT ")]
     assert row[2] == dice
-    linked = re.findall(r"/artifacts/([^)]+)\)", note)
+    linked = re.findall(r"/artifacts/([^?)]+)\?", note)
     assert (
         {"curves.png", "network.png", "evaluation/montage_1.png"} <= set(linked) <= set(of["files"])
     )
@@ -260,25 +260,33 @@ def test_what_is_missing_is_told_and_earlier_outputs_stay(
 
 @pytest.fixture(scope="module")
 def versioned(evaluated: Evaluated, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A git repository that has metrics.json for DVC's metrics, committed, then changed."""
+    """A git repository that has the measures for DVC, committed, then changed."""
     project = Project(tmp_path_factory.mktemp("dvc"))
     project.run("git", "init", "--quiet")
     project.run("dvc", "init", "--quiet")
-    (project.root / "dvc.yaml").write_text("metrics: [metrics.json]\n")
-    metrics = evaluated.metrics() | {"ET": evaluated.metrics()["ET"] | {"hd95_mm": None}}
-    (project.root / "metrics.json").write_text(json.dumps(metrics))
+    (project.root / "dvc.yaml").write_text("metrics: [measures]\n")
+    shutil.copytree(evaluated.out / "measures", project.root / "measures")
     commit(project, "first")
-    metrics["WT"]["dice"] = 0.25
-    (project.root / "metrics.json").write_text(json.dumps(metrics))
+    rows = rows_of(evaluated.metrics())
+    rows["WT"]["dice"], rows["ET"]["hd95_mm"] = 0.25, None
+    for name in ("WT", "ET"):
+        (project.root / f"measures/{name}.json").write_text(json.dumps(rows[name]))
     return project
 
 
-def test_dvc_shows_the_measures_and_their_changes(versioned: Project, evaluated: Evaluated) -> None:
-    shown = json.loads(versioned.run("dvc", "metrics", "show", "--json").stdout)
-    values = shown[""]["data"]["metrics.json"]["data"]
-    assert values["WT"]["dice"] == 0.25
-    assert "WT.dice" in versioned.run("dvc", "metrics", "show").stdout
+def test_dvc_shows_a_row_for_each_class_and_region_and_few_columns(versioned: Project) -> None:
+    lines = versioned.run("dvc", "metrics", "show").stdout.splitlines()
+    assert lines[0].split() == [
+        "Path", "cases", "dice", "hd95_mm", "sensitivity", "soft_dice_loss", "specificity",
+    ]  # fmt: skip
+    names = {line.split()[0] for line in lines[1:]}
+    rows = (*CLASSES, *REGIONS, "mean_classes", "mean_regions")
+    assert names == {f"measures/{name}.json" for name in rows}
+    assert max(map(len, lines)) <= 120
+
+
+def test_dvc_tells_what_changed(versioned: Project, evaluated: Evaluated) -> None:
     changed = json.loads(versioned.run("dvc", "metrics", "diff", "--json").stdout)
-    (of,) = changed.values()
     was = evaluated.metrics()["WT"]["dice"]
-    assert of == {"WT.dice": {"old": was, "new": 0.25, "diff": 0.25 - was}}
+    assert changed["measures/WT.json"] == {"dice": {"old": was, "new": 0.25, "diff": 0.25 - was}}
+    assert set(changed) <= {"measures/WT.json", "measures/ET.json"}

@@ -1,6 +1,8 @@
 from mlflow import MlflowClient
 
+from gliotrail.segmentation import loop
 from gliotrail.tracking.delivery import deliver
+from gliotrail.tracking.experiments import SCORE
 from gliotrail.tracking.journal import Point
 from gliotrail.tracking.note import NOTE_TAG, note_of
 from tests.tracking.conftest import begun, go_on
@@ -58,3 +60,7 @@ def test_a_sweeps_best_trials_come_first_and_failed_ones_not() -> None:
     ]
     assert "The best of 4 trials" in note
     assert "gliotrail reproduce" not in note
+
+
+def test_runs_are_sorted_by_what_trainings_are_judged_by() -> None:
+    assert loop.SCORE == SCORE

@@ -6,12 +6,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from gliotrail.cli.prepared import case_named
 from gliotrail.cli.show import Json, tell
-from gliotrail.errors import DataError, ParamsError
+from gliotrail.errors import ParamsError
 from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.prepared import PreparedCase
-
-PREPARED = Path("data/prepare")
 
 
 def show(
@@ -35,7 +34,11 @@ def show(
     """Draw a case: three planes of its four channels, the tumour outlined; or an animation."""
     if slices not in {"tumour", "random"} and not _is_voxel(slices):
         raise ParamsError("--slice", wanted="tumour, random or a voxel I,J,K", got=repr(slices))
-    found, labels_IJK = _of_file(Path(case), labels) if Path(case).is_file() else _of_name(case)
+    if Path(case).is_file():
+        found, labels_IJK = _of_file(Path(case), labels)
+    else:
+        found = case_named(case, ", or a 4-D NIfTI file")
+        labels_IJK = found.labels_IJK
     path = out or Path(f"{found.name}.png")
     if path.suffix not in {".png", ".gif"}:
         raise ParamsError("output", wanted="a .png or .gif", got=str(path))
@@ -70,16 +73,6 @@ def show(
 
 def _is_voxel(text: str) -> bool:
     return len(text.split(",")) == 3 and all(n.strip().isdecimal() for n in text.split(","))
-
-
-def _of_name(name: str) -> tuple[PreparedCase, Labels | None]:
-    from gliotrail.imaging.prepared import load_prepared
-
-    cases = load_prepared(PREPARED).cases
-    if name not in cases:
-        known = ", ".join(list(cases)[:5]) + (" and others" if len(cases) > 5 else "")
-        raise DataError("no such case or file", where=name, wanted=known)
-    return cases[name], cases[name].labels_IJK
 
 
 def _of_file(path: Path, mask: Path | None) -> tuple[PreparedCase, Labels | None]:

@@ -44,6 +44,7 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) 
     """Open MLflow's pages on what was recorded (seen from this machine only)."""
     from gliotrail.tracking.address import shown, tracking_uri
 
+    print("in MLflow switch to 'Model training', at the top on the left")
     if tracking_uri().startswith(("http://", "https://")):
         print(f"MLflow's pages: {shown(tracking_uri())} (a server that runs already)")
         return

@@ -7,10 +7,10 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from gliotrail.cli.prepared import case_named
 from gliotrail.cli.show import Json, tell
 from gliotrail.errors import DataError
 
-PREPARED = Path("data/prepare")
 MASKS = Path("results/evaluate/masks")
 
 
@@ -32,15 +32,11 @@ def view(
     from gliotrail.files import replacing
     from gliotrail.imaging.geometry import Box
     from gliotrail.imaging.nifti import in_ras, read_labels
-    from gliotrail.imaging.prepared import load_prepared, read_labels_patch
+    from gliotrail.imaging.prepared import read_labels_patch
     from gliotrail.places import state_dir
     from gliotrail.report.viewer import viewer_html
 
-    cases = load_prepared(PREPARED).cases
-    if name not in cases:
-        known = ", ".join(sorted(cases)[:5]) + (", .." if len(cases) > 5 else "")
-        raise DataError("case", where=PREPARED, wanted=f"one of {known}", got=repr(name))
-    case = cases[name]
+    case = case_named(name)
     labelled = case.voxels_per_label is not None
     truth = read_labels_patch(case, Box((0, 0, 0), case.ras_shape_vox)) if labelled else None
     made = MASKS / f"{name}.nii.gz"

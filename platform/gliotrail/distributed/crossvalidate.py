@@ -20,7 +20,7 @@ def crossvalidate(
     sweep: Path = Path("results/sweep"),
     out: Path = Path("results/crossvalidate"),
 ) -> None:
-    """Train on all folds but one and judge on that one, whole scans; write model and measures.
+    """Train on all folds but one and judge on that one, whole scans; write model and Dice.
 
     Raises:
         ParamsError: more folds than training patients.
@@ -31,5 +31,5 @@ def crossvalidate(
     run = run_tracked(training, EXPERIMENT, "fold")
     export(run, out / str(fold))
     last = {point.key: point.value for point in run.points()}
-    measures = {key.removeprefix("val/"): v for key, v in last.items() if key.startswith("val/")}
-    write_json(out / f"{fold}.json", measures)
+    dice = {key.removeprefix("val/"): v for key, v in last.items() if key.startswith("val/dice_")}
+    write_json(out / f"{fold}.json", dice)

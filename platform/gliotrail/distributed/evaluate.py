@@ -46,7 +46,8 @@ from gliotrail.tracking.evaluation import record_evaluation
 from gliotrail.tracking.journal import MODEL_FILE
 from gliotrail.tracking.lineage import digest_of
 
-_MEASURES: Final = ("dice", "sensitivity", "specificity", "specificity_brain", "hd95_mm")
+_TOLD: Final = ("dice", "sensitivity", "specificity", "hd95_mm")
+_MEASURES: Final = (*_TOLD, "specificity_brain")
 MEASURES_VERSION: Final = 1
 """Goes up when a measure's definition changes: champions are then judged again."""
 
@@ -102,7 +103,11 @@ def evaluate(
             (partial / "viewers" / f"{name}.html").write_text(page, encoding="utf-8")
             done(1)
         write_charts(partial / "charts", scores, looks, confusion_rp)
-        write_json(partial / "metrics.json", summary(scores, losses))
+        measured = summary(scores, losses)
+        write_json(partial / "metrics.json", measured)
+        (partial / "measures").mkdir()
+        for name, row in rows_of(measured).items():
+            write_json(partial / "measures" / f"{name}.json", row)
         by_case = {name: s.model_dump(mode="json") for name, s in scores.items()}
         write_json(partial / "cases.json", by_case)
     record(trained, out, prepared, section)
@@ -119,7 +124,7 @@ def _write_mask(path: Path, case: PreparedCase, raw: Path, pred_IJK: Labels) -> 
 
 
 def summary(scores: Mapping[str, Score], losses: Mapping[str, float]) -> dict[str, Any]:
-    """DVC's metrics: means over the test cases, and how many of them have a defined Dice."""
+    """`metrics.json`: means over the test cases, and how many of them have a defined Dice."""
     values: dict[str, Any] = {
         "cases": len(scores),
         "soft_dice_loss": mean_defined(losses.values()).value,
@@ -134,6 +139,17 @@ def summary(scores: Mapping[str, Score], losses: Mapping[str, float]) -> dict[st
             values[name]["defined"] = mean_defined(m.dice for m in of).n
         values[f"mean_{kind}"] = mean_defined(values[name]["dice"] for name in names).value
     return values
+
+
+def rows_of(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`metrics.json` as the rows of `dvc metrics show`: a file a row, the same few keys in each."""
+    rows = {
+        name: {key: metrics[name][key] for key in _TOLD} | {"cases": metrics[name]["defined"]}
+        for name in (*CLASSES, *REGIONS)
+    }
+    means = {f"mean_{kind}": {"dice": metrics[f"mean_{kind}"]} for kind in ("classes", "regions")}
+    means["mean_classes"]["soft_dice_loss"] = metrics["soft_dice_loss"]
+    return rows | means
 
 
 def record(trained: Path, out: Path, prepared: Prepared, section: Evaluate) -> None:
@@ -164,7 +180,7 @@ def measures_of(metrics: Mapping[str, Any]) -> dict[str, float]:
     """`test/dice_WT` and so on, for MLflow, of what is defined in `metrics.json`."""
     points = {"test/soft_dice_loss": metrics["soft_dice_loss"]}
     for name in (*CLASSES, *REGIONS):
-        for measure in ("dice", "sensitivity", "specificity", "hd95_mm"):
+        for measure in _TOLD:
             points[f"test/{measure}_{name}"] = metrics[name][measure]
     for kind in ("classes", "regions"):
         points[f"test/dice_mean_{kind}"] = metrics[f"mean_{kind}"]

@@ -51,7 +51,8 @@ STOP_TAG: Final = "gliotrail.stop"
 _BATCH: Final = 1000
 _LONGEST_TAG: Final = 500
 _LONGEST_PARAM: Final = 6000
-_THUMBNAIL_PX: Final = 256
+_SMALL_PX: Final = 1024
+"""Legible where MLflow shows an image in full screen, too."""
 
 
 def deliver(run: RunFolder, server: MlflowClient, stop: Callable[[], bool] = lambda: False) -> str:
@@ -215,8 +216,8 @@ def _log_picture(
 
 
 def _fitting(width: int, height: int) -> tuple[int, int]:
-    """The size of the small copy that MLflow shows in a list."""
-    scale = _THUMBNAIL_PX / max(width, height)
+    """The size of the small copy, which is what MLflow shows beside its slider."""
+    scale = min(1.0, _SMALL_PX / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 

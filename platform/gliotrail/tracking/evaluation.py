@@ -12,8 +12,9 @@ from mlflow.entities.model_registry import ModelVersion
 
 from gliotrail.places import state_dir
 from gliotrail.tracking.delivery import deliver, log_points
+from gliotrail.tracking.experiments import SCORE
 from gliotrail.tracking.journal import Point, RunFolder
-from gliotrail.tracking.note import SCORE, note_of, page_of, write_note
+from gliotrail.tracking.note import note_of, page_of, write_note
 from gliotrail.tracking.registry import MODEL, download_weights, log_model, promote, register
 from gliotrail.tracking.runs import client, existing_run, one_line
 

@@ -13,13 +13,12 @@ from mlflow.entities import Run, RunTag
 
 from gliotrail.files import csv_rows
 from gliotrail.imaging.labels import CLASSES, REGIONS
+from gliotrail.tracking.experiments import BEST_FIRST, SCORE, TRAINING
 from gliotrail.tracking.journal import Point, RunFolder
 
 NOTE_TAG: Final = "mlflow.note.content"
 OURS_TAG: Final = "gliotrail.note_sha256"
 """Of the description as Gliotrail wrote it last."""
-SCORE: Final = "val/dice_mean_regions"
-"""What the best epoch is told by, as `segmentation.loop.SCORE`, which needs torch."""
 PICTURES: Final = {
     "curves": "curves.png",
     "network": "network.png",
@@ -67,20 +66,15 @@ def note_of(
         page: of MLflow, of this run.
         trials: a sweep's, as `trials.csv` has them.
     """
-    parts = [_headline(described, ended), _facts(described, points)]
-    if trials:
-        parts.append(_trials(trials))
-    parts.append(_measures(points))
-    links = [
-        f"[{name}]({page}/artifacts/{path})" for name, path in PICTURES.items() if path in files
+    # MLflow's page folds all but the first few lines away
+    parts = [
+        _headline(described, ended),
+        _links(files, page),
+        _facts(described, points),
+        _trials(trials) if trials else "",
+        _measures(points),
+        _origin(described),
     ]
-    viewers = [path for path in files if path.endswith(".html")][:_VIEWERS]
-    links += [f"[viewer of {Path(path).stem}]({page}/artifacts/{path})" for path in viewers]
-    if any(path.startswith("images/") for path in files):
-        links.append(f"[validation slices, epoch by epoch]({page}/model-metrics)")
-    if links:
-        parts.append("**Pictures**: " + " · ".join(links))
-    parts.append(_origin(described))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -106,6 +100,17 @@ def _headline(described: Mapping[str, Any], ended: Mapping[str, Any] | None) -> 
     score = ended["summary"].get("score")
     told = f"; validation Dice **{score:.3f}** (mean of WT, TC, ET)" if score is not None else ""
     return f"**{kind}**, {ended['status']}: {ended['reason']}{told}"
+
+
+def _links(files: Sequence[str], page: str) -> str:
+    places = {name: f"artifacts/{path}" for name, path in PICTURES.items() if path in files}
+    viewers = [path for path in files if path.endswith(".html")][:_VIEWERS]
+    places |= {f"viewer of {Path(path).stem}": f"artifacts/{path}" for path in viewers}
+    if any(path.startswith("images/") for path in files):
+        places["validation slices, epoch by epoch"] = "model-metrics"
+    links = [f"[{name}]({page}/{place}?{TRAINING})" for name, place in places.items()]
+    links.append(f"[all runs, the best first]({page.rpartition('/')[0]}?{BEST_FIRST})")
+    return "**See** " + " · ".join(links)
 
 
 def _facts(described: Mapping[str, Any], points: Sequence[Point]) -> str:

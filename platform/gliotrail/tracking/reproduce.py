@@ -224,7 +224,11 @@ def _take_over(made: RunFolder, state: Path, found: Reproduction) -> RunFolder:
     says["experiment"] = EXPERIMENT
     # it is not what this checkout has for these inputs
     del says["tags"]["gliotrail.inputs"]
-    says["tags"] |= {REPRODUCES_TAG: found.run, _VERDICT_TAG: found.verdict}
+    says["tags"] |= {
+        "gliotrail.kind": "reproduction",
+        REPRODUCES_TAG: found.run,
+        _VERDICT_TAG: found.verdict,
+    }
     write_json(made.root / RUN_FILE, says)
     shutil.rmtree(made.root / "delivered", ignore_errors=True)
     files = says["tags"].get("gliotrail.code.files")

@@ -8,7 +8,7 @@ from typing import Final
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -16,6 +16,7 @@ from gliotrail.errors import TrackingError
 from gliotrail.files import locked
 from gliotrail.places import state_dir
 from gliotrail.tracking.address import shown, tracking_uri
+from gliotrail.tracking.experiments import tags_of
 
 ID_TAG: Final = "gliotrail.id"
 
@@ -54,22 +55,26 @@ def one_line() -> Iterator[None]:
 
 
 def experiment_id(server: MlflowClient, name: str) -> str:
-    """The experiment of that name, made if need be.
+    """The experiment of that name, made if need be. What a person wrote of it stays."""
+    found = server.get_experiment_by_name(name) or _make_experiment(server, name)
+    number = str(found.experiment_id)
+    for key, value in tags_of(number).items():
+        if key not in found.tags:
+            server.set_experiment_tag(number, key, value)
+    return number
 
-    Where MLflow is a database and no server, its artifacts lie in `.gliotrail/` too.
-    """
-    found = server.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
+
+def _make_experiment(server: MlflowClient, name: str) -> Experiment:
+    """Where MLflow is a database and no server, its artifacts lie in `.gliotrail/` too."""
     local = "sql" in tracking_uri().partition(":")[0]
     location = (state_dir() / "artifacts" / name).as_uri() if local else None
     try:
-        return str(server.create_experiment(name, artifact_location=location))
+        return server.get_experiment(server.create_experiment(name, artifact_location=location))
     except MlflowException:  # another process was first
         found = server.get_experiment_by_name(name)
         if found is None:
             raise
-        return str(found.experiment_id)
+        return found
 
 
 def find_run(server: MlflowClient, experiment: str, own_id: str) -> Run | None:
