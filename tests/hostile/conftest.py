@@ -3,10 +3,10 @@
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -14,6 +14,9 @@ from hypothesis.strategies import SearchStrategy
 
 from gliotrail.errors import GliotrailError
 from tests.support.limits import at_most_more
+
+if TYPE_CHECKING:
+    from infra.local.settings import Settings
 
 SEED = int(os.environ.get("HOSTILE_SEED") or time.time_ns() % 2**32)
 _A_HANG_S = 20.0  # what takes milliseconds alone takes a second beside others
@@ -71,6 +74,18 @@ def tally() -> Tally:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for the many files of all examples."""
     return tmp_path_factory.mktemp("hostile")
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Settings]":
+    """PostgreSQL, S3, MLflow's server and a Ray head as infra/local starts them; for long tests."""
+    from infra.local import __main__ as infra_local
+    from infra.local.settings import load
+
+    settings = load(tmp_path_factory.mktemp("state") / "services")
+    infra_local.start_all(settings)
+    yield settings
+    infra_local.remove(settings.folder, yes=True)
 
 
 def fuzz(examples: int, use: int = 1, **strategies: SearchStrategy[Any]) -> Callable[..., Any]:

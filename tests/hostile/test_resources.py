@@ -75,49 +75,50 @@ def test_prepare_on_a_read_only_disk_names_it_and_goes_on_once_it_is_not(
     assert len(load_prepared(out).cases) == 2
 
 
-@pytest.mark.needs_root
-def test_a_checkpoint_on_a_full_disk_leaves_the_one_before(disk: Disk) -> None:
-    root = disk("size=400k") / "run"
-    run = RunFolder(root)
+def one_step(folder: Path, state: bytes) -> tuple[RunFolder, Writer]:
+    """A run with a step and its checkpoint, and the hand that goes on."""
+    run = RunFolder(folder / "run")
     run.begin({})
     writer = Writer(run)
     writer.write(1, {"train/soft_dice_loss": 1.0})
-    writer.checkpoint(1, b"1" * 100_000)
+    writer.checkpoint(1, state)
+    return run, writer
+
+
+def go_on(run: RunFolder, state: bytes) -> None:
+    """Another attempt makes the second step, and all there is are these two."""
+    writer = Writer(run)
     writer.write(2, {"train/soft_dice_loss": 0.5})
-    with pytest.raises(OSError, match="No space left on device") as caught:
-        writer.checkpoint(2, b"2" * 400_000)
-    assert str(root) in str(caught.value.filename)
+    writer.checkpoint(2, state)
     writer.close()
-    assert [c.step for c in run.history()] == [1]
-    assert run.history()[-1].state() == b"1" * 100_000
-    assert not list(root.rglob("*.partial"))
-    disk("size=4m")
-    again = Writer(run)
-    again.write(2, {"train/soft_dice_loss": 0.5})
-    again.checkpoint(2, b"2" * 400_000)
-    again.close()
     assert [(p.step, p.value) for p in run.points()] == [(1, 1.0), (2, 0.5)]
 
 
 @pytest.mark.needs_root
+def test_a_checkpoint_on_a_full_disk_leaves_the_one_before(disk: Disk) -> None:
+    run, writer = one_step(disk("size=400k"), b"1" * 100_000)
+    writer.write(2, {"train/soft_dice_loss": 0.5})
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        writer.checkpoint(2, b"2" * 400_000)
+    assert str(run.root) in str(caught.value.filename)
+    writer.close()
+    assert [c.step for c in run.history()] == [1]
+    assert run.history()[-1].state() == b"1" * 100_000
+    assert not list(run.root.rglob("*.partial"))
+    disk("size=4m")
+    go_on(run, b"2" * 400_000)
+
+
+@pytest.mark.needs_root
 def test_a_journal_on_a_full_disk_stops_the_run_and_loses_no_final_point(disk: Disk) -> None:
-    root = disk("size=100k") / "run"
-    run = RunFolder(root)
-    run.begin({})
-    writer = Writer(run)
-    writer.write(1, {"train/soft_dice_loss": 1.0})
-    writer.checkpoint(1, b"1")
+    run, writer = one_step(disk("size=100k"), b"1")
     with pytest.raises(OSError, match="No space left on device"):
         for step in range(2, 5000):
             writer.write(step, {"train/soft_dice_loss": 1.0})
     writer.close()
     assert [(p.step, p.value) for p in run.points()] == [(1, 1.0)]
     disk("size=4m")
-    again = Writer(run)
-    again.write(2, {"train/soft_dice_loss": 0.5})
-    again.checkpoint(2, b"2")
-    again.close()
-    assert [(p.step, p.value) for p in run.points()] == [(1, 1.0), (2, 0.5)]
+    go_on(run, b"2")
 
 
 FEW_FILES = """

@@ -1,0 +1,74 @@
+"""Many runs at once lose nothing."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from gliotrail.tracking.journal import RunFolder
+from gliotrail.tracking.runs import ID_TAG
+from tests.hostile import load
+from tests.hostile.load import CHECKPOINTS, PROCESSES, RUNS, STEPS
+from tests.support.forked import Forked
+
+if TYPE_CHECKING:
+    from infra.local.settings import Settings
+
+
+def until_all(paths: list[Path], processes: list[Forked], timeout_s: float) -> None:
+    """Wait for a file of each process, none of which may fail meanwhile."""
+    ends_s = time.monotonic() + timeout_s
+    while not all(path.exists() for path in paths):
+        failed = [each.printed()[-2000:] for each in processes if each.poll() not in (None, 0)]
+        assert not failed, failed[0]
+        assert time.monotonic() < ends_s, [path.name for path in paths if not path.exists()]
+        time.sleep(0.2)
+
+
+@pytest.mark.long
+@pytest.mark.needs_postgres
+@pytest.mark.timeout(900)
+def test_two_hundred_runs_at_once_lose_nothing(
+    services: "Settings", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in services.client_env().items():
+        monkeypatch.setenv(name, value)
+    server = MlflowClient(services.client_env()["MLFLOW_TRACKING_URI"])
+    numbers = range(PROCESSES)
+    processes = [Forked(tmp_path / f"{n}.log", load.work, tmp_path, n) for n in numbers]
+    until_all([tmp_path / f"{n}.ready" for n in numbers], processes, 120)
+    started_s = time.perf_counter()
+    (tmp_path / "go").touch()
+    until_all([tmp_path / f"{n}.json" for n in numbers], processes, 700)
+    all_s = time.perf_counter() - started_s
+
+    experiment = server.get_experiment_by_name("tests")
+    runs = server.search_runs([experiment.experiment_id], max_results=1000)
+    folders = {run.describe()["id"]: run for run in map(RunFolder, tmp_path.glob("*-*"))}
+    assert len(folders) == PROCESSES * RUNS
+    assert sorted(run.data.tags[ID_TAG] for run in runs) == sorted(folders)
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        points = folders[run.data.tags[ID_TAG]].points()
+        assert len(points) == CHECKPOINTS * STEPS * 2
+        told = [
+            (m.key, m.step, m.value, m.timestamp)
+            for key in run.data.metrics
+            for m in server.get_metric_history(run.info.run_id, key)
+        ]
+        assert sorted(told) == sorted((p.key, p.step, p.value, p.time_ms) for p in points)
+
+    parts = [json.loads((tmp_path / f"{n}.json").read_text()) for n in numbers]
+    writes_s = np.array([seconds for part, _ in parts for seconds in part])
+    refused = sorted({why for _, part in parts for why in part})
+    p50, p99 = np.percentile(writes_s, [50, 99])
+    print(
+        f"\n{len(runs)} runs from {PROCESSES} processes in {all_s:.0f} s, none lost, none doubled: "
+        f"{writes_s.size} deliveries, of {p50:.2f} s in the median, {p99:.2f} s at p99, "
+        f"{writes_s.max():.2f} s at most; {sum(len(part) for _, part in parts)} refused at first "
+        f"{refused[:3]}"
+    )
