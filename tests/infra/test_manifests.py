@@ -5,10 +5,12 @@ and Ray's launcher. KubeRay's own fields have no schema there; nothing is starte
 """
 
 import json
+import re
 import stat
 import subprocess
 import sys
 from importlib.resources import files
+from urllib.parse import urlsplit
 
 import jsonschema
 import kubernetes_validate
@@ -154,3 +156,42 @@ def test_the_cluster_launchers_file_is_valid_and_takes_a_token():
 def test_shell_scripts_can_be_read():
     for path in [*INFRA.glob("**/*.sh"), INFRA / "slurm/gliotrail.sbatch"]:
         assert subprocess.run(["bash", "-n", path]).returncode == 0
+
+
+def test_images_begin_from_a_version_and_take_files_that_are_there():
+    lines = (INFRA / "compose/Dockerfile").read_text().splitlines()
+    stages = {line.split()[3] for line in lines if line.startswith("FROM ")}
+    assert {"cpu", "cuda"} <= stages
+    bases = {line.split()[1] for line in lines if line.startswith("FROM ")} - stages
+    definition = (INFRA / "slurm/gliotrail.def").read_text()
+    assert bases == {re.search(r"^From: (\S+)$", definition, re.M)[1]}  # the same packages in both
+    assert all(base.partition(":")[2] not in {"", "latest"} for base in bases)
+    taken = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+    files = definition.partition("%files")[2].partition("%post")[0]
+    taken += [line.split()[0] for line in files.splitlines() if line.strip()]
+    assert len(taken) == 8
+    assert [name for name in taken if not (ROOT / name).exists()] == []
+
+
+def test_nothing_names_a_host_of_others_or_runs_what_it_has_fetched():
+    for path in files_of_infra():
+        text = path.read_text()
+        hosts = {urlsplit(url).hostname for url in re.findall(r"https?://[\w.-]+", text)}
+        assert not [host for host in hosts if re.search(r"\.[a-z]{2,}$", host)], path
+        assert not re.search(r"\b(curl|wget)\b[^\n]*\|\s*(ba|da|z)?sh\b", text), path
+
+
+def test_every_file_of_infra_is_checked_by_something():
+    checked = {"infra/README.md", "infra/compose/Dockerfile", "infra/slurm/gliotrail.def"}
+    by_kind = (".py", ".sh", ".sbatch", ".yaml")  # tests beside, `bash -n`, schemas above
+    names = {path.relative_to(ROOT).as_posix() for path in files_of_infra()}
+    assert checked <= names
+    assert [name for name in names - checked if not name.endswith(by_kind)] == []
+    folders = {name.split("/")[1] for name in names if name.endswith(".yaml")}
+    assert folders == {"compose", "kubernetes", "vm"}
+
+
+def files_of_infra():
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "infra"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in filter(None, names.split("\0")) if (ROOT / name).is_file()]
