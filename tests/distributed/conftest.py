@@ -100,7 +100,7 @@ def train_here(patch: pytest.MonkeyPatch, fit: Callable[[Training, RunFolder], o
     """A stage trains here, without Ray; that it does so on Ray's workers too is test_train's."""
     of_train = "gliotrail.distributed.train"
     patch.setattr(f"{of_train}.cluster", lambda: nullcontext(lambda: None))
-    patch.setattr(f"{of_train}.nodes", list)
+    patch.setattr("gliotrail.distributed.growing.nodes", list)
     patch.setattr(f"{of_train}.share_out", lambda *_: None)
     patch.setattr(
         "gliotrail.distributed.workers.fit_on_workers", lambda training, run, _: fit(training, run)
@@ -125,7 +125,7 @@ def try_here(patch: pytest.MonkeyPatch) -> None:
 
     of_sweep = "gliotrail.distributed.sweep"
     patch.setattr(f"{of_sweep}.cluster", lambda: nullcontext(lambda: None))
-    patch.setattr(f"{of_sweep}.nodes", lambda: [{"CPU": 2}])
+    patch.setattr("gliotrail.distributed.growing.nodes", lambda: [{"CPU": 2}])
     patch.setattr("gliotrail.distributed.trials.run_trials", run)
 
 

@@ -9,7 +9,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
-from gliotrail.distributed.cluster import cluster, nodes
+from gliotrail.distributed.cluster import cluster
+from gliotrail.distributed.growing import when_there_are
 from gliotrail.distributed.halving import Halving
 from gliotrail.distributed.outcome import artifacts, best_of, row_of, show, summary, write
 from gliotrail.distributed.population import Population
@@ -98,13 +99,17 @@ def _run(
         from gliotrail.distributed.description import describe_training
         from gliotrail.distributed.driver import check
         from gliotrail.distributed.live import watching_sweep
-        from gliotrail.distributed.trials import end_if_stopped, resources, run_trials
+        from gliotrail.distributed.trials import bundles, end_if_stopped, resources, run_trials
 
         check(proposals.probes)
         origin = Origin.now()
         described = _describe(params, proposals, origin)
         connected()
-        wanted, at_once = resources(nodes(), proposals.total)
+        wanted, at_once = when_there_are(
+            lambda there: resources(there, proposals.total),
+            bundles(),
+            lambda: stop_if_asked(parent),
+        )
         if not parent.has_begun():
             parent.begin(described)
         parent.reopen()

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from gliotrail.distributed.cluster import cluster, nodes, share_out, workers_wanted
+from gliotrail.distributed.cluster import cluster, share_out, workers_wanted
+from gliotrail.distributed.growing import when_there_are
 from gliotrail.distributed.sent import mirror_of
 from gliotrail.distributed.training import Training, with_changes
 from gliotrail.errors import ParamsError, TrainingError
@@ -93,8 +94,13 @@ def _fit(
             mirror.begin()
         connected()
         stop_if_asked(run)
+        wanted = when_there_are(
+            lambda there: share_out(there, *workers),
+            [{"CPU": 1.0}] * (workers[0] or 1),
+            lambda: stop_if_asked(run),
+        )
         with watching(run, plan_of(training).steps, kind):
-            fit_on_workers(training, run, share_out(nodes(), *workers))
+            fit_on_workers(training, run, wanted)
     try:
         finish(training, run)
     except TrainingError:  # not at its plan's end

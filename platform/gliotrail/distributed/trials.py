@@ -76,6 +76,13 @@ def resources(there: Sequence[Node], trials: int) -> tuple[Resources, int]:
     return wanted, at_once
 
 
+def bundles() -> list[dict[str, float]]:
+    """The least that a trial asks a cluster for that has too little."""
+    workers = whole_number(TRIAL_WORKERS) or 1
+    gpus = _of_a_gpu(workers) if os.environ.get(TRIAL_GPUS) else 0
+    return [Resources(workers, whole_number(TRIAL_CPUS) or 1, gpus).per_worker()] * workers
+
+
 def _of_a_gpu(workers: int) -> float:
     """The share of a GPU that each worker of a trial gets.
 
