@@ -26,7 +26,7 @@ from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.patch import patch
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import load_prepared, read_labels_patch, read_patch
-from tests.bench import growth
+from tests.bench import growth, repro
 from tests.bench.report import Row, write
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +49,7 @@ class Part:
     peers: tuple[str, ...]
     targets: tuple[tuple[str, str, float], ...]
     works: int = 1
+    memory: bool = False
 
 
 PARTS = (
@@ -65,9 +66,11 @@ PARTS = (
     Part("hd95", "HD95 of 3 regions, {scan}", 3, ("Gliotrail",), ("MONAI", "surface-distance"),
          (("Gliotrail", "MONAI", 2.5),)),
     Part("step", "training step, 833,507 parameters, {side}^3", 3, ("Gliotrail", "PyTorch"), (),
-         (("Gliotrail", "PyTorch", 1.5),)),
+         (("Gliotrail", "PyTorch", 1.5),), memory=True),
     Part("scan", "segment a whole scan of {scan}, base 8", 2, ("Gliotrail",), ("MONAI",),
-         (("Gliotrail", "MONAI", 4),)),
+         (("Gliotrail", "MONAI", 4),), memory=True),
+    Part("loop", "a step of a network of 15 parameters: all but bookkeeping is PyTorch's time", 7,
+         ("Gliotrail", "PyTorch"), ("MONAI",), (("Gliotrail", "MONAI", 1),), 300),
 )  # fmt: skip
 
 
@@ -124,8 +127,8 @@ class Process:
             command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def seconds(self, part: str, entrant: str) -> float:
-        """Of one piece of work."""
+    def measure(self, part: str, entrant: str) -> tuple[float, float]:
+        """Seconds of one piece of work, and the most memory that the process had, in MB."""
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(f"{part} {entrant}\n")
@@ -133,7 +136,8 @@ class Process:
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"{entrant} ended at {part}; what it said is above")
-        return float(json.loads(line))
+        seconds, peak_mb = json.loads(line)
+        return seconds, peak_mb
 
     def close(self) -> None:
         """It ends with its input."""
@@ -147,10 +151,12 @@ def measure(part: Part, folder: Path, own: Process, peers: Process | None, round
     entrants = [(name, own) for name in part.ours]
     entrants += [(name, peers) for name in part.peers] if peers else []
     seconds: dict[str, list[float]] = {name: [] for name, _ in entrants}
+    peaks_mb: dict[str, float] = {}
     for number in range(rounds):
         turn = number % len(entrants)
         for name, process in entrants[turn:] + entrants[:turn]:
-            seconds[name].append(process.seconds(part.name, name) / part.works)
+            took_s, peaks_mb[name] = process.measure(part.name, name)
+            seconds[name].append(took_s / part.works)
     settings = json.loads((folder / "settings.json").read_text())
     sizes = {
         "scan": settings["scan"],
@@ -168,7 +174,8 @@ def measure(part: Part, folder: Path, own: Process, peers: Process | None, round
         if ours.startswith("Gliotrail")
     }
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return Row(part.what.format(**sizes), rounds, medians, ratios, part.targets)
+    shown_mb = peaks_mb if part.memory else {}
+    return Row(part.what.format(**sizes), rounds, medians, ratios, part.targets, shown_mb)
 
 
 def run(folder: Path, parts: list[Part], with_peers: bool, rounds: int | None = None) -> list[Row]:
@@ -198,6 +205,7 @@ def main(names: list[str]) -> None:
         if names:
             return
         grown = growth.lines(folder, cases=(2, 8, 32), steps=1000)
+        grown += ["\n## How long `dvc repro` takes by itself\n", *repro.lines(folder / "project")]
     print("\n".join(grown))
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     described = ["git", "describe", "--always", "--dirty"]

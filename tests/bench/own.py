@@ -2,7 +2,9 @@
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,13 @@ from gliotrail.imaging.patch import read_index
 from gliotrail.imaging.prepared import load_prepared, read_labels_patch, read_patch
 from gliotrail.segmentation import unet
 from gliotrail.segmentation.inference import predict_case
+from gliotrail.segmentation.loop import SCORE, Plan, fit
 from gliotrail.segmentation.losses import LOSSES
 from gliotrail.segmentation.metrics import CLASS_LABELS, confusion, counts_of
+from gliotrail.segmentation.sampling import Sample
 from gliotrail.segmentation.surface import hd95_mm
+from gliotrail.tracking.journal import RunFolder, Writer
+from gliotrail.tracking.stop import asked_by
 
 FOLDER = Path(sys.argv[1])
 SETTINGS = json.loads((FOLDER / "settings.json").read_text())
@@ -27,6 +33,9 @@ SIDE = SETTINGS["side"]
 """Of a training step's patch."""
 PATCHES = 20
 """Served in one piece of work."""
+LOOP_STEPS = 300
+FIRST_GRADIENTS: dict[str, torch.Tensor] = {}
+"""Of a step's two forms."""
 
 
 def case():
@@ -74,7 +83,11 @@ def course_patches(fused: bool) -> Work:
 
 
 def step(how: unet.UpConvolution, channels_last: bool) -> Work:
-    """Forward, loss, backward and AdamW of the 833,507-parameter network on one patch."""
+    """Forward, loss, backward and AdamW of the 833,507-parameter network on one patch.
+
+    Raises:
+        AssertionError: at the same weights the gradients are others than the other form's.
+    """
     network = unet.UNet3d(2, 32, up_convolution=how)
     unet.initialize(network, 0)
     generator = torch.Generator().manual_seed(0)
@@ -88,7 +101,62 @@ def step(how: unet.UpConvolution, channels_last: bool) -> Work:
     def work() -> None:
         optimizer.zero_grad()
         LOSSES["soft_dice"](network(image), targets).mean().backward()
+        if how not in FIRST_GRADIENTS:
+            FIRST_GRADIENTS[how] = torch.cat([p.grad.flatten() for p in network.parameters()])
+            first, last = next(iter(FIRST_GRADIENTS.values())), FIRST_GRADIENTS[how]
+            assert (first - last).norm() < 1e-4 * first.norm(), "the gradients differ"
         optimizer.step()
+
+    return work
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Samples that cost nothing."""
+
+    size_vox = (4, 4, 4)
+
+    def sample(self, number: int) -> Sample:
+        return Sample(number, "none", (0, 0, 0), (0, number))
+
+    def serve(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        return np.ones((4, 4, 4, 4), np.float32), np.ones((3, 4, 4, 4), np.float32)
+
+
+def loop() -> Work:
+    """The training loop, with the journal of a run."""
+    network = torch.nn.Conv3d(4, 3, 1)
+    plan = Plan(LOOP_STEPS, LOOP_STEPS, 1, 1e-3, 0, 0, 0.9, "last", "soft_dice", "float32")
+
+    def work() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            run = RunFolder(Path(folder) / "run")
+            run.begin({})
+            writer = Writer(run)
+            fit(
+                network,
+                Ready(),
+                plan,
+                lambda model: {SCORE: 0.0},
+                lambda step, metrics, snapshot: writer.write(step, metrics),
+                stop=lambda: asked_by(run) is not None,
+            )
+            writer.close()
+
+    return work
+
+
+def bare_loop() -> Work:
+    """What every training does, and nothing else."""
+    network = torch.nn.Conv3d(4, 3, 1)
+    optimizer = torch.optim.AdamW(network.parameters())
+    image, targets = torch.ones(1, 4, 4, 4, 4), torch.ones(1, 3, 4, 4, 4)
+
+    def work() -> None:
+        for _ in range(LOOP_STEPS):
+            optimizer.zero_grad()
+            LOSSES["soft_dice"](network(image), targets).mean().backward()
+            optimizer.step()
 
     return work
 
@@ -126,6 +194,7 @@ PARTS: dict[str, dict[str, Callable[[], Work]]] = {
     },
     "step": {"Gliotrail": lambda: step("split", True), "PyTorch": lambda: step("plain", False)},
     "scan": {"Gliotrail": whole_scan},
+    "loop": {"Gliotrail": loop, "PyTorch": bare_loop},
     "counts": {"Gliotrail": counting},
     "hd95": {"Gliotrail": surfaces},
 }

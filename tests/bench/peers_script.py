@@ -9,7 +9,9 @@ from pathlib import Path
 
 import blosc2
 import monai.data
+import monai.engines
 import monai.inferers
+import monai.losses
 import monai.metrics
 import monai.transforms
 import nibabel as nib
@@ -22,7 +24,7 @@ from protocol import answer
 from gliotrail.segmentation.unet import UNet3d, initialize
 
 FOLDER = Path(sys.argv[1])
-PATCHES = 20
+PATCHES, LOOP_STEPS = 20, 300
 SETTINGS = json.loads((FOLDER / "settings.json").read_text())
 COURSE_SIZE, SIDE = SETTINGS["course"], SETTINGS["size"]
 REGIONS = ((1, 2, 3), (2, 3), (3,))
@@ -169,6 +171,22 @@ def monai_scan():
     return work
 
 
+def monai_loop():
+    """The engine alone: no handler, nothing kept or told."""
+    network = torch.nn.Conv3d(4, 3, 1)
+    batch = {"image": torch.ones(1, 4, 4, 4, 4), "label": torch.ones(1, 3, 4, 4, 4)}
+    trainer = monai.engines.SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=[batch] * LOOP_STEPS,
+        epoch_length=LOOP_STEPS,
+        network=network,
+        optimizer=torch.optim.AdamW(network.parameters()),
+        loss_function=monai.losses.DiceLoss(sigmoid=True, squared_pred=True),
+    )
+    return trainer.run
+
+
 def monai_counts():
     """DiceMetric and ConfusionMatrixMetric on one-hot volumes, ready made."""
     one_hot = [np.stack([volume == c for c in range(4)])[None] for volume in labels()]
@@ -232,6 +250,7 @@ PARTS = {
         "TorchIO": torchio_course,
     },
     "scan": {"MONAI": monai_scan},
+    "loop": {"MONAI": monai_loop},
     "counts": {"nnU-Net/booleans": boolean_counts, "MONAI": monai_counts},
     "hd95": {"MONAI": monai_hd95, "surface-distance": surface_distance_hd95},
 }

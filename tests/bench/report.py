@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -15,17 +15,21 @@ _BEGIN, _END = "<!-- measured -->", "<!-- end -->"
 
 @dataclass(frozen=True)
 class Row:
-    """One part: medians in seconds, ratios of a peer's time to ours."""
+    """One part: medians in seconds, ratios of a peer's time to ours, and peak memory."""
 
     what: str
     rounds: int
     medians_s: Mapping[str, float]
     ratios: Mapping[tuple[str, str], float]
     targets: Sequence[tuple[str, str, float]]
+    peaks_mb: Mapping[str, float] = field(default_factory=dict)
 
     def line(self) -> str:
         """As a row of the table."""
-        times = "; ".join(f"{name} {_time(s)}" for name, s in self.medians_s.items())
+        peaks = {name: f" ({mb:.0f} MB)" for name, mb in self.peaks_mb.items()}
+        times = "; ".join(
+            f"{name} {_time(s)}{peaks.get(name, '')}" for name, s in self.medians_s.items()
+        )
         ratios = "; ".join(
             f"{peer} {ratio:.1f}x" + (f" ({ours})" if "/" in ours else "")
             for (ours, peer), ratio in self.ratios.items()

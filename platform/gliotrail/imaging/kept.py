@@ -52,12 +52,12 @@ def made(
     Returns:
         what `make` returned, now or then.
     """
-    if memory is None:
-        return make()
-    kept = memory / key
-    if (values := _linked(kept, files)) is not None:
+    if (values := linked(memory, key, files)) is not None:
         return values
     values = make()
+    if memory is None:
+        return values
+    kept = memory / key
     with suppress(OSError), replacing(kept) as partial:
         partial.mkdir()
         for path in files:
@@ -67,8 +67,11 @@ def made(
     return values
 
 
-def _linked(kept: Path, files: Sequence[Path]) -> dict[str, Any] | None:
+def linked(memory: Path | None, key: str, files: Sequence[Path]) -> dict[str, Any] | None:
     """The values that are kept, files linked; None where one is not there or was changed."""
+    if memory is None:
+        return None
+    kept = memory / key
     try:
         record = json.loads((kept / _RECORD).read_text(encoding="utf-8"))
         now = {path.name: (kept / path.name).stat().st_mtime_ns for path in files}

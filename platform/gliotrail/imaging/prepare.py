@@ -8,6 +8,7 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from gliotrail.imaging.decathlon import Case, Dataset, read_dataset
 from gliotrail.imaging.fingerprint import case_fingerprint, dataset_fingerprint
 from gliotrail.imaging.geometry import Box, Vox3, spacing_mm, to_ras, vox3
 from gliotrail.imaging.header import check_channels, check_same_grid, read_header
-from gliotrail.imaging.kept import at_a_time, forget_others, key_of, made
+from gliotrail.imaging.kept import at_a_time, forget_others, key_of, linked, made
 from gliotrail.imaging.labels import CHANNELS, voxels_per_label
 from gliotrail.imaging.nifti import read_image, read_labels
 from gliotrail.imaging.prepared import FORMAT, brain_statistics, small_type
@@ -93,20 +94,24 @@ def _prepare_all(
     dataset: Dataset, folder: Path, processes: int, memory: Path | None
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Each case's name, key and fingerprint, as they are done."""
-    order = dataset.channel_order
+    order, jobs = dataset.channel_order, []
+    for case in dataset.cases:
+        job = _job(case, order, folder / case.name, memory)
+        if (fingerprint := linked(memory, job.key, job.files)) is not None:
+            yield case.name, job.key, fingerprint
+        else:
+            jobs.append(job)
+    processes = min(processes, len(jobs))
     pool = _pool(processes) if processes > 1 else None
     if pool is None:
-        for case in dataset.cases:
-            yield case.name, *_prepare_case(case, order, folder / case.name, memory)
+        for job in jobs:
+            yield job.case.name, job.key, job.run()
         return
     with pool:
-        jobs = {
-            pool.submit(_prepare_case, case, order, folder / case.name, memory): case.name
-            for case in dataset.cases
-        }
+        running = {pool.submit(job.run): job for job in jobs}
         try:
-            for job in as_completed(jobs):
-                yield jobs[job], *job.result()
+            for done in as_completed(running):
+                yield running[done].case.name, running[done].key, done.result()
         except BrokenProcessPool:
             do = "if memory is short, use fewer cores: taskset --cpu-list 0,1 COMMAND"
             raise DataError("a process of prepare was killed", do=do) from None
@@ -123,10 +128,25 @@ def _pool(processes: int) -> ProcessPoolExecutor | None:
         return None
 
 
-def _prepare_case(
-    case: Case, channel_order: Sequence[int], folder: Path, memory: Path | None
-) -> tuple[str, dict[str, Any]]:
-    """Write one case's folder, or link what an earlier run kept; its key and its fingerprint."""
+@dataclass(frozen=True)
+class _Job:
+    """A case to prepare: into which files, and under which key they are kept."""
+
+    case: Case
+    channel_order: Sequence[int]
+    hashes: dict[str, str | None]
+    key: str
+    files: Sequence[Path]
+    memory: Path | None
+
+    def run(self) -> dict[str, Any]:
+        """Write the files; the case's fingerprint."""
+        folder = self.files[0].parent
+        work = partial(_write_case, self.case, self.channel_order, folder, self.hashes)
+        return made(self.memory, self.key, self.files, work)
+
+
+def _job(case: Case, channel_order: Sequence[int], folder: Path, memory: Path | None) -> _Job:
     hashes = {
         "image_sha256": sha256(case.image),
         "label_sha256": sha256(case.label) if case.label else None,
@@ -134,8 +154,7 @@ def _prepare_case(
     key = key_of(case.name, list(channel_order), hashes)
     names = ("image.npy", "case.json", *(["labels.npy"] if case.label else []))
     folder.mkdir(parents=True)
-    work = partial(_write_case, case, channel_order, folder, hashes)
-    return key, made(memory, key, [folder / name for name in names], work)
+    return _Job(case, channel_order, hashes, key, [folder / name for name in names], memory)
 
 
 def _write_case(
