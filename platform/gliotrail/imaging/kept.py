@@ -2,7 +2,8 @@
 
 DVC removes a stage's outputs before it runs the stage. So each case's files are kept elsewhere too,
 as hard links, under a hash of all that they are made from: the case's raw files, settings, and the
-code. Only what the newest run used is kept. Where links can't be made (another disk) nothing is.
+code. Where DVC puts a copy into its cache and links the outputs to that, what is kept is a second
+copy; only what the newest run used is kept. Where links can't be made (another disk) nothing is.
 """
 
 import hashlib

@@ -127,12 +127,12 @@ def _journals(forgotten: Sequence[RunFolder]) -> Part:
 
 
 def _caches(runs: Sequence[RunFolder]) -> Part:
-    """What is fetched, converted or packed for runs, and what Ray leaves where it is killed."""
+    """What is fetched, converted, packed or kept for runs, and what Ray leaves when killed."""
     used = {run.describe()["tags"].get("gliotrail.code.files") for run in runs}
     used |= {
         run.describe()["tags"].get("gliotrail.init_sha256") for run in runs if not run.is_finished()
     }
-    folders = [state_dir() / name for name in ("code", "init", "ray")]
+    folders = [state_dir() / name for name in ("code", "init", "kept", "ray")]
     before_s = time.time() - _DAY_S  # a run that starts has not said yet what it uses
     going = [
         path
