@@ -1,16 +1,23 @@
-"""Disks that are full or read-only, too few open files, no shared memory, clocks that jump."""
+"""Disks that are full or read-only, too few open files, no shared memory, clocks that jump.
+
+And processes that are killed as where memory is out.
+"""
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
+from psutil import Process
 
+from gliotrail.errors import DataError
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import load_prepared
 from gliotrail.tracking.journal import RunFolder, Writer
@@ -174,6 +181,79 @@ def test_prepare_works_without_shared_memory(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(load_prepared(tmp_path / "out").cases) == 2
+
+
+RAY = """
+import numpy, ray
+from gliotrail.distributed.cluster import cluster
+from gliotrail.errors import one_line_errors
+with one_line_errors(), cluster() as connected:
+    connected()
+    there = ray.put(numpy.ones(2_000_000))
+    print("SUM", ray.get(ray.remote(lambda array: array.sum()).remote(there)))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.needs_netns
+@pytest.mark.needs_root
+@pytest.mark.parametrize(
+    "harm",
+    ["mount -t tmpfs -o ro tmpfs /dev/shm", "mount -t tmpfs -o size=1m tmpfs /dev/shm",
+     "ulimit -n 64"],
+    ids=["no shared memory", "little of it", "few open files"],
+)  # fmt: skip
+def test_ray_works_with(harm: str) -> None:
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f'{harm} && exec "$@"', "sh", sys.executable, "-c", RAY],
+        env=os.environ | {"PYTHONPATH": f"{ROOT / 'platform'}"},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("SUM 2000000.0\n", 0), done.stderr
+
+
+@pytest.mark.long
+def test_a_process_of_prepare_killed_for_memory_is_told_and_the_same_command_goes_on(
+    tmp_path: Path,
+) -> None:
+    raw, out = lay_out_crops(tmp_path / "raw"), tmp_path / "prepare"
+    before = earlier(out)
+
+    def kill() -> None:
+        while not (found := [p for p in Process().children() if "spawn_main" in str(p.cmdline())]):
+            time.sleep(0.01)
+        found[0].kill()  # as the kernel does where memory is out
+
+    killer = Thread(target=kill)
+    killer.start()
+    with pytest.raises(DataError, match=r"a process of prepare was killed; if memory is short"):
+        prepare(split_section(), raw, out, processes=2)
+    killer.join()
+    assert snapshot(out) == before
+    assert [path.name for path in tmp_path.iterdir()] in (["raw", "prepare"], ["prepare", "raw"])
+    prepare(split_section(), raw, out, processes=2)
+    assert len(load_prepared(out).cases) == 2
+
+
+WALL_CLOCK = {
+    "tracking/journal.py": "when a point was noted, and how a run began and ended: told only",
+    "tracking/checks.py": "how far clocks are apart is what `doctor` asks",
+    "tracking/disk.py": "`gc` takes what is days old, and never what is held",
+    "distributed/trials.py": "a name that is new",
+    "distributed/workers.py": "a name that is new",
+}
+"""Who reads it, and why no lease and no timeout depends on it."""
+
+
+def test_no_lease_or_timeout_reads_the_clock_that_jumps() -> None:
+    package = ROOT / "platform/gliotrail"
+    reads = re.compile(r"\btime\.time(_ns)?\b|\bfrom time import .*\btime\b|datetime\.(now|utcnow)")
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if reads.search(path.read_text())
+    }
+    assert found == set(WALL_CLOCK)
 
 
 def test_a_clock_that_jumps_neither_loses_nor_orders_points_otherwise(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from tempfile import gettempdir
 
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
@@ -33,6 +34,7 @@ _LOCAL_SETTINGS = {
     "RAY_enable_worker_prestart": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+_SHM = "/dev/shm"  # noqa: S108 - Ray's place for it
 WORKERS = "GLIOTRAIL_WORKERS"
 
 
@@ -100,6 +102,8 @@ def _connect(address: str | None) -> None:
             address=address or "local",
             num_cpus=None if address else cpus_here(),
             include_dashboard=None if address else False,
+            # where there is no shared memory, or none to write to, Ray's own processes would crash
+            _plasma_directory=None if address or os.access(_SHM, os.W_OK) else gettempdir(),
             logging_level=logging.WARNING,
             log_to_driver=bool(os.environ.get("GLIOTRAIL_RAY_LOGS")),
         )
