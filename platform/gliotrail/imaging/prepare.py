@@ -4,10 +4,8 @@ What a prepared case is, and how it is read: see `prepared`.
 """
 
 import math
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +24,7 @@ from gliotrail.imaging.kept import at_a_time, forget_others, key_of, linked, mad
 from gliotrail.imaging.labels import CHANNELS, voxels_per_label
 from gliotrail.imaging.nifti import read_image, read_labels
 from gliotrail.imaging.prepared import FORMAT, brain_statistics, small_type
+from gliotrail.imaging.processes import killed_is_told, pool_of
 from gliotrail.imaging.split import (
     box_to_json,
     make_split,
@@ -102,30 +101,18 @@ def _prepare_all(
         else:
             jobs.append(job)
     processes = min(processes, len(jobs))
-    pool = _pool(processes) if processes > 1 else None
+    pool = pool_of(processes) if processes > 1 else None
     if pool is None:
         for job in jobs:
             yield job.case.name, job.key, job.run()
         return
-    with pool:
+    with pool, killed_is_told():
         running = {pool.submit(job.run): job for job in jobs}
         try:
             for done in as_completed(running):
                 yield running[done].case.name, running[done].key, done.result()
-        except BrokenProcessPool:
-            do = "if memory is short, use fewer cores: taskset --cpu-list 0,1 COMMAND"
-            raise DataError("a process of prepare was killed", do=do) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _pool(processes: int) -> ProcessPoolExecutor | None:
-    """Processes; None on a machine without /dev/shm, which their semaphores need."""
-    context = multiprocessing.get_context("spawn")  # a fork would copy the progress bar's thread
-    try:
-        return ProcessPoolExecutor(processes, context)
-    except OSError:
-        return None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
 """Pictures of prepared data: each case, all cases at a glance, intensities, volumes."""
 
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,6 +16,7 @@ from gliotrail.files import csv_bytes, replacing
 from gliotrail.imaging.kept import forget_others, key_of, made
 from gliotrail.imaging.labels import CHANNELS, CLASSES, Labels
 from gliotrail.imaging.prepared import Prepared, PreparedCase
+from gliotrail.imaging.processes import killed_is_told, pool_of
 from gliotrail.imaging.split import Split
 from gliotrail.progress import progress
 from gliotrail.report.animation import write_gif
@@ -121,10 +120,11 @@ def volumes_ml(case: PreparedCase) -> dict[str, float] | None:
 def _over(
     cases: Sequence[PreparedCase], work: Callable[[PreparedCase], tuple[str, _Seen]]
 ) -> Iterator[tuple[str, _Seen]]:
-    if len(cases) <= _FEW_CASES:
+    pool = pool_of() if len(cases) > _FEW_CASES else None
+    if pool is None:
         yield from map(work, cases)
         return
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+    with pool, killed_is_told():
         yield from pool.map(work, cases)
 
 
