@@ -115,7 +115,8 @@ def load(folder: Path, host: str | None = None) -> Settings:
     _check(settings.host)
     write_private(path, json.dumps(asdict(settings) | {"folder": None}, indent=1))
     write_private(folder / "ray-token", settings.secrets["ray"])
-    lines = [f"export {name}='{value}'\n" for name, value in settings.client_env().items()]
+    lines = ["unset RAY_AUTH_TOKEN\n"]  # of another Ray; it would come before the path
+    lines += [f"export {name}='{value}'\n" for name, value in settings.client_env().items()]
     write_private(folder / "env", "".join(lines))
     return settings
 

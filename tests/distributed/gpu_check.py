@@ -117,7 +117,11 @@ def logits(device: torch.device, precision: str, base_filters: int) -> Tensor:
 
 
 def training(
-    world: World, precision: str, base_filters: int, steps: int = STEPS
+    world: World,
+    precision: str,
+    base_filters: int,
+    steps: int = STEPS,
+    source: Balls | None = None,
 ) -> tuple[Tensor, State]:
     """The losses of some steps of the loop, and how it ends."""
     losses: list[float] = []
@@ -126,7 +130,9 @@ def training(
         losses.append(metrics["train/soft_dice_loss"])
 
     plan = replace(PLAN, precision=precision, steps=steps)
-    state = fit(network(base_filters), SOURCE, plan, lambda model: {SCORE: 0.0}, told, world)
+    state = fit(
+        network(base_filters), source or SOURCE, plan, lambda model: {SCORE: 0.0}, told, world
+    )
     return torch.tensor(losses), state
 
 
@@ -183,7 +189,7 @@ def rows(
 def two_workers(backend: str, base_filters: int = 32, steps: int = STEPS) -> Row:
     """Two processes, each on a device of its own, against one; `backend` is `nccl` or `gloo`."""
     with TemporaryDirectory() as folder:
-        args = (backend, folder, base_filters, steps)
+        args = (backend, folder, base_filters, steps, SOURCE)
         torch.multiprocessing.spawn(_worker, args, nprocs=2)
         both = [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(2)]
     alone, _ = training(World(device=_device(backend, 0)), "float32", base_filters, steps)
@@ -191,7 +197,9 @@ def two_workers(backend: str, base_filters: int = 32, steps: int = STEPS) -> Row
     return Row(f"two workers by {backend}", max(difference(b, alone) for b in both), most)
 
 
-def _worker(rank: int, backend: str, folder: str, base_filters: int, steps: int) -> None:
+def _worker(
+    rank: int, backend: str, folder: str, base_filters: int, steps: int, source: Balls
+) -> None:
     torch.backends.cudnn.allow_tf32 = False
     device = _device(backend, rank)
     if device.type == "cuda":
@@ -200,7 +208,7 @@ def _worker(rank: int, backend: str, folder: str, base_filters: int, steps: int)
         backend, init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
     world = World(rank, 2, torch.distributed.all_reduce, device)
-    torch.save(training(world, "float32", base_filters, steps)[0], f"{folder}/{rank}.pt")
+    torch.save(training(world, "float32", base_filters, steps, source)[0], f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -223,7 +231,7 @@ def halves() -> Row:
 def _half() -> tuple[float, float]:
     begin = time.time()
     torch.cuda.set_per_process_memory_fraction(0.5)
-    training(World(device=torch.device("cuda")), "float32", 32, 2)
+    training(World(device=torch.device("cuda", 0)), "float32", 32, 2)
     time.sleep(20)  # the others may start later
     return begin, time.time()
 
@@ -252,7 +260,7 @@ def main() -> None:
 
 
 def _all(last: list[Callable[[], Row]]) -> Iterator[Row]:
-    yield from rows(torch.device("cuda"))
+    yield from rows(torch.device("cuda", 0))
     yield from (compare() for compare in last)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from gliotrail.errors import DataError
 from gliotrail.files import replacing, write_json
@@ -32,7 +31,7 @@ from gliotrail.report.figures import figure_png
 from gliotrail.report.overlays import draw_prediction, pick_slices
 from gliotrail.report.viewer import viewer_html
 from gliotrail.segmentation.inference import predict_case, to_labels
-from gliotrail.segmentation.loop import SCORE, World
+from gliotrail.segmentation.loop import SCORE, World, device_here
 from gliotrail.segmentation.metrics import (
     N_LABELS,
     confusion,
@@ -70,7 +69,7 @@ def evaluate(
     if not prepared.split.test:
         raise DataError("no held-out patients", where=prepared_folder, do="set prepare.split.test")
     model, description = load(trained / MODEL_FILE)
-    model.to(_device())
+    model.to(device_here())
     scores: dict[str, Score] = {}
     losses: dict[str, float] = {}
     looks: dict[str, Look] = {}
@@ -198,11 +197,7 @@ def _validation_inputs(prepared: Prepared) -> list[Any]:
 def _validation_score(weights: Path, prepared: Prepared, section: Evaluate) -> float:
     """What another model is worth on this validation data."""
     model, description = load(weights)
-    world = World(device=_device())
+    world = World(device=device_here())
     model.to(world.device)
     regions, standardize = prepared.split.validation, description.standardize
     return validate(model, prepared.cases, regions, standardize, section.threshold, world)[SCORE]
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -32,7 +32,7 @@ from gliotrail.distributed.sent import bring_inputs, mirror_of
 from gliotrail.distributed.workers import fit_on_workers, give_back
 from gliotrail.errors import ClusterError, GliotrailError, ParamsError
 from gliotrail.places import state_dir
-from gliotrail.segmentation.loop import SCORE, World
+from gliotrail.segmentation.loop import SCORE, World, device_here
 from gliotrail.tracking.mirror import sending
 from gliotrail.tracking.stop import asked_by, forget, note
 
@@ -256,7 +256,7 @@ def _trial(config: dict[str, Any]) -> None:
             fit_on_workers(training, run, config["wanted"], [callback], trial.until)
         else:
             bring_inputs()
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            device = device_here()
             share = config["wanted"].gpus_per_worker
             if device.type == "cuda" and 0 < share < 1:  # the rest is for the trials beside it
                 torch.cuda.set_per_process_memory_fraction(share)

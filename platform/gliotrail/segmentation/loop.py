@@ -45,6 +45,11 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
+def device_here() -> torch.device:
+    """The first GPU of those that this process may use, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class Plan:
     """How long, how fast, with what."""
