@@ -21,7 +21,7 @@ from gliotrail.errors import DataError
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import load_prepared
 from gliotrail.tracking.journal import RunFolder, Writer
-from tests.support.projects import ROOT, clone_into, use_crops
+from tests.support.projects import ROOT, clone_into, set_params, use_crops
 from tests.support.scans import lay_out_crops, snapshot, split_section
 
 Disk = Callable[[str], Path]
@@ -233,6 +233,28 @@ def test_a_process_of_prepare_killed_for_memory_is_told_and_the_same_command_goe
     assert [path.name for path in tmp_path.iterdir()] in (["raw", "prepare"], ["prepare", "raw"])
     prepare(split_section(), raw, out, processes=2)
     assert len(load_prepared(out).cases) == 2
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_training_for_which_memory_runs_out_is_told_and_the_same_command_goes_on(
+    tmp_path: Path,
+) -> None:
+    project = use_crops(clone_into(tmp_path / "project"))
+    alone = {"train.patch_size": "16x16x8", "train.learning_rate": 3e-3}  # no sweep before it
+    set_params(project.root / "params.yaml", alone)
+    for stage in ("fetch", "prepare", "patch"):
+        size = ["16x16x8"] if stage == "patch" else []
+        project.run("python", "-m", f"pipelines.{stage}", *size)
+    train = ("python", "-m", "pipelines.train")
+    # Ray then ends what it has started, as if all were used up
+    little = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}
+    done = project.run(*train, check=False, timeout_s=240, **little)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout
+    assert "memory ran out: Ray ended a process: got Memory usage" in done.stdout.splitlines()[-1]
+    project.run(*train, timeout_s=240)
+    assert (project.root / "results/train/model.safetensors").is_file()
 
 
 WALL_CLOCK = {

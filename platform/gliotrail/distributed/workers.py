@@ -5,6 +5,7 @@ Nothing here imports MLflow: a worker is ready seconds sooner without it.
 
 import json
 import os
+import re
 import shutil
 import time
 import traceback
@@ -15,7 +16,7 @@ from typing import Any, Final
 import torch
 import torch.distributed
 from ray import PlacementGroupID, get_runtime_context
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import (
     FailureConfig,
     RunConfig,
@@ -32,7 +33,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from gliotrail.distributed.cluster import Resources, is_own
+from gliotrail.distributed.cluster import WORKERS, Resources, is_own
 from gliotrail.distributed.driver import run_training
 from gliotrail.distributed.sent import bring_inputs, mirror_of
 from gliotrail.distributed.training import Training
@@ -92,10 +93,10 @@ def fit_on_workers(
                 _fit(training, run, wanted, callbacks, until)
                 break
             except TrainingFailedError as error:
-                raise TrainingError("Ray's workers failed", got=_last_line(error)) from error
-            except RayActorError as error:
+                raise _told("Ray's workers failed", error) from error
+            except (RayActorError, OutOfMemoryError) as error:
                 if not left:
-                    raise TrainingError("Ray's controller failed", got=_last_line(error)) from error
+                    raise _told("Ray's controller failed", error) from error
                 _give_back_all()
     if failed.is_file():
         told = json.loads(failed.read_text())
@@ -165,9 +166,14 @@ def _give_back_all() -> None:
                 remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(key)))
 
 
-def _last_line(error: Exception) -> str:
-    """Of a message that is a traceback."""
-    return str(error).strip().rpartition("\n")[2]
+def _told(what: str, error: Exception) -> TrainingError:
+    """Of Ray's message, which may be a traceback: its last line, or that memory ran out."""
+    text = str(error).strip()
+    if "low on memory" not in text:
+        return TrainingError(what, got=text.rpartition("\n")[2])
+    do = f"lower {WORKERS}, or end what else takes memory; the same command goes on"
+    used = re.search("Memory usage .*", text)
+    return TrainingError("memory ran out: Ray ended a process", got=used and used[0], do=do)
 
 
 def _same_for_all(run: RunFolder, rank: int, workers: int) -> RunFolder:
