@@ -125,7 +125,7 @@ def _keys(
             yield from _keys(name, field.annotation, value, said)
         else:
             shown = "(a section)" if isinstance(value, dict) else f"`{value}`"
-            yield f"`{name}`", said.get(name, ""), _wanted(field), shown
+            yield f"`{name}`", said.get(name, "").rstrip(":"), _wanted(field), shown
 
 
 def _comments(text: str) -> Iterator[tuple[str, str]]:

@@ -31,6 +31,12 @@ def test_every_document_is_a_page(site):
     assert "833,507" in (site / "index.html").read_text()
 
 
+def test_every_document_is_in_the_menu():
+    menu = (ROOT / "mkdocs.yml").read_text()
+    documents = [str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/**/*.md")]
+    assert [document for document in documents if f" {document}\n" not in menu] == []
+
+
 def test_pages_load_no_font_script_style_or_picture_from_elsewhere(site):
     found = []
     for path in [*site.glob("**/*.html"), *site.glob("**/*.css")]:
