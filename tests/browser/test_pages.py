@@ -176,13 +176,19 @@ def test_the_slider_of_images_moves_through_training(browser, page_of):
     address, _ = page_of("gliotrail", "/model-metrics")
     browser.open(address)
     browser.find('input[placeholder="Search metric charts"]').send_keys("validation")
-    slider, seen = browser.find('[role="slider"]'), []
+    full, seen = '[data-component-id="fullscreen_button_chartcard"]', []
+    browser.until(lambda: browser.find(full).click() or True)
+
+    def slider():  # it is drawn anew again and again
+        return browser.find('[role="dialog"] [role="slider"]')
+
     for n in (1, 2):  # MLflow starts at step 0, where there is no picture
-        slider.send_keys(Keys.ARROW_RIGHT)
+        browser.until(lambda: slider().send_keys(Keys.ARROW_RIGHT) or True)
         seen += browser.until(partial(logged_but, browser, list(seen)))
-        browser.look(f"slider_{n}")
+        browser.until(lambda n=n: coloured(browser.look(f"slider_{n}")) > 20_000)  # in sight
     steps = [re.search(r"step%2B(\d+)%2B", source)[1] for source in seen]
-    assert steps == [slider.get_attribute("aria-valuemin"), slider.get_attribute("aria-valuemax")]
+    ends = browser.until(lambda: [slider().get_attribute(f"aria-value{e}") for e in ("min", "max")])
+    assert steps == ends
 
 
 def test_the_sweeps_page_leads_to_its_trials_and_its_picture(browser, page_of):

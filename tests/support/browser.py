@@ -22,7 +22,7 @@ OPTIONS = (
     "--use-angle=swiftshader",  # WebGL2 without a GPU
     "--enable-unsafe-swiftshader",
     "--force-device-scale-factor=1",
-    "--window-size=1600,1000",
+    "--window-size=1800,1100",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 LONGEST_S = 60.0

@@ -51,7 +51,7 @@ STOP_TAG: Final = "gliotrail.stop"
 _BATCH: Final = 1000
 _LONGEST_TAG: Final = 500
 _LONGEST_PARAM: Final = 6000
-_SMALL_PX: Final = 1024
+_SMALL_PX: Final = 1280
 """Legible where MLflow shows an image in full screen, too."""
 
 
@@ -208,17 +208,21 @@ def _log_picture(
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(path, Path(folder) / f"{stem}.png")
         with Image.open(path) as image:
-            image.convert("RGB").resize(_fitting(*image.size)).save(
-                Path(folder) / f"{stem}+compressed.webp"
-            )
+            _small(image).save(Path(folder) / f"{stem}+compressed.webp")
         server.log_artifacts(run_id, folder, "images")
     server.set_tag(run_id, "mlflow.loggedImages", "True")
 
 
-def _fitting(width: int, height: int) -> tuple[int, int]:
-    """The size of the small copy, which is what MLflow shows beside its slider."""
-    scale = min(1.0, _SMALL_PX / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
+def _small(image: Image.Image) -> Image.Image:
+    """The copy that MLflow shows beside its slider, at the top of a square.
+
+    MLflow makes a square of it in any case, with the picture in its middle, where it is not seen.
+    """
+    small = image.convert("RGB")
+    small.thumbnail((_SMALL_PX, _SMALL_PX))
+    square = Image.new("RGBA", (max(small.size), max(small.size)))
+    square.paste(small)
+    return square
 
 
 def _set_status(server: MlflowClient, run_id: str, ended: Mapping[str, Any] | None) -> None:
