@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal, Self, TypeGuard
 
 from pydantic import (
     BaseModel,
@@ -21,6 +21,7 @@ from pydantic import (
     PlainValidator,
     Tag,
     ValidationError,
+    model_validator,
 )
 from pydantic_core import ErrorDetails
 
@@ -190,11 +191,24 @@ class Sweep(Section):
 
 
 class Model(Section):
-    """The network. `depth: 2, base_filters: 32` has exactly 833,507 parameters."""
+    """The network. `unet3d, depth: 2, base_filters: 32` has exactly 833,507 parameters.
 
-    name: Literal["unet3d"]
+    `dynunet` and `segresnet` are MONAI's, and want `pip install 'gliotrail[monai]'`.
+    """
+
+    name: Literal["unet3d", "dynunet", "segresnet"]
     depth: Annotated[int, Field(ge=1, le=6)]
     base_filters: Annotated[int, Field(ge=1, le=512)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.name == "dynunet" and self.depth < 3:
+            raise ValueError(f"depth: dynunet wants 3 or more, got {self.depth}")
+        if self.name == "segresnet" and self.base_filters % 8:
+            raise ValueError(
+                f"base_filters: segresnet wants multiples of 8, got {self.base_filters}"
+            )
+        return self
 
 
 class Augment(Section):

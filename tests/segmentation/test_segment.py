@@ -15,7 +15,7 @@ from gliotrail.imaging.geometry import to_ras
 from gliotrail.imaging.nifti import Scan, read_image
 from gliotrail.params import Model
 from gliotrail.segmentation.inference import predict_case, to_labels
-from gliotrail.segmentation.segment import Network, segment
+from gliotrail.segmentation.segment import Trained, segment
 from gliotrail.segmentation.unet import UNet3d, initialize
 from gliotrail.segmentation.weights import Description
 from tests.support.scans import DEMO, save
@@ -32,7 +32,7 @@ def part(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def network(seed: int = 1, depth: int = 2, base: int = 2) -> Network:
+def network(seed: int = 1, depth: int = 2, base: int = 2) -> Trained:
     """Random weights: every voxel of what it sees matters."""
     model = UNet3d(depth, base)
     initialize(model, seed)
@@ -40,7 +40,7 @@ def network(seed: int = 1, depth: int = 2, base: int = 2) -> Network:
     return model, Description(model=description, standardize="brain")
 
 
-def bright(at: float, standardize: str = "brain") -> Network:
+def bright(at: float, standardize: str = "brain") -> Trained:
     """Edema where FLAIR is above a value (more than 0); it sees single voxels."""
     model, description = network(depth=1, base=1)
     with torch.no_grad():

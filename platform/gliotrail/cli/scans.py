@@ -14,7 +14,7 @@ from gliotrail.errors import ParamsError
 from gliotrail.imaging.header import is_packed
 
 if TYPE_CHECKING:
-    from gliotrail.segmentation.segment import Network
+    from gliotrail.segmentation.segment import Trained
 
 Scheme = Literal["msd", "brats21", "brats23"]
 CHAMPION = "models:/gliotrail-unet3d@champion"
@@ -106,7 +106,7 @@ def segment(
     tell(as_json, values, " and ".join(map(str, outputs)))
 
 
-def _network(name: str) -> "Network":
+def _network(name: str) -> "Trained":
     """The network of a weights file or of a model that the tracking server knows."""
     from gliotrail.segmentation.weights import load
 

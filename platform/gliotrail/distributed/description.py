@@ -11,7 +11,7 @@ from gliotrail.imaging.labels import CHANNELS, CLASSES
 from gliotrail.imaging.split import fold_of, split_from_json
 from gliotrail.params import format_size
 from gliotrail.report.figures import figure_png
-from gliotrail.report.network import draw_network, layer_rows, parameter_table
+from gliotrail.report.network import draw_network, draw_table, layer_rows, parameter_table
 from gliotrail.segmentation.unet import count_parameters
 from gliotrail.segmentation.weights import build
 from gliotrail.tracking.lineage import Origin, describe
@@ -65,9 +65,13 @@ def _few(cases: Sequence[str]) -> str:
 def starting_artifacts(training: Training) -> dict[str, bytes]:
     """Files by name: params.yaml, dvc.lock, a table and a drawing of the network."""
     model = training.section.model
-    drawing = draw_network(model.depth, model.base_filters, len(CHANNELS), len(CLASSES))
+    rows = layer_rows(build(model))
+    if model.name == "unet3d":
+        drawing = draw_network(model.depth, model.base_filters, len(CHANNELS), len(CLASSES))
+    else:
+        drawing = draw_table(rows, f"{model.name}, depth {model.depth}")
     files = {
-        "network.txt": parameter_table(layer_rows(build(model))).encode(),
+        "network.txt": parameter_table(rows).encode(),
         "network.png": figure_png(drawing),
     }
     for path in (Path("params.yaml"), Path("dvc.lock")):

@@ -34,9 +34,10 @@ from gliotrail.imaging.phantom import (
 )
 from gliotrail.imaging.prepared import Prepared, load_prepared, read_labels_patch, read_patch
 from gliotrail.imaging.split import Region, fold_of
-from gliotrail.params import Model
+from gliotrail.params import Model, Size, format_size
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.loop import SCORE, NotFiniteError, Plan, State, World, fit
+from gliotrail.segmentation.network import Network
 from gliotrail.segmentation.sampling import (
     FUSED_FROM_VOXELS,
     Mixture,
@@ -44,7 +45,7 @@ from gliotrail.segmentation.sampling import (
     Phantoms,
     Source,
 )
-from gliotrail.segmentation.unet import UNet3d, check_size, initialize
+from gliotrail.segmentation.unet import check_size, initialize, stride
 from gliotrail.segmentation.validation import validate, validate_synthetic
 from gliotrail.tracking.journal import RunFolder, Writer
 from gliotrail.tracking.lineage import cpu_model
@@ -71,7 +72,11 @@ def check(trainings: Sequence[Training]) -> None:
         do = "name cases, a share or a block in prepare.split.validation"
         raise ParamsError("no validation data to judge a training on", do=do)
     for training in trainings:
-        check_size(training.size_vox, training.section.model.depth)
+        depth = training.section.model.depth
+        check_size(training.size_vox, depth)
+        if _window(training) and set(training.size_vox) == {stride(depth)}:
+            wanted = f"more than {stride(depth)} along some axis, or nothing is left to normalise"
+            raise ParamsError("patch size", wanted=wanted, got=format_size(training.size_vox))
         first_network(training)
 
 
@@ -131,7 +136,8 @@ def run_training(
     judged = synthetic_scans(training)
     model = first_network(training)
     if section.freeze == "encoder":
-        model.down.requires_grad_(False)
+        for part in model.encoder:
+            part.requires_grad_(False)
     # before `restore`: no older one may go on
     writer = Writer(run, made_on(world)) if world.rank == 0 else None
     state = restore(run)
@@ -143,7 +149,7 @@ def run_training(
             shown[region] = labels_IJK
 
     def judge(network: torch.nn.Module) -> Mapping[str, float]:
-        assert isinstance(network, UNet3d)
+        assert isinstance(network, Network)
         if prepared is None:
             return validate_synthetic(network, judged, training.threshold, world, "val")
         synthetic = validate_synthetic(network, judged, training.threshold, world) if judged else {}
@@ -279,7 +285,7 @@ def _synthetic(
     )
 
 
-def first_network(training: Training) -> UNet3d:
+def first_network(training: Training) -> Network:
     """The network with its first weights.
 
     Raises:
@@ -289,6 +295,7 @@ def first_network(training: Training) -> UNet3d:
     if training.init is None:
         model = weights.build(section.model)
         initialize(model, section.seed)
+        model.window_vox = _window(training)
         return model
     model, description = weights.load(training.init)
     if description.model != section.model:
@@ -299,11 +306,16 @@ def first_network(training: Training) -> UNet3d:
             got=_shown(description.model),
             do="change train.model, or take `train.init: scratch`",
         )
+    model.window_vox = _window(training)
     return model
 
 
+def _window(training: Training) -> Size | None:
+    return None if training.section.model.name == "unet3d" else training.size_vox
+
+
 def _shown(model: Model) -> str:
-    return f"depth {model.depth}, base_filters {model.base_filters}"
+    return f"{model.name}, depth {model.depth}, base_filters {model.base_filters}"
 
 
 def _draw(prepared: Prepared, region: Region, predicted_IJK: Labels, title: str) -> bytes:
@@ -353,7 +365,9 @@ def result(training: Training, run: RunFolder) -> tuple[State, bytes]:
         got = f"{state.step if state else 0} of {steps} steps"
         raise TrainingError("training stopped early", got=got, do="run it again: it goes on")
     section = training.section
-    description = weights.Description(model=section.model, standardize=section.standardize)
+    description = weights.Description(
+        model=section.model, window=_window(training), standardize=section.standardize
+    )
     return state, weights.to_bytes(state.weights("kept"), description)
 
 

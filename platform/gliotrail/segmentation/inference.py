@@ -4,27 +4,32 @@ The network has no normalisation, so an output depends on the input only within 
 field: a slab computed with a halo of that radius equals the same voxels of one pass over the whole
 prepared array (the brain's box, padded at its far end to whole strides). Outside the brain's box
 there is no tissue, hence no tumour.
+
+A network with normalisation is not exact that way: each voxel's output depends on all that is seen
+with it. It sees windows of the size of its patches, which overlap by half, and their probabilities
+are averaged with Gaussian weights (as nnU-Net does, arXiv:1904.08128), by MONAI.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor
 
 from gliotrail.imaging.geometry import Box, vox3
 from gliotrail.imaging.labels import CLASSES, Labels
 from gliotrail.imaging.prepared import PreparedCase, case_of_array, read_patch
-from gliotrail.segmentation.unet import UNet3d, receptive_radius_vox, stride
+from gliotrail.segmentation.network import Network
+from gliotrail.segmentation.unet import receptive_radius_vox, stride
 
 SLAB_VALUES: Final = 48_000_000
 """Voxels of a slab, halo included, times base filters: 32 bytes each, about 1.5 GiB."""
 
 
 def predict_box(
-    model: UNet3d,
+    model: Network,
     case: PreparedCase,
     box: Box,
     standardize: str,
@@ -32,9 +37,7 @@ def predict_box(
 ) -> npt.NDArray[np.float32]:
     """Probabilities (classes, I, J, K) for a box of the scan (RAS+ voxels)."""
     probabilities = np.zeros((len(CLASSES), *box.size_vox), np.float32)
-    slab_voxels = slab_values // model.base_filters
-    for slab in _slabs(box.meet(case.box), case.box, model.depth, slab_voxels):
-        seen = _with_halo(slab, case.box, model.depth)
+    for slab, seen in _slabs(model, box.meet(case.box), case.box, slab_values):
         image_CIJK = read_patch(case, seen, standardize)
         inside = slab.shifted([-s for s in seen.start_vox])
         placed = slab.shifted([-s for s in box.start_vox])
@@ -43,14 +46,14 @@ def predict_box(
 
 
 def predict_case(
-    model: UNet3d, case: PreparedCase, standardize: str, slab_values: int = SLAB_VALUES
+    model: Network, case: PreparedCase, standardize: str, slab_values: int = SLAB_VALUES
 ) -> npt.NDArray[np.float32]:
     """Probabilities (classes, I, J, K) for a whole scan, on its RAS+ grid."""
     return predict_box(model, case, Box((0, 0, 0), case.ras_shape_vox), standardize, slab_values)
 
 
 def segment_array(
-    model: UNet3d,
+    model: Network,
     image_CIJK: npt.NDArray[Any],
     standardize: str,
     threshold: float = 0.5,
@@ -74,26 +77,47 @@ def to_labels(probabilities_CIJK: npt.NDArray[np.float32], threshold: float) -> 
 
 
 @torch.inference_mode()
-def forward(model: nn.Module, image_CIJK: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """One pass: image (C, I, J, K) -> probabilities (classes, I, J, K)."""
+def forward(model: Network, image_CIJK: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Image (C, I, J, K) -> probabilities (classes, I, J, K), in one pass or by windows."""
+
+    def predict(image: Tensor) -> Tensor:
+        return model(image.contiguous(memory_format=torch.channels_last_3d)).sigmoid()  # type: ignore[no-any-return]
+
     weight = next(model.parameters())
     image = torch.from_numpy(image_CIJK)[None].to(weight.device, weight.dtype)
-    logits = model(image.contiguous(memory_format=torch.channels_last_3d))
-    return logits[0].sigmoid().float().cpu().numpy()  # type: ignore[no-any-return]
+    probabilities = (
+        predict(image) if model.window_vox is None else _by_windows(model, image, predict)
+    )
+    return probabilities[0].float().cpu().numpy()
 
 
-def _slabs(wanted: Box, whole: Box, depth: int, slab_voxels: int) -> Iterator[Box]:
-    """Cut `wanted` along i so that each piece, with its halo, has at most `slab_voxels`."""
+def _by_windows(model: Network, image: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
+    from monai.inferers.utils import sliding_window_inference
+
+    size_vox = model.window_vox
+    assert size_vox is not None
+    merged = sliding_window_inference(image, size_vox, 1, predict, overlap=0.5, mode="gaussian")
+    assert isinstance(merged, Tensor)
+    return merged
+
+
+def _slabs(model: Network, wanted: Box, whole: Box, slab_values: int) -> Iterator[tuple[Box, Box]]:
+    """Cut `wanted` along i, so that each piece with its halo fits: the piece, and with its halo."""
     if 0 in wanted.size_vox:
         return
+    if model.window_vox is not None:
+        yield wanted, wanted
+        return
+    depth = model.depth
     i, j, k = _with_halo(wanted, whole, depth).size_vox
-    thickness = slab_voxels // (j * k)
+    thickness = slab_values // model.base_filters // (j * k)
     if thickness < i:
         halo = receptive_radius_vox(depth) + stride(depth)
         thickness = max(stride(depth), thickness - 2 * halo)
     for start in range(wanted.start_vox[0], wanted.stop_vox[0], thickness):
         stop = min(start + thickness, wanted.stop_vox[0])
-        yield Box((start, *wanted.start_vox[1:]), (stop, *wanted.stop_vox[1:]))
+        slab = Box((start, *wanted.start_vox[1:]), (stop, *wanted.stop_vox[1:]))
+        yield slab, _with_halo(slab, whole, depth)
 
 
 def _with_halo(box: Box, whole: Box, depth: int) -> Box:

@@ -21,7 +21,7 @@ from gliotrail.imaging.prepared import Floats, PreparedCase, case_of_array
 from gliotrail.imaging.resample import resample, shape_at
 from gliotrail.progress import progress
 from gliotrail.segmentation.inference import predict_box, to_labels
-from gliotrail.segmentation.unet import UNet3d
+from gliotrail.segmentation.network import Network
 from gliotrail.segmentation.weights import Description
 
 TRAINED_AT_MM: Final = 1.0
@@ -32,7 +32,7 @@ _SAME_MM: Final = 1e-3
 _MOSTLY: Final = 0.499  # of a voxel in the brain; not 0.5, which rounding would decide
 _MIRRORS: Final = tuple(axes for n in range(4) for axes in combinations(range(3), n))
 
-Network = tuple[UNet3d, Description]
+Trained = tuple[Network, Description]
 """What `weights.load` gives."""
 
 
@@ -45,7 +45,7 @@ class Segmentation:
 
 
 def segment(
-    scan: Scan, networks: Sequence[Network], threshold: float = 0.5, tta: bool = False
+    scan: Scan, networks: Sequence[Trained], threshold: float = 0.5, tta: bool = False
 ) -> Segmentation:
     """Segment a scan (I, J, K, C), channels in the order of CHANNELS, raw values.
 
@@ -98,7 +98,7 @@ def _brain_resampled(image_CIJK: npt.NDArray[Any], own_mm: Sequence[float]) -> F
     return new_CIJK
 
 
-def _predict(case: PreparedCase, networks: Sequence[Network], tta: bool) -> Floats:
+def _predict(case: PreparedCase, networks: Sequence[Trained], tta: bool) -> Floats:
     """Mean probabilities (classes, I, J, K) on the case's RAS+ grid."""
     mirrors = _MIRRORS if tta else _MIRRORS[:1]
     # float64: the sum of a few float32 is then exact, whatever the order of the mirror images

@@ -7,6 +7,7 @@ upsampling by 2; concatenation in the order [upsampled, skip]; a last 1x1x1 conv
 After Çiçek et al., MICCAI 2016 (arXiv:1606.06650), as the course on medical diagnosis builds it.
 """
 
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gliotrail.errors import ParamsError
+from gliotrail.segmentation.network import Network
 
 # A 3-wide kernel w over a tensor upsampled by 2 is a 4-wide transposed kernel over the tensor
 # itself, its four taps being [w2, w1 + w2, w0 + w1, w0].
@@ -22,7 +24,7 @@ _TAPS: Final = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.
 UpConvolution = Literal["split", "plain"]
 
 
-class UNet3d(nn.Module):
+class UNet3d(Network):
     """Image (B, in_channels, I, J, K) -> logits (B, out_channels, I, J, K).
 
     I, J, K must be multiples of `stride(depth)`. `up_convolution` says how the first convolution
@@ -30,6 +32,8 @@ class UNet3d(nn.Module):
     channels apart and never builds the upsampled tensor (1.4 times fewer multiplications, same
     numbers to rounding); `plain` is the textbook form and the reference of the tests.
     """
+
+    first, head_name = "down.0.0.weight", "head"
 
     def __init__(
         self,
@@ -74,6 +78,11 @@ class UNet3d(nn.Module):
             x = F.relu(second(F.relu(self._over_upsampled(first, x, skips.pop()))))
         return self.head(x)  # type: ignore[no-any-return]
 
+    @property
+    def encoder(self) -> Sequence[nn.Module]:
+        """The way down."""
+        return [self.down]
+
     def _over_upsampled(self, conv: nn.Module, low: Tensor, skip: Tensor) -> Tensor:
         """`conv` over [low upsampled by 2, skip]."""
         if self.up_convolution == "plain":
@@ -100,9 +109,10 @@ def initialize(model: nn.Module, seed: int) -> None:
     """Fill in He-normal kernels (He et al., 2015, arXiv:1502.01852) and zero biases, seeded."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        if isinstance(module, nn.Conv3d):
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -26,14 +26,14 @@ from gliotrail.segmentation.metrics import (
     mean_defined,
     soft_dice_loss_scan,
 )
-from gliotrail.segmentation.unet import UNet3d
+from gliotrail.segmentation.network import Network
 
 Watch = Callable[[Region, Labels], None]
 """Is shown the labels (I, J, K) predicted for a region."""
 
 
 def validate(
-    model: UNet3d,
+    model: Network,
     cases: Mapping[str, PreparedCase],
     regions: Sequence[Region],
     standardize: str,
@@ -63,7 +63,7 @@ def validate(
 
 
 def validate_synthetic(
-    model: UNet3d,
+    model: Network,
     scans: Sequence[tuple[Floats, Labels, Mask]],
     threshold: float,
     world: World,

@@ -7,10 +7,10 @@ are re-ordered, missing ones refused. No pickle is ever read.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -18,39 +18,51 @@ from torch import Tensor
 from gliotrail.errors import WeightsError
 from gliotrail.imaging.labels import CHANNELS, CLASSES
 from gliotrail.params import Model, Section
+from gliotrail.segmentation.network import Network
 from gliotrail.segmentation.unet import UNet3d
 
 _KEY = "gliotrail-weights-1"
+_Side = Annotated[int, Field(ge=1, le=1024)]
 _LARGEST_HEADER_BYTES = 1_000_000  # of a much larger one, safetensors may end the process
-_FIRST, _HEAD = "down.0.0.weight", "head"
 
 
 class Description(Section):
-    """What a weights file is of."""
+    """What a weights file is of. `window`: the patches' size, where the network normalises."""
 
     model: Model
+    window: tuple[_Side, _Side, _Side] | None = None
     standardize: Literal["brain", "slice", "none"]
     channels: tuple[str, ...] = CHANNELS
     classes: tuple[str, ...] = CLASSES
 
-    def build(self) -> UNet3d:
+    def build(self) -> Network:
         """The network, with arbitrary weights."""
-        return build(self.model, len(self.channels), len(self.classes))
+        network = build(self.model, len(self.channels), len(self.classes))
+        network.window_vox = self.window
+        return network
 
 
-def build(model: Model, in_channels: int = len(CHANNELS), classes: int = len(CLASSES)) -> UNet3d:
-    """The network that params describe, with arbitrary weights."""
-    return UNet3d(model.depth, model.base_filters, in_channels, classes)
+def build(model: Model, in_channels: int = len(CHANNELS), classes: int = len(CLASSES)) -> Network:
+    """The network that params describe, with arbitrary weights.
+
+    Raises:
+        ParamsError: one of MONAI's, which isn't installed.
+    """
+    if model.name == "unet3d":
+        return UNet3d(model.depth, model.base_filters, in_channels, classes)
+    from gliotrail.segmentation.normalised import Normalised
+
+    return Normalised(model.name, model.depth, model.base_filters, in_channels, classes)
 
 
 def to_bytes(state: Mapping[str, Tensor], description: Description) -> bytes:
     """A weights file's content. Equal weights are equal bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     # one key only: safetensors writes several in an order that changes from run to run
-    return save(tensors, metadata={_KEY: description.model_dump_json()})
+    return save(tensors, metadata={_KEY: description.model_dump_json(exclude_none=True)})
 
 
-def load(path: Path) -> tuple[UNet3d, Description]:
+def load(path: Path) -> tuple[Network, Description]:
     """The network a weights file holds.
 
     Raises:
@@ -59,6 +71,7 @@ def load(path: Path) -> tuple[UNet3d, Description]:
     state, description = read(path)
     with torch.device("meta"):  # the header may lie: compare shapes before memory is taken
         model = build(description.model)
+    model.window_vox = description.window
     fitting = _fitting(model, state, description, CHANNELS, CLASSES, path)
     model.to_empty(device="cpu").load_state_dict(fitting)
     return model, description
@@ -93,7 +106,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], Description]:
 
 
 def load_into(
-    model: UNet3d,
+    model: Network,
     state: Mapping[str, Tensor],
     description: Description,
     channels: Sequence[str],
@@ -109,7 +122,7 @@ def load_into(
 
 
 def _fitting(
-    model: UNet3d,
+    model: Network,
     state: Mapping[str, Tensor],
     description: Description,
     channels: Sequence[str],
@@ -131,9 +144,10 @@ def _fitting(
         fitting[name] = tensor.to(wanted[name].dtype)
         if not fitting[name].isfinite().all():
             raise WeightsError(name, where=where, wanted="finite numbers", got="NaN or Inf")
-    fitting[_FIRST] = fitting[_FIRST][:, takes]
+    fitting[model.first] = fitting[model.first][:, takes]
     for part in ("weight", "bias"):
-        fitting[f"{_HEAD}.{part}"] = fitting[f"{_HEAD}.{part}"][gives]
+        name = f"{model.head_name}.{part}"
+        fitting[name] = fitting[name][gives]
     return fitting
 
 

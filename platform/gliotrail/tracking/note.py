@@ -129,6 +129,8 @@ def _facts(described: Mapping[str, Any], points: Sequence[Point]) -> str:
         count = [f"{total:,} trainable parameters"] if total is not None else []
         start = [f"from {params['init']}"] if "init" in params else []
         rows["network"] = ", ".join([str(model["name"]), *size, *count, *start])
+        if model["name"] != "unet3d":  # it normalises, so that slabs would not be exact
+            rows["whole scans"] = "by windows, overlapping by half, with Gaussian weights"
     keys = ("learning_rate", "patch_size", "batch_size", "steps", "loss", "seed")
     told = [f"{key.replace('_', ' ')} {_short(params[key])}" for key in keys if key in params]
     rows["training"] = ", ".join(told)

@@ -77,7 +77,11 @@ def save_pyfunc(weights: Path, folder: Path, threshold: float) -> None:
     root = Path(gliotrail.__file__).parent
     # a signature of the input can't say "an array or a path"; the model checks what it gets
     labels = TensorSpec(np.dtype("uint8"), (-1, -1, -1), name=None)
-    needs = [f"{name}=={metadata.version(name).split('+')[0]}" for name in _NEEDS]
+    from gliotrail.segmentation.weights import read  # torch takes seconds to import
+
+    network = read(weights)[1].model.name
+    more = () if network == "unet3d" else ("monai",)
+    needs = [f"{name}=={metadata.version(name).split('+')[0]}" for name in (*_NEEDS, *more)]
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         code = Path(place) / "gliotrail"
         # a model draws no pages

@@ -1,0 +1,36 @@
+"""What the platform asks of a network, whichever it is."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from gliotrail.params import Size
+
+
+class Network(nn.Module):
+    """Abstract. Image (B, channels, I, J, K) -> logits (B, classes, I, J, K).
+
+    I, J, K are multiples of `unet.stride(depth)`.
+
+    first, head_name: the names of the weights that are fed the channels, and of the layer that
+        gives the classes (it has a bias).
+    window_vox: None where an output depends on its surroundings only (see
+        `unet.receptive_radius_vox`); with normalisation what is predicted at once: the size of the
+        patches that it was trained on.
+    """
+
+    first: str
+    head_name: str
+    depth: int
+    base_filters: int
+    window_vox: Size | None = None
+
+    @abstractmethod
+    def forward(self, image_BCIJK: Tensor) -> Tensor:
+        """Logits of the same spatial size."""
+
+    @property
+    @abstractmethod
+    def encoder(self) -> Sequence[nn.Module]:
+        """What `train.freeze: encoder` keeps as it was."""

@@ -1,0 +1,123 @@
+"""MONAI's networks do all that the 3-D U-Net does; what differs is how a scan is predicted."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from gliotrail.errors import ParamsError
+from gliotrail.imaging.labels import CHANNELS, CLASSES
+from gliotrail.imaging.prepared import case_of_array
+from gliotrail.params import Model
+from gliotrail.segmentation.inference import forward, predict_case
+from gliotrail.segmentation.network import Network
+from gliotrail.segmentation.unet import count_parameters, initialize
+from gliotrail.segmentation.weights import Description, build, load, to_bytes
+
+pytestmark = pytest.mark.parametrize("name", ["dynunet", "segresnet"])
+WINDOW = (16, 16, 8)
+
+
+def description(name: str, **changes: tuple[str, ...]) -> Description:
+    model = Model(name=name, depth=3, base_filters=8)
+    return Description(model=model, window=WINDOW, standardize="brain", **changes)
+
+
+def network(name: str, seed: int = 1) -> Network:
+    model = description(name).build()
+    initialize(model, seed)
+    return model
+
+
+def image(i: int = 16, j: int = 16, k: int = 8) -> torch.Tensor:
+    return torch.randn(1, 4, i, j, k, generator=torch.Generator().manual_seed(2))
+
+
+def test_it_gives_a_logit_a_class_and_refuses_what_it_can_t_halve(name: str) -> None:
+    assert network(name)(image()).shape == (1, 3, 16, 16, 8)
+    with pytest.raises(ParamsError, match="sides that are multiples of 4"):
+        network(name)(image(18))
+
+
+def test_its_first_weights_follow_from_the_seed(name: str) -> None:
+    once, again, other = (network(name, seed)(image()) for seed in (1, 1, 2))
+    assert torch.equal(once, again)
+    assert not torch.allclose(once, other)
+
+
+def test_a_weights_file_holds_each_weight_once_and_gives_the_network_again(
+    name: str, tmp_path: Path
+) -> None:
+    model, path = network(name), tmp_path / "model.safetensors"
+    path.write_bytes(to_bytes(model.state_dict(), description(name)))
+    with safe_open(path, framework="pt") as file:
+        stored = sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118
+    assert stored == sum(count_parameters(model))
+    again, told = load(path)
+    assert (told, again.window_vox) == (description(name), WINDOW)
+    assert torch.equal(again(image()), model(image()))
+
+
+def test_permuted_names_with_permuted_weights_give_the_same_logits(
+    name: str, tmp_path: Path
+) -> None:
+    model, path = network(name), tmp_path / "model.safetensors"
+    with torch.no_grad():
+        model.get_submodule(model.head_name).bias.copy_(torch.tensor([0.1, 0.2, 0.3]))
+    channels, classes, state = [2, 0, 3, 1], [2, 0, 1], model.state_dict()
+    state[model.first] = state[model.first][:, channels]
+    for part in ("weight", "bias"):
+        state[f"{model.head_name}.{part}"] = state[f"{model.head_name}.{part}"][classes]
+    permuted = description(
+        name,
+        channels=tuple(CHANNELS[n] for n in channels),
+        classes=tuple(CLASSES[n] for n in classes),
+    )
+    path.write_bytes(to_bytes(state, permuted))
+    torch.testing.assert_close(load(path)[0](image()), model(image()), rtol=0, atol=0)
+
+
+def test_the_encoder_is_a_part_of_it_without_the_head(name: str) -> None:
+    model = network(name)
+    for part in model.encoder:
+        part.requires_grad_(False)
+    frozen = {key for key, p in model.named_parameters() if not p.requires_grad}
+    assert model.first in frozen
+    assert f"{model.head_name}.weight" not in frozen
+
+
+def test_a_scan_as_large_as_a_window_is_one_pass(name: str) -> None:
+    model = network(name)
+    one_pass = model(image()).sigmoid()[0].detach().numpy()
+    np.testing.assert_allclose(forward(model, image()[0].numpy()), one_pass, atol=1e-6)
+
+
+def test_windows_overlap_without_seams_and_give_nothing_outside_the_brain(name: str) -> None:
+    model = network(name)
+    values = np.zeros((4, 40, 24, 20), np.float32)
+    generator = np.random.default_rng(3)
+    values[:, 5:38, 2:23, 1:18] = generator.normal(100, 10, (4, 33, 21, 17))
+    case = case_of_array(values, np.eye(4), "a scan")
+    probabilities = predict_case(model, case, "brain")
+    assert probabilities.shape == (3, 40, 24, 20)
+    outside = np.ones(values.shape[1:], bool)
+    outside[case.box.slices] = False
+    assert not probabilities[:, outside].any()
+    inside = probabilities[:, *case.box.slices]
+    assert 0 < inside.min() < inside.max() < 1
+    with torch.no_grad():  # what no window changes, merging them doesn't either
+        model.get_submodule(model.head_name).weight.zero_()
+        model.get_submodule(model.head_name).bias.fill_(0.5)
+    same = predict_case(model, case, "brain")[:, *case.box.slices]
+    np.testing.assert_allclose(same, 1 / (1 + np.exp(-0.5)), atol=1e-6)
+
+
+def test_without_monai_it_is_told_what_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "monai.networks.nets.dynunet", None)
+    with pytest.raises(ParamsError, match=rf"model.name: {name}: wanted MONAI, got none; `pip"):
+        build(Model(name=name, depth=3, base_filters=8))
