@@ -17,17 +17,17 @@ from tests.tracking.training_storm import Storm as TrainingStorm
 SEQUENCES, KILLS = 4, 3
 
 
-def seed() -> int:
-    chosen = int(os.environ.get("CHAOS_SEED") or secrets.randbelow(10**6))
+def seed(n: int = 0) -> int:
+    chosen = int(os.environ.get("CHAOS_SEED") or secrets.randbelow(10**6)) + n
     print(f"seed {chosen}")
     return chosen
 
 
-def storm(root: Path, database: Path, kills: int, patch: pytest.MonkeyPatch) -> None:
+def storm(root: Path, database: Path, kills: int, patch: pytest.MonkeyPatch, n: int = 0) -> None:
     root.mkdir()
     shutil.copy(database, root)
     in_state(root, patch)
-    raging = Storm(root, seed(), kills)
+    raging = Storm(root, seed(n), kills)
     raging.rage()
     print(raging.table())
     assert not raging.faults.total(), raging.table()
@@ -43,7 +43,7 @@ def test_killed_at_random_nothing_is_lost_doubled_or_left_running(
 @pytest.mark.timeout(7200)
 def test_a_long_storm(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(5):
-        storm(tmp_path / str(n), database, 20, monkeypatch)
+        storm(tmp_path / str(n), database, 20, monkeypatch, n)
 
 
 @pytest.mark.long

@@ -271,6 +271,12 @@ class Training:
         self._count(bool(closed) and of["status"] != "KILLED", "wrong statuses")
         self._count_points(of["points"], run)
 
+    def _look_at_the_living(self) -> None:
+        """Its process goes on without dvc: nobody may take it for dead."""
+        if self.run is not None and self.storm.are_well():
+            closed = reap_all()
+            self._count(bool(closed) and any(self._driver()), "wrong statuses")
+
     def _told(
         self, server: MlflowClient, run: RunFolder
     ) -> dict[str, list[tuple[str, int, float, int]]] | None:
