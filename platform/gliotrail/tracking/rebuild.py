@@ -120,13 +120,12 @@ def bring_data(run: Run, tree: Path, with_sweep: bool) -> None:
     Raises:
         TrackingError: neither has them.
     """
-    digests = dvc_digests(tree / LOCK)
-    if with_sweep:
-        paths = [path for path in digests if path.startswith("data/")]
-    else:
-        paths = list(datasets_of(run))
-        if FROM_SWEEP in read_yaml(tree / PARAMS)["train"].values():
-            paths.append(SWEEP)
+    digests, params, paths = dvc_digests(tree / LOCK), read_yaml(tree / PARAMS), [*datasets_of(run)]
+    if with_sweep:  # not all that dvc.lock has: it remembers sizes that are no longer asked for
+        patched = [f"data/patch/{size}" for size in params["patch"]["sizes"]]
+        paths = list(dict.fromkeys([*paths, *patched]))
+    elif FROM_SWEEP in params["train"].values():
+        paths.append(SWEEP)
     if _dvc(tree, "checkout", paths) or _dvc(tree, "pull", paths):
         return
     # DVC may have made a folder and then found nothing to put into it
