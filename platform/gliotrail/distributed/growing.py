@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import ray
 from ray.experimental.internal_kv import _internal_kv_get
@@ -66,10 +66,11 @@ def when_there_are(
 
 
 def _grows() -> bool:
-    """Whether the cluster has an autoscaler; a new one takes seconds to its first report."""
+    """Whether the cluster has an autoscaler; a new one takes seconds until it tells of machines."""
     ends_s = time.monotonic() + _FIRST_REPORT_S
     while on_the_way() is None:
-        if _internal_kv_get(_STATUS) or time.monotonic() > ends_s:
+        report = _old_report() or {}
+        if any(map(report.get, ("active_nodes", "idle_nodes"))) or time.monotonic() > ends_s:
             return False
         time.sleep(0.5)
     return True
@@ -77,8 +78,8 @@ def _grows() -> bool:
 
 def on_the_way() -> Mapping[str, int] | None:
     """How many machines of each type the cluster starts just now; None if it has no autoscaler."""
-    report = json.loads(_internal_kv_get(_STATUS) or b"{}").get("autoscaler_report")
-    if report:  # Ray's older autoscaler, of its cluster launcher
+    report = _old_report()
+    if report:
         types = [*report["active_nodes"], *(report["idle_nodes"] or {})]
         coming = Counter(report["pending_launches"])
         coming.update(of_type for _, of_type, _ in report["pending_nodes"])
@@ -93,6 +94,13 @@ def on_the_way() -> Mapping[str, int] | None:
             coming[launch.ray_node_type_name] += launch.count
     grows = coming or any(name and not name.startswith(_FIXED) for name in types)
     return +coming if grows else None
+
+
+def _old_report() -> dict[str, Any] | None:
+    """Of Ray's older autoscaler, of its cluster launcher; Ray's head writes one without it, too."""
+    content = _internal_kv_get(_STATUS)
+    report: dict[str, Any] | None = json.loads(content or b"{}").get("autoscaler_report")
+    return report
 
 
 def _describe(there: Sequence[Node], coming: Mapping[str, int]) -> str:
