@@ -11,7 +11,7 @@ from tests.support.environment import in_state
 
 
 @pytest.fixture
-def runs(tmp_path, database, monkeypatch):
+def runs(tmp_path, database, no_outputs, monkeypatch):
     """Two runs of which MLflow knows nothing yet: one has ended, one has not."""
     import shutil
 

@@ -38,6 +38,12 @@ def server(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> M
     return client()
 
 
+@pytest.fixture
+def no_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if nothing had been trained in this checkout; what was would be delivered, too."""
+    monkeypatch.setattr("gliotrail.tracking.restore.OUTPUTS", ())
+
+
 def told(server: MlflowClient, run_id: str) -> dict[str, Any]:
     """Plain values. Points are (key, step, value, time)."""
     run = server.get_run(run_id)

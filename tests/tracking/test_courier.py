@@ -134,6 +134,7 @@ def undelivered(run: RunFolder, tries: int = 3) -> None:
     print(times[-1] - times[0] - 0.5 * tries, time.monotonic() - times[-1], problem)
 
 
+@pytest.mark.usefixtures("no_outputs")
 @pytest.mark.parametrize("kind", ["refusing", "hanging"])
 def test_a_dead_server_holds_nothing_up_and_nothing_is_lost(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, server: MlflowClient

@@ -12,7 +12,9 @@ SECRETS = (
 )
 
 
-def test_no_secret_of_the_environment_reaches_a_run_or_mlflow(server, tmp_path, monkeypatch):
+def test_no_secret_of_the_environment_reaches_a_run_or_mlflow(
+    server, no_outputs, tmp_path, monkeypatch
+):
     for name in SECRETS:
         monkeypatch.setenv(name, f"hush-{name}")
     monkeypatch.setenv("RAY_ADDRESS", "ray-head:6379")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from gliotrail.params import Size
+from gliotrail.imaging.geometry import Vox3
 
 
 class Network(nn.Module):
@@ -24,7 +24,7 @@ class Network(nn.Module):
     head_name: str
     depth: int
     base_filters: int
-    window_vox: Size | None = None
+    window_vox: Vox3 | None = None
 
     @abstractmethod
     def forward(self, image_BCIJK: Tensor) -> Tensor:
