@@ -89,11 +89,8 @@ def config(gcs: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def scaling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScalingHead]:
-    head = ScalingHead(tmp_path_factory.mktemp("scaling"))
-    head.start()
-    head.wait()
-    yield head
-    head.remove()
+    with ScalingHead(tmp_path_factory.mktemp("scaling")).running() as head:
+        yield head
 
 
 @pytest.mark.long

@@ -86,11 +86,8 @@ def test_a_job_knows_what_it_was_sent_and_keeps_its_runs_at_home(
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
-    started = RayHead(tmp_path_factory.mktemp("head"))
-    started.start()
-    started.wait()
-    yield started
-    started.remove()
+    with RayHead(tmp_path_factory.mktemp("head")).running() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

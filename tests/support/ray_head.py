@@ -2,7 +2,10 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from tests.support.services import Service, free_port
 
@@ -50,3 +53,13 @@ class RayHead(Service):
         """End it."""
         self.kill()
         self._temp.cleanup()
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """From when it answers to the block's end."""
+        self.start()
+        try:
+            self.wait()
+            yield self
+        finally:
+            self.remove()
