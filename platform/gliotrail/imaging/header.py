@@ -24,6 +24,7 @@ LARGEST_BYTES = 8 * 2**30
 BLOCK_BYTES = 16 * 2**20
 
 _DEFLATE_LIMIT = 1032  # zlib's largest compression ratio (zlib technical details)
+_FARTHEST_MM = 1e6  # a kilometre: no scanner is as large
 _SMALLEST_TRIPLE_PRODUCT = 1e-3  # of the three axes as unit vectors: below, they lie in a plane
 _MILLIMETRES_OR_UNKNOWN = (0, 2)
 _FORM_CODES = range(6)  # of qform and sform; nobody knows what others mean
@@ -267,11 +268,13 @@ def _affine(fields: Any, path: Path) -> Affine:
     if units not in _MILLIMETRES_OR_UNKNOWN:
         raise DataError("units of length", where=path, wanted="2 (mm)", got=units)
     try:
-        affine = np.asarray(fields.get_best_affine(), np.float64)
+        with np.errstate(all="ignore"):  # what comes out is looked at below
+            affine = np.asarray(fields.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError) as error:
         raise DataError("affine", where=path, got=str(error)) from None
-    if not np.isfinite(affine).all():
-        raise DataError("affine", where=path, wanted="finite numbers", got="NaN or infinity")
+    if not (np.abs(affine) <= _FARTHEST_MM).all():  # nor NaN
+        wanted = f"numbers within {_FARTHEST_MM:g} mm"
+        raise DataError("affine", where=path, wanted=wanted, got=str(affine[:3].tolist()))
     spacing = np.array(spacing_mm(affine))
     if not spacing.all() or (
         abs(np.linalg.det(affine[:3, :3] / spacing)) < _SMALLEST_TRIPLE_PRODUCT

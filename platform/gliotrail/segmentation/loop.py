@@ -205,7 +205,7 @@ def fit(
 
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate_at(step)
-        optimizer.zero_grad()
+        model.zero_grad()
         flat = gradients_and_losses(model, batch, plan, scaler, world, stop())
         *values, votes = flat[-len(plan.losses) - 1 :].tolist()
         losses = dict(zip(plan.losses, values, strict=True))

@@ -156,10 +156,10 @@ def confusion(
 
 def counts_of(confusion_rp: npt.NDArray[np.int64], labels: Iterable[int]) -> Counts:
     """The counts of a class or region, given as its label codes, from the 4x4 table."""
-    own = np.isin(np.arange(N_LABELS), list(labels))
-    tp, fp = confusion_rp[own][:, own].sum(), confusion_rp[~own][:, own].sum()
-    fn, tn = confusion_rp[own][:, ~own].sum(), confusion_rp[~own][:, ~own].sum()
-    return Counts(int(tp), int(fp), int(fn), int(tn))
+    own = list(labels)
+    ref, tp = int(confusion_rp[own].sum()), int(confusion_rp[own][:, own].sum())
+    pred, voxels = int(confusion_rp[:, own].sum()), int(confusion_rp.sum())
+    return Counts(tp, fp=pred - tp, fn=ref - tp, tn=voxels - ref - pred + tp)
 
 
 class Mean(NamedTuple):

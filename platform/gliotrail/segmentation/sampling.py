@@ -220,9 +220,14 @@ def batches(
     def read(step: int) -> Batch:
         numbers = part_of_step(step, batch_size, rank, workers)
         samples = tuple(source.sample(number) for number in numbers)
-        shape = source.size_vox
-        image = torch.empty((len(samples), len(CHANNELS), *shape), pin_memory=pinned)
-        targets = torch.empty((len(samples), len(CLASSES), *shape), pin_memory=pinned)
+        image, targets = (
+            torch.empty(
+                (len(samples), channels, *source.size_vox),
+                pin_memory=pinned,
+                memory_format=torch.channels_last_3d,
+            )
+            for channels in (len(CHANNELS), len(CLASSES))
+        )
         for place, sample in enumerate(samples):
             image_CIJK, targets_CIJK = source.serve(sample)
             image[place] = torch.from_numpy(image_CIJK)
