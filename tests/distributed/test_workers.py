@@ -4,8 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ray.train import ScalingConfig
+from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 
 from gliotrail.distributed.cluster import Resources
+from gliotrail.distributed.fixed import Fixed
 from gliotrail.distributed.workers import fit_on_workers
 from gliotrail.errors import TrainingError
 from gliotrail.tracking.journal import TRACEBACK_FILE, RunFolder
@@ -25,3 +28,11 @@ def test_a_workers_own_traceback_is_kept(crops: Crops, tmp_path: Path, ray_clust
     kept = (run.root / TRACEBACK_FILE).read_text()
     assert "in run_training" in kept
     assert kept.endswith(f"TrainingError: {caught.value}\n")
+
+
+def test_a_fixed_number_of_workers_is_decided_without_an_autoscaler() -> None:
+    policy = Fixed(ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}))
+    policy.after_controller_start(None)  # would start the process that asks
+    decision = policy.make_decision_for_non_running_worker_group()
+    assert decision == ResizeDecision(2, {"CPU": 1})
+    policy.before_controller_abort()

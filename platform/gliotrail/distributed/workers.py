@@ -26,6 +26,7 @@ from ray.train import (
 )
 from ray.train import report as ray_report
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.util.placement_group import (
     PlacementGroup,
     get_current_placement_group,
@@ -35,6 +36,7 @@ from ray.util.placement_group import (
 
 from gliotrail.distributed.cluster import WORKERS, Resources, is_own
 from gliotrail.distributed.driver import run_training
+from gliotrail.distributed.fixed import Fixed
 from gliotrail.distributed.sent import bring_inputs, mirror_of
 from gliotrail.distributed.training import Training
 from gliotrail.errors import GliotrailError, TrainingError
@@ -61,6 +63,12 @@ class _Trainer(TorchTrainer):
         unused = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if is_own() else set())
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
         return [callback for callback in callbacks if type(callback).__name__ not in unused]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        policy = arguments["scaling_policy"]
+        if is_own() and type(policy) is FixedScalingPolicy:
+            arguments["scaling_policy"] = Fixed(policy.scaling_config)
+        return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """None: Ray's own aborts without a checkpoint; see `tracking.stop`."""
