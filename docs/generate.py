@@ -71,7 +71,8 @@ MEASURES = {
     "dice": "Dice of label maps, mean over the scans where it is defined.",
     "sensitivity": "TP / (TP + FN), likewise.",
     "specificity": "TN / (TN + FP), likewise.",
-    "hd95_mm": "95th percentile of the surface distances, in mm, likewise.",
+    "hd95_mm": "95th percentile of the distances from surface to surface, in mm, of the two "
+    "directions the larger one, likewise.",
 }
 
 

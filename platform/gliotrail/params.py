@@ -390,5 +390,7 @@ def _known_keys(path: list[Any]) -> list[str]:
     for part in path:
         section = getattr(section, "model_fields", {}).get(part, section)
         section = getattr(section, "annotation", section)
-        section = {"validation": ValidationBlock, "space": Choice}.get(part, section)
+        # of those that are one of several types: the one with keys
+        if not hasattr(section, "model_fields"):
+            section = {"validation": ValidationBlock, "space": Choice}.get(part, section)
     return list(getattr(section, "model_fields", {}))

@@ -8,6 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from gliotrail.cli.scans import _threshold_of
+from gliotrail.errors import ParamsError
 from gliotrail.imaging.labels import CHANNELS, CLASSES, REGIONS, from_msd
 from gliotrail.imaging.nifti import read_image
 from tests.support.scans import DEMO, save, snapshot
@@ -100,6 +102,14 @@ def test_two_models_and_tta_change_the_mask(gliotrail, weights, tmp_path):
     assert np.array_equal(nib.load(tmp_path / "a.nii").dataobj, masks[0])
     assert not np.array_equal(masks[0], masks[1])
     assert not np.array_equal(masks[0], masks[2])
+
+
+def test_registered_models_bring_their_threshold_along(monkeypatch):
+    told = {"models:/m/1": 0.4, "models:/m/2": None}
+    monkeypatch.setattr("gliotrail.tracking.registry.threshold_of", told.__getitem__)
+    assert [_threshold_of([name]) for name in (*told, "a.safetensors")] == [0.4, 0.5, 0.5]
+    with pytest.raises(ParamsError, match=r"wanted one for all models, got 0.4, 0.5; set --thresh"):
+        _threshold_of(list(told))
 
 
 def test_what_can_t_be_segmented_is_one_line_and_earlier_masks_stay(

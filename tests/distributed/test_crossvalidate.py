@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gliotrail.distributed.crossvalidate import crossvalidate
-from gliotrail.distributed.driver import check, data_of, source_of
+from gliotrail.distributed.driver import data_of, source_of
+from gliotrail.distributed.trainable import check
 from gliotrail.distributed.training import Training
 from gliotrail.errors import ParamsError
 from gliotrail.imaging.patch import patch

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gliotrail.distributed import driver
-from gliotrail.distributed.driver import check, from_bytes, plan_of, result, run_training, to_bytes
+from gliotrail.distributed.driver import from_bytes, plan_of, result, run_training, to_bytes
+from gliotrail.distributed.trainable import check
 from gliotrail.distributed.training import Training
 from gliotrail.errors import GliotrailError, ParamsError, TrackingError, TrainingError
 from gliotrail.segmentation.loop import State, World
@@ -207,7 +208,7 @@ def test_what_cannot_be_trained_is_refused(crops: Crops, tmp_path: Path) -> None
     refused: dict[str, GliotrailError] = {}
     for what, training in {
         "validation": there.training(),
-        "size": crops.training(train__patch_size="16x15x16"),
+        "size": crops.training(train__patch_size="16x15x16", patch__sizes=["16x15x16"]),
     }.items():
         with pytest.raises(ParamsError) as told:
             check([crops.training(), training] if what == "size" else [training])

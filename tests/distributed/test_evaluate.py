@@ -23,7 +23,7 @@ from gliotrail.segmentation.score import score
 from gliotrail.tracking.delivery import deliver
 from gliotrail.tracking.journal import RunFolder
 from gliotrail.tracking.lineage import Origin
-from gliotrail.tracking.registry import MODEL, champion
+from gliotrail.tracking.registry import MODEL, champion, threshold_of
 from gliotrail.tracking.runs import client, existing_run
 from tests.distributed.conftest import Crops
 from tests.support.projects import Project, commit
@@ -67,7 +67,11 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> Crops:
     """The crops, the held-out patient's files in another orientation: axes j, k, i, mirrored."""
     there = Crops(tmp_path_factory.mktemp("turned"))
     lay_out_crops(there.raw)
-    for path in there.raw.glob(f"*Tr/{CASE}.nii.gz"):
+    # a description may name any place in its folder
+    (there.raw / "imagesTr").rename(there.raw / "scans")
+    description = there.raw / "dataset.json"
+    description.write_text(description.read_text().replace("imagesTr/", "scans/"))
+    for path in there.raw.glob(f"*/{CASE}.nii.gz"):
         image = nib.load(path)
         was = nib.orientations.io_orientation(image.affine)
         wanted = nib.orientations.axcodes2ornt(("P", "S", "L"))
@@ -102,7 +106,7 @@ def evaluated(turned: Crops, crops: Crops, new_state: Callable[[], Path]) -> Ite
 def test_scoring_the_saved_masks_gives_the_measures_again(evaluated: Evaluated) -> None:
     raw = evaluated.crops.raw
     ref = np.asarray(nib.load(raw / f"labelsTr/{CASE}.nii.gz").dataobj).astype(np.uint8)
-    image = nib.load(raw / f"imagesTr/{CASE}.nii.gz")
+    image = nib.load(raw / f"scans/{CASE}.nii.gz")
     mask = nib.load(evaluated.out / f"masks/{CASE}.nii.gz")
     again = score(
         ref,
@@ -128,7 +132,7 @@ def flat(values: Any, key: str = "") -> dict[str, Any]:
 
 
 def test_a_mask_lies_on_the_grid_of_its_scan(evaluated: Evaluated) -> None:
-    scan = nib.load(evaluated.crops.raw / f"imagesTr/{CASE}.nii.gz")
+    scan = nib.load(evaluated.crops.raw / f"scans/{CASE}.nii.gz")
     mask = nib.load(evaluated.out / f"masks/{CASE}.nii.gz")
     assert mask.shape == scan.shape[:3]
     assert mask.get_data_dtype() == np.uint8
@@ -219,6 +223,7 @@ def test_under_another_threshold_the_champion_is_judged_again(evaluated: Evaluat
     assert before is not None
     assert after.tags["gliotrail.judged_on"] != before.tags["gliotrail.judged_on"]
     assert after.tags["gliotrail.score"] != before.tags["gliotrail.score"]
+    assert [threshold_of(f"models:/{MODEL}/{n}") for n in (1, 2)] == [0.5, 0.6]
     scores = {
         str(version.version): float(version.tags["gliotrail.score"])
         for version in client().search_model_versions(f"name = '{MODEL}'")
@@ -243,7 +248,7 @@ def test_what_is_missing_is_told_and_earlier_outputs_stay(
     evaluated: Evaluated, tmp_path: Path
 ) -> None:
     outputs, crops = snapshot(evaluated.out), evaluated.crops
-    with pytest.raises(DataError, match=rf"{CASE}\.nii\.gz: no raw scan; run `dvc repro fetch`"):
+    with pytest.raises(DataError, match=r"dataset\.json"):
         evaluate(evaluated.params, crops.prepared, tmp_path, evaluated.trained, evaluated.out)
     shutil.copytree(crops.prepared, tmp_path / "prepare")
     split = json.loads((tmp_path / "prepare/split.json").read_text())

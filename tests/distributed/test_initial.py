@@ -1,16 +1,20 @@
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from gliotrail.distributed.driver import check, first_network, result, run_training
+from gliotrail.distributed.driver import first_network, result, run_training
 from gliotrail.distributed.initial import PRETRAINED, initial_weights
+from gliotrail.distributed.trainable import check
 from gliotrail.distributed.training import Training
-from gliotrail.errors import ParamsError, WeightsError
+from gliotrail.errors import GliotrailError, ParamsError, WeightsError
 from gliotrail.segmentation.loop import World
+from gliotrail.segmentation.weights import load
 from gliotrail.tracking.journal import RunFolder
 from tests.distributed.conftest import Crops
 from tests.support.projects import ROOT
+from tests.support.scans import edit_json
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,62 @@ def test_weights_of_another_network_are_refused_before_anything_starts(
     wanted = rf"train.init: .*: wanted {own}, got {other}; change"
     with pytest.raises(WeightsError, match=wanted):
         check([training])
+
+
+@pytest.fixture(scope="module")
+def of_thick_slices(crops: Crops, tmp_path_factory: pytest.TempPathFactory) -> Crops:
+    """The crops, as if their slices were 5 mm apart."""
+    there = Crops(tmp_path_factory.mktemp("thick"))
+    shutil.copytree(crops.root, there.root, dirs_exist_ok=True)
+    for path in there.prepared.glob("cases/*/case.json"):
+        edit_json(path, lambda values: values.update(spacing_mm=[1.0, 1.0, 5.0]))
+    return there
+
+
+REFUSED = {
+    "weights that know other intensities": (
+        {"train__init": "TRAINED", "train__standardize": "slice", "train__rehearsal": 0},
+        "train.init: .*: wanted standardize slice, got brain; set train.standardize to brain",
+    ),
+    "synthetic tumours of other intensities": (
+        {"train__standardize": "none", "train__rehearsal": 0.25},
+        "train.rehearsal: wanted 0: .*standardize brain, got 0.25 beside scans of .*, none",
+    ),
+    "a network that sees past the margin": (
+        {"train__model__depth": 3},
+        "margin_vox: wanted at least 23, which is how far the network sees, got 9",
+    ),
+    "a budget of no step": (
+        {"train__epoch_voxels": 4 * 16**3 // 2 - 1},
+        "epoch_voxels: wanted one step's, 4 x 16x16x16, or more, got 8191",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_can_not_be_trained_rightly_is_one_line(
+    what: str, crops: Crops, trained: Path
+) -> None:
+    changes, message = REFUSED[what]
+    changes = {key: str(trained) if v == "TRAINED" else v for key, v in changes.items()}
+    with pytest.raises(GliotrailError, match=message):
+        check([crops.training(**changes)])
+
+
+def test_voxels_of_another_size_than_the_first_weights_or_synthetic_ones_are_refused(
+    of_thick_slices: Crops, trained: Path
+) -> None:
+    with pytest.raises(GliotrailError, match="spacing: wanted 1 x 1 x 5 mm, got 1 x 1 x 1 mm"):
+        check([of_thick_slices.training(train__init=str(trained))])
+    with pytest.raises(GliotrailError, match=r"got 0.25 beside scans of 1 x 1 x 5 mm, brain"):
+        check([of_thick_slices.training()])
+    training = of_thick_slices.training(train__rehearsal=0, train__epochs=1)
+    check([training])
+    run = RunFolder(of_thick_slices.root / "run")
+    run_training(training, run, World())
+    weights = of_thick_slices.root / "model.safetensors"
+    weights.write_bytes(result(training, run)[1])
+    assert load(weights)[1].spacing_mm == (1, 1, 5)
 
 
 def test_weights_that_are_not_there_are_refused() -> None:

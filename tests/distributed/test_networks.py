@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gliotrail.distributed.description import starting_artifacts
-from gliotrail.distributed.driver import check, first_network, restore, result, run_training
+from gliotrail.distributed.driver import first_network, restore, result, run_training
+from gliotrail.distributed.trainable import check
 from gliotrail.errors import ParamsError
 from gliotrail.imaging.prepared import load_prepared
 from gliotrail.segmentation.inference import predict_case

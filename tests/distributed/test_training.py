@@ -75,3 +75,10 @@ def test_what_is_not_prepared_is_told(crops: Crops, tmp_path: Path) -> None:
         DataError, match=r"split\.json: no such file; run `dvc repro prepare` first"
     ):
         Crops(tmp_path).training()
+
+
+def test_an_index_that_lies_there_from_before_is_not_used(crops: Crops) -> None:
+    size = "16x16x8"
+    assert (crops.patches / size / "index.parquet").is_file()
+    with pytest.raises(ParamsError, match=rf"{size}: not prepared; add {size} to patch\.sizes"):
+        crops.training(train__patch_size=size, patch__sizes=["16x16x16"])

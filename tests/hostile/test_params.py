@@ -68,6 +68,11 @@ BAD = {
         changed("learning_rate: from_sweep", "lerning_rate: from_sweep"),
         r"train.lerning_rate: unknown key; did you mean learning_rate\? \(1 more",
     ),
+    "a typo where a section's name has two meanings": (
+        changed("    scans: 4", "    scan: 4"),
+        r"pretrain\.validation\.scan: unknown key; did you mean scans\?"),
+    "a typo in a block": (
+        changed("      margin_vox: 9", "      margins_vox: 9"), r"did you mean margin_vox\?"),
     "a typo in a section": (
         changed("\nevaluate:", "\nevalute:"), r"evalute: unknown key; did you mean evaluate\?"),
     "a key without end": (TEXT + "k" * 900 + ": 1\n", r"kkk\.\.\.$"),

@@ -20,6 +20,7 @@ def put(array: np.ndarray, value: float) -> np.ndarray:
     return array
 
 
+THIN = np.diag([1.0, 1, 5, 1])
 BAD = {
     "a missing file": (lambda raw: (raw / IMAGE).unlink(), f"{IMAGE}: no such file"),
     "a truncated file": (
@@ -53,6 +54,14 @@ BAD = {
     "three axes": (
         lambda raw: with_values(raw / IMAGE, lambda image: image[..., 0]),
         f"{IMAGE}: shape: wanted I x J x K x 4 channels, got 64 x 64 x 32$",
+    ),
+    "other voxels than the rest": (
+        lambda raw: (
+            with_values(raw / "imagesTr/BRATS_119.nii.gz", lambda image: image, THIN)
+            or with_values(raw / "labelsTr/BRATS_119.nii.gz", lambda labels: labels, THIN)
+        ),
+        r"BRATS_119.nii.gz: spacing in RAS.: wanted that of the other cases, 1 x 1 x 1 mm, "
+        "got 1 x 1 x 5 mm; resample",
     ),
     "zeros": (
         lambda raw: (

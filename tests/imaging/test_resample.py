@@ -28,7 +28,7 @@ def blob(shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> np.ndarray:
 @given(SHAPES, SPACINGS_MM, st.integers(0, 2))
 def test_a_mirrored_scan_becomes_the_mirrored_result(shape, spacing_mm, axis):
     image = np.random.default_rng(3).normal(size=shape)
-    new = shape_at(shape, spacing_mm, 1.0)
+    new = shape_at(shape, spacing_mm, (1, 1, 1))
     one = resample(image, spacing_mm, new, (1, 1, 1))
     other = resample(np.flip(image, axis), spacing_mm, new, (1, 1, 1))
     assert one.shape == new
@@ -53,7 +53,7 @@ def test_nothing_changes_on_the_same_grid():
 
 @pytest.mark.parametrize("spacing_mm", [(0.5, 1, 3), (0.9375, 0.9375, 3.6), (2, 2, 2), (1, 0.4, 1)])
 def test_a_blob_stays_where_it_is_in_mm(spacing_mm):
-    shape = shape_at((64, 64, 64), (1, 1, 1), 1.0)
+    shape = shape_at((64, 64, 64), (1, 1, 1), (1, 1, 1))
     own = tuple(round(n / length) for n, length in zip(shape, spacing_mm, strict=True))
     truth = blob(own, spacing_mm)
     new = resample(truth, spacing_mm, shape, (1, 1, 1))
@@ -88,4 +88,4 @@ def test_a_real_scan_comes_back_from_finer_voxels():
     ],
 )
 def test_the_new_grid_covers_the_same_mm(shape, spacing_mm, wanted):
-    assert shape_at(shape, spacing_mm, 1.0) == wanted
+    assert shape_at(shape, spacing_mm, (1, 1, 1)) == wanted

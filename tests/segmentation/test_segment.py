@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -117,6 +118,19 @@ def test_another_spacing_gives_the_same_tumour_in_mm(spacing_mm, axes, tmp_path)
     done = segment(scan, [bright(1)])
     assert done.labels.shape == scan.shape_vox != whole.shape_vox
     assert dice(to_ras(done.labels == 1, scan.affine)[0], truth) > 0.85
+
+
+def test_a_scan_like_those_of_training_is_not_resampled_whatever_their_voxels(part):
+    (model, description), scan = network(), read_image(part)
+    expected = segment(scan, [(model, description)]).labels
+    affine = scan.affine @ np.diag([1, 1, 5, 1])
+    thick = Scan(scan.array, replace(scan.header, affine=affine))
+    description = description.model_copy(update={"spacing_mm": (1.0, 1.0, 5.0)})
+    assert np.array_equal(segment(thick, [(model, description)]).labels, expected)
+    assert segment(scan, [(model, description)]).labels.shape == expected.shape
+    wanted = "spacing of the networks: wanted 1 x 1 x 5 mm, got 1 x 1 x 1 mm"
+    with pytest.raises(DataError, match=wanted):
+        segment(thick, [(model, description), network()])
 
 
 def test_a_ball_is_found_where_it_is_in_mm(tmp_path):

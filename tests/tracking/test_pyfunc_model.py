@@ -90,7 +90,8 @@ def test_the_path_of_a_file_gives_labels_in_the_file_s_own_axes(served) -> None:
 
 def test_it_says_what_goes_in_and_comes_out_and_refuses_all_else_in_one_line(served) -> None:
     *_, told = served
-    assert "an array (4, I, J, K) in RAS+ at 1 mm, or a file's path" in told["inputs"]
+    takes = "an array (4, I, J, K) in RAS+ at the training data's spacing, or a file's path"
+    assert takes in told["inputs"]
     assert told["outputs"][0]["tensor-spec"] == {"dtype": "uint8", "shape": [-1, -1, -1]}
     assert {kind for kind, _ in told["refused"]} == {"MlflowException"}
     messages = [message for _, message in told["refused"]]

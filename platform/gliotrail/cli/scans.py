@@ -1,6 +1,7 @@
 """Commands on single scans."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Scheme = Literal["msd", "brats21", "brats23"]
 CHAMPION = "models:/gliotrail-unet3d@champion"
+THRESHOLD = 0.5  # where a model tells none
 
 
 def score(
@@ -73,7 +75,10 @@ def segment(
         bool, typer.Option("--tta", help="Average over mirror images, at 8 times the work.")
     ] = False,
     scheme: Annotated[Scheme, typer.Option(help="The mask's label codes.")] = "msd",
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Of the probability.")] = 0.5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Of the probability; else the registered model's, or 0.5."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Segment a patient's scan, of any orientation and spacing; the mask is on the scan's grid."""
@@ -98,12 +103,30 @@ def segment(
     from gliotrail.segmentation import segment as work
 
     image = read_image(paths[0]) if scan else read_channels(paths)
-    done = work.segment(image, [_network(name) for name in model or [CHAMPION]], threshold, tta)
+    models = model or [CHAMPION]
+    networks = [_network(name) for name in models]
+    chosen = _threshold_of(models) if threshold is None else threshold
+    done = work.segment(image, networks, chosen, tta)
     write_labels(out, done.labels, image, scheme)
     if probabilities:
         write_probabilities(probabilities, done.probabilities, image)
     values = {"mask": str(out), "probabilities": probabilities and str(probabilities)}
     tell(as_json, values, " and ".join(map(str, outputs)))
+
+
+def _threshold_of(names: Sequence[str]) -> float:
+    """The one that the models were registered with.
+
+    Raises:
+        ParamsError: they were registered with several.
+    """
+    from gliotrail.tracking.registry import threshold_of
+
+    found = {(":/" in name and threshold_of(name)) or THRESHOLD for name in names}
+    if len(found) > 1:
+        got = ", ".join(f"{value:g}" for value in sorted(found))
+        raise ParamsError("threshold", wanted="one for all models", got=got, do="set --threshold")
+    return found.pop()
 
 
 def _network(name: str) -> "Trained":

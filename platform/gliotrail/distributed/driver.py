@@ -5,7 +5,7 @@ It goes on from the run's last final checkpoint, and makes new ones.
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -34,7 +34,7 @@ from gliotrail.imaging.phantom import (
 )
 from gliotrail.imaging.prepared import Prepared, load_prepared, read_labels_patch, read_patch
 from gliotrail.imaging.split import Region, fold_of
-from gliotrail.params import Model, Size, format_size
+from gliotrail.params import Model, Size
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.loop import SCORE, NotFiniteError, Plan, State, World, fit
 from gliotrail.segmentation.network import Network
@@ -45,7 +45,7 @@ from gliotrail.segmentation.sampling import (
     Phantoms,
     Source,
 )
-from gliotrail.segmentation.unet import check_size, initialize, stride
+from gliotrail.segmentation.unet import initialize
 from gliotrail.segmentation.validation import validate, validate_synthetic
 from gliotrail.tracking.journal import RunFolder, Writer
 from gliotrail.tracking.lineage import cpu_model
@@ -59,25 +59,12 @@ OnEpoch = Callable[[dict[str, float]], None]
 """Is told, on every worker, the number of each `epoch` that ends, from 1, and its SCORE."""
 
 
-def check(trainings: Sequence[Training]) -> None:
-    """Refuse what can't be trained, before anything starts. All are on the same data.
-
-    Raises:
-        ParamsError: a size that the network can't halve, no validation data.
-        DataError: as `load_prepared`.
-        WeightsError: first weights of another network, or of other channels or classes.
-    """
-    prepared = data_of(trainings[0])
-    if prepared and not prepared.split.validation:
-        do = "name cases, a share or a block in prepare.split.validation"
-        raise ParamsError("no validation data to judge a training on", do=do)
-    for training in trainings:
-        depth = training.section.model.depth
-        check_size(training.size_vox, depth)
-        if _window(training) and set(training.size_vox) == {stride(depth)}:
-            wanted = f"more than {stride(depth)} along some axis, or nothing is left to normalise"
-            raise ParamsError("patch size", wanted=wanted, got=format_size(training.size_vox))
-        first_network(training)
+def spacing_of(prepared: Prepared | None) -> tuple[float, float, float]:
+    """Of the training cases, which `prepare` found to be alike; without any, of synthetic ones."""
+    if prepared is None:
+        return weights.CUBE_MM
+    i, j, k = (round(mm, 3) for mm in prepared.cases[prepared.split.training[0]].spacing_mm)
+    return i, j, k
 
 
 def made_on(world: World) -> dict[str, str]:
@@ -295,7 +282,7 @@ def first_network(training: Training) -> Network:
     if training.init is None:
         model = weights.build(section.model)
         initialize(model, section.seed)
-        model.window_vox = _window(training)
+        model.window_vox = window_of(training)
         return model
     model, description = weights.load(training.init)
     if description.model != section.model:
@@ -306,11 +293,20 @@ def first_network(training: Training) -> Network:
             got=_shown(description.model),
             do="change train.model, or take `train.init: scratch`",
         )
-    model.window_vox = _window(training)
+    if description.standardize != section.standardize:
+        raise WeightsError(
+            f"train.init: {section.init}",
+            where=training.init,
+            wanted=f"standardize {section.standardize}",
+            got=description.standardize,
+            do=f"set train.standardize to {description.standardize}",
+        )
+    model.window_vox = window_of(training)
     return model
 
 
-def _window(training: Training) -> Size | None:
+def window_of(training: Training) -> Size | None:
+    """What a network that normalises is shown at a time: as much as in training."""
     return None if training.section.model.name == "unet3d" else training.size_vox
 
 
@@ -366,7 +362,10 @@ def result(training: Training, run: RunFolder) -> tuple[State, bytes]:
         raise TrainingError("training stopped early", got=got, do="run it again: it goes on")
     section = training.section
     description = weights.Description(
-        model=section.model, window=_window(training), standardize=section.standardize
+        model=section.model,
+        window=window_of(training),
+        standardize=section.standardize,
+        spacing_mm=spacing_of(data_of(training)),
     )
     return state, weights.to_bytes(state.weights("kept"), description)
 

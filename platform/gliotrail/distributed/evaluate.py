@@ -13,6 +13,7 @@ import numpy as np
 
 from gliotrail.errors import DataError
 from gliotrail.files import replacing, write_json
+from gliotrail.imaging.decathlon import read_dataset
 from gliotrail.imaging.geometry import Box, from_ras
 from gliotrail.imaging.header import read_header
 from gliotrail.imaging.labels import CLASSES, REGIONS, Labels
@@ -68,6 +69,7 @@ def evaluate(
     prepared = load_prepared(prepared_folder)
     if not prepared.split.test:
         raise DataError("no held-out patients", where=prepared_folder, do="set prepare.split.test")
+    scans = {case.name: case.image for case in read_dataset(raw).cases}
     model, description = load(trained / MODEL_FILE)
     model.to(device_here())
     scores: dict[str, Score] = {}
@@ -88,7 +90,7 @@ def evaluate(
             scores[name] = score(ref_IJK, pred_IJK, case.spacing_mm, (image_CIJK != 0).any(axis=0))
             confusion_rp += confusion(ref_IJK, pred_IJK)
             looks[name] = look(image_CIJK, ref_IJK, pred_IJK, case.spacing_mm)
-            _write_mask(partial / "masks" / f"{name}.nii.gz", case, raw, pred_IJK)
+            _write_mask(partial / "masks" / f"{name}.nii.gz", case, scans[name], pred_IJK)
             drawing = draw_prediction(
                 image_CIJK,
                 ref_IJK,
@@ -112,12 +114,8 @@ def evaluate(
     record(trained, out, prepared, section)
 
 
-def _write_mask(path: Path, case: PreparedCase, raw: Path, pred_IJK: Labels) -> None:
+def _write_mask(path: Path, case: PreparedCase, scan: Path, pred_IJK: Labels) -> None:
     """The mask on the scan's own grid, with the geometry of its file."""
-    scans = [raw / "imagesTr" / f"{case.name}{ending}" for ending in (".nii.gz", ".nii")]
-    scan = next((path for path in scans if path.is_file()), None)
-    if scan is None:
-        raise DataError("no raw scan", where=scans[0], do="run `dvc repro fetch`")
     mask = from_ras(pred_IJK, case.file_affine)
     write_labels(path, mask, like=Scan(mask, read_header(scan)))
 

@@ -97,8 +97,8 @@ def _run(
     with cluster() as connected:
         # seconds of imports, while Ray starts
         from gliotrail.distributed.description import describe_training
-        from gliotrail.distributed.driver import check
         from gliotrail.distributed.live import watching_sweep
+        from gliotrail.distributed.trainable import check
         from gliotrail.distributed.trials import bundles, end_if_stopped, resources, run_trials
 
         check(proposals.probes)

@@ -80,7 +80,8 @@ def _fit(
     with cluster() as connected:
         # seconds of imports, while Ray starts
         from gliotrail.distributed.description import describe_training, starting_artifacts
-        from gliotrail.distributed.driver import check, plan_of
+        from gliotrail.distributed.driver import plan_of
+        from gliotrail.distributed.trainable import check
         from gliotrail.distributed.watch import watching
         from gliotrail.distributed.workers import fit_on_workers
         from gliotrail.tracking.lineage import Origin

@@ -41,7 +41,8 @@ class Training:
     section: `train` of params.yaml, with a learning rate and a patch size.
     threshold: of a voxel's class, where the validation data are judged.
     phantoms, judged: the synthetic tumours that are rehearsed, and those that it is judged on
-        (none in a sweep's trials, where they would decide nothing).
+        (none in a sweep's trials, where they would decide nothing, and where intensities are
+        standardised in another way than theirs).
     synthetic: the folder of anatomies and shapes they are made from.
     init: the weights file that it starts from, if any.
     prepared, patches: the stages' outputs; none when nothing real is trained on.
@@ -74,7 +75,8 @@ class Training:
         """With the data and the code as they are now.
 
         Raises:
-            ParamsError, DataError, WeightsError, TrackingError: data or weights that aren't there.
+            ParamsError, DataError, WeightsError, TrackingError: data or weights that aren't there,
+                or a patch size that isn't among `patch.sizes`.
         """
         init = initial_weights(section.init)
         files = synthetic_files(params.pretrain, synthetic)
@@ -86,17 +88,22 @@ class Training:
             digests["data"] = prepared_digest(prepared)
         if init:
             digests["init"] = sha256(init)
-        return cls(
+        made = cls(
             section,
             params.evaluate.threshold,
             params.pretrain.phantoms,
-            params.pretrain.validation,
+            params.pretrain.validation if section.standardize == "brain" else None,
             synthetic.resolve(),
             init and init.resolve(),
             prepared and prepared.resolve(),
             patches.resolve(),
             digests,
         )
+        if (
+            prepared and made.size_vox not in params.patch.sizes
+        ):  # an index may lie there from before
+            raise made._not_prepared()
+        return made
 
     @property
     def learning_rate(self) -> float:
@@ -138,13 +145,16 @@ class Training:
         if self.prepared is None:
             return inputs
         if not self.index_path.is_file():
-            size = format_size(self.size_vox)
-            raise ParamsError(
-                f"patch size {size}: not prepared",
-                where=self.index_path,
-                do=f"add {size} to patch.sizes and run `dvc repro patch`",
-            )
+            raise self._not_prepared()
         return inputs | {"patches": sha256(self.index_path)}
+
+    def _not_prepared(self) -> ParamsError:
+        size = format_size(self.size_vox)
+        return ParamsError(
+            f"patch size {size}: not prepared",
+            where=self.index_path,
+            do=f"add {size} to patch.sizes and run `dvc repro patch`",
+        )
 
     def folder(self) -> RunFolder:
         """Where this training is kept, now and when it goes on.

@@ -90,6 +90,17 @@ def spacing_mm(affine: Affine) -> tuple[float, float, float]:
     return x, y, z
 
 
+def same_spacing(one_mm: Sequence[float], other_mm: Sequence[float]) -> bool:
+    """Whether a network that knows the one can be shown the other: within a tenth."""
+    pairs = zip(one_mm, other_mm, strict=True)
+    return all(max(a, b) <= 1.1 * min(a, b) for a, b in pairs)
+
+
+def by_mm(lengths_mm: Sequence[float]) -> str:
+    """For messages: `1 x 1 x 5 mm`."""
+    return " x ".join(f"{length:.3g}" for length in lengths_mm) + " mm"
+
+
 def axis_codes(affine: Affine) -> str:
     """Where each array axis points to, such as `RAS` or `LPS`."""
     return "".join(str(code) for code in nib.orientations.aff2axcodes(affine))

@@ -18,7 +18,7 @@ from gliotrail.errors import DataError
 from gliotrail.files import replacing, sha256, write_json
 from gliotrail.imaging.decathlon import Case, Dataset, read_dataset
 from gliotrail.imaging.fingerprint import case_fingerprint, dataset_fingerprint
-from gliotrail.imaging.geometry import Box, Vox3, spacing_mm, to_ras, vox3
+from gliotrail.imaging.geometry import Box, Vox3, by_mm, same_spacing, spacing_mm, to_ras, vox3
 from gliotrail.imaging.header import check_channels, check_same_grid, read_header
 from gliotrail.imaging.kept import at_a_time, forget_others, key_of, linked, made
 from gliotrail.imaging.labels import CHANNELS, voxels_per_label
@@ -75,17 +75,26 @@ def prepare(
 
 def _check_headers(dataset: Dataset) -> tuple[dict[str, Vox3], int]:
     """Shapes in RAS+ of the labelled cases, and how many values the largest scan has."""
-    shapes_vox, most_values = {}, 0
+    shapes_vox, most_values, first_mm = {}, 0, None
     for case in dataset.cases:
         header = read_header(case.image)
         check_channels(header, len(CHANNELS))
         most_values = max(most_values, math.prod(header.shape))
         if case.label:
+            no_memory = np.broadcast_to(np.uint8(0), header.shape_vox)
+            turned, affine = to_ras(no_memory, header.affine)
+            shapes_vox[case.name] = vox3(turned.shape)
+            own_mm = spacing_mm(affine)
+            first_mm = first_mm or own_mm
+            if not same_spacing(first_mm, own_mm):  # a network sees voxels, not mm
+                wanted = f"that of the other cases, {by_mm(first_mm)}"
+                do = "resample one or the other"
+                raise DataError(
+                    "spacing in RAS+", where=case.image, wanted=wanted, got=by_mm(own_mm), do=do
+                )
             label_header = read_header(case.label)
             check_channels(label_header, 1)
             check_same_grid(label_header, header)
-            no_memory = np.broadcast_to(np.uint8(0), header.shape_vox)
-            shapes_vox[case.name] = vox3(to_ras(no_memory, header.affine)[0].shape)
     return shapes_vox, most_values
 
 

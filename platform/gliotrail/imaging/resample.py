@@ -16,10 +16,12 @@ from gliotrail.imaging.geometry import Vox3, vox3
 Floats = npt.NDArray[np.float32]
 
 
-def shape_at(shape_vox: Sequence[int], spacing_mm: Sequence[float], new_spacing_mm: float) -> Vox3:
-    """How many cubes of `new_spacing_mm` cover what these voxels cover, to the nearest."""
-    sides = zip(shape_vox, spacing_mm, strict=True)
-    return vox3([max(1, round(n * length / new_spacing_mm)) for n, length in sides])
+def shape_at(
+    shape_vox: Sequence[int], spacing_mm: Sequence[float], new_spacing_mm: Sequence[float]
+) -> Vox3:
+    """How many voxels of `new_spacing_mm` cover what these voxels cover, to the nearest."""
+    sides = zip(shape_vox, spacing_mm, new_spacing_mm, strict=True)
+    return vox3([max(1, round(n * length / new)) for n, length, new in sides])
 
 
 def resample(

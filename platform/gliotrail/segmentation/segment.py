@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gliotrail.errors import DataError
-from gliotrail.imaging.geometry import Box, from_ras, spacing_mm, vox3
+from gliotrail.imaging.geometry import Box, by_mm, from_ras, same_spacing, spacing_mm, vox3
 from gliotrail.imaging.header import by
 from gliotrail.imaging.labels import CLASSES, Labels
 from gliotrail.imaging.nifti import Scan, in_ras
@@ -24,8 +24,6 @@ from gliotrail.segmentation.inference import predict_box, to_labels
 from gliotrail.segmentation.network import Network
 from gliotrail.segmentation.weights import Description
 
-TRAINED_AT_MM: Final = 1.0
-"""The spacing of the scans that networks are trained on, along each axis."""
 LARGEST_SIDE_MM: Final = 640.0
 """A scan that is longer is no head, or its spacing is wrong: refused before memory is taken."""
 _SAME_MM: Final = 1e-3
@@ -57,26 +55,31 @@ def segment(
             mirrored mask exactly, at eight times the work.
 
     Raises:
-        DataError: no brain in it, values that are not finite, or a side that is too long.
+        DataError: no brain in it, values that are not finite, a side that is too long, or
+            networks that were trained at different spacings.
     """
+    trained_mm = networks[0][1].spacing_mm
+    for _, description in networks:
+        if not same_spacing(description.spacing_mm, trained_mm):
+            spacings = by_mm(trained_mm), by_mm(description.spacing_mm)
+            raise DataError("spacing of the networks", wanted=spacings[0], got=spacings[1])
     ras = in_ras(scan)
     image_CIJK = np.moveaxis(ras.array, 3, 0)
     own_mm = spacing_mm(ras.affine)
     shape_vox = vox3(image_CIJK.shape[1:])
-    resampled = max(abs(length - TRAINED_AT_MM) for length in own_mm) > _SAME_MM
+    resampled = max(abs(a - b) for a, b in zip(own_mm, trained_mm, strict=True)) > _SAME_MM
     if resampled:
         longest_mm = max(n * length for n, length in zip(shape_vox, own_mm, strict=True))
         if longest_mm > LARGEST_SIDE_MM:
-            got = f"{by(shape_vox)} voxels of {' x '.join(f'{length:g}' for length in own_mm)} mm"
+            got = f"{by(shape_vox)} voxels of {by_mm(own_mm)}"
             wanted = f"sides of up to {LARGEST_SIDE_MM:g} mm"
             raise DataError("size", where=scan.header.path, wanted=wanted, got=got)
-        image_CIJK = _brain_resampled(image_CIJK, own_mm)
+        image_CIJK = _brain_resampled(image_CIJK, own_mm, trained_mm)
     case = case_of_array(image_CIJK, np.eye(4), str(scan.header.path))
     probabilities_CIJK = _predict(case, networks, tta)
     if resampled:
-        cube_mm = [TRAINED_AT_MM] * 3
         probabilities_CIJK = np.stack(
-            [resample(p_IJK, cube_mm, shape_vox, own_mm) for p_IJK in probabilities_CIJK]
+            [resample(p_IJK, trained_mm, shape_vox, own_mm) for p_IJK in probabilities_CIJK]
         )
     labels_IJK = to_labels(probabilities_CIJK, threshold)
     return Segmentation(
@@ -85,15 +88,16 @@ def segment(
     )
 
 
-def _brain_resampled(image_CIJK: npt.NDArray[Any], own_mm: Sequence[float]) -> Floats:
+def _brain_resampled(
+    image_CIJK: npt.NDArray[Any], own_mm: Sequence[float], trained_mm: Sequence[float]
+) -> Floats:
     """The image at the networks' spacing, 0 outside the brain as it was."""
-    shape_vox = shape_at(image_CIJK.shape[1:], own_mm, TRAINED_AT_MM)
-    cube_mm = [TRAINED_AT_MM] * 3
+    shape_vox = shape_at(image_CIJK.shape[1:], own_mm, trained_mm)
     brain_IJK = (image_CIJK != 0).any(axis=0)
-    outside_IJK = resample(brain_IJK, own_mm, shape_vox, cube_mm) < _MOSTLY
+    outside_IJK = resample(brain_IJK, own_mm, shape_vox, trained_mm) < _MOSTLY
     new_CIJK = np.empty((len(image_CIJK), *shape_vox), np.float32)
     for new_IJK, channel_IJK in zip(new_CIJK, image_CIJK, strict=True):
-        new_IJK[:] = resample(channel_IJK, own_mm, shape_vox, cube_mm)
+        new_IJK[:] = resample(channel_IJK, own_mm, shape_vox, trained_mm)
         new_IJK[outside_IJK] = 0
     return new_CIJK
 

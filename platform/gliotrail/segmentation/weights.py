@@ -22,16 +22,24 @@ from gliotrail.segmentation.network import Network
 from gliotrail.segmentation.unet import UNet3d
 
 _KEY = "gliotrail-weights-1"
+CUBE_MM = (1.0, 1.0, 1.0)
+"""The spacing of the Decathlon's scans, of BraTS, and of synthetic tumours."""
 _Side = Annotated[int, Field(ge=1, le=1024)]
+_Length = Annotated[float, Field(ge=0.01, le=100)]
 _LARGEST_HEADER_BYTES = 1_000_000  # of a much larger one, safetensors may end the process
 
 
 class Description(Section):
-    """What a weights file is of. `window`: the patches' size, where the network normalises."""
+    """What a weights file is of.
+
+    window: the patches' size, where the network normalises.
+    spacing_mm: of the scans that it was trained on, in RAS+.
+    """
 
     model: Model
     window: tuple[_Side, _Side, _Side] | None = None
     standardize: Literal["brain", "slice", "none"]
+    spacing_mm: tuple[_Length, _Length, _Length] = CUBE_MM
     channels: tuple[str, ...] = CHANNELS
     classes: tuple[str, ...] = CLASSES
 

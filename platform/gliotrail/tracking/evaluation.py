@@ -15,7 +15,14 @@ from gliotrail.tracking.delivery import deliver, log_points
 from gliotrail.tracking.experiments import SCORE
 from gliotrail.tracking.journal import Point, RunFolder
 from gliotrail.tracking.note import note_of, page_of, write_note
-from gliotrail.tracking.registry import MODEL, download_weights, log_model, promote, register
+from gliotrail.tracking.registry import (
+    MODEL,
+    THRESHOLD_TAG,
+    download_weights,
+    log_model,
+    promote,
+    register,
+)
 from gliotrail.tracking.runs import client, existing_run, one_line
 
 TABLE: Final = "table.json"
@@ -69,8 +76,10 @@ def record_evaluation(
 
         _write_note(server, server.get_run(run_id), run)
         experiment = found.info.experiment_id
-        model_id = log_model(server, experiment, run_id, weights, run["params"]["threshold"])
-        version = register(server, run_id, model_id, weights, {"gliotrail.id": run["id"]})
+        threshold = run["params"]["threshold"]
+        model_id = log_model(server, experiment, run_id, weights, threshold)
+        tags = {"gliotrail.id": run["id"], THRESHOLD_TAG: str(threshold)}
+        version = register(server, run_id, model_id, weights, tags)
         won = promote(server, version, score, judged_on, rescore_version)
     what = "champion" if won else "the champion stays the one before"
     return f"{MODEL} version {version.version}: validation Dice {score:.3f}, {what}"

@@ -23,8 +23,9 @@ from gliotrail.segmentation.weights import load
 class Segmenter(PythonModel):
     """A scan's raw values, FLAIR, T1w, T1gd, T2w -> labels (I, J, K).
 
-    The scan is an array (4, I, J, K) in RAS+ with voxels of 1 mm, or the path of a NIfTI file of
-    any orientation and spacing, whose labels then come in the file's own axes.
+    The scan is an array (4, I, J, K) in RAS+ with voxels like the training data's (1 mm, where
+    nothing else is told), or the path of a NIfTI file of any orientation and spacing, whose labels
+    then come in the file's own axes.
     """
 
     def load_context(self, context: Any) -> None:

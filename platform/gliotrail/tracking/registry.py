@@ -35,9 +35,11 @@ _NEEDS: Final = (
     "mlflow", "nibabel", "numpy", "pydantic", "rich", "ruamel.yaml", "safetensors", "torch",
 )  # fmt: skip
 _INPUT: Final = (
-    "raw values of FLAIR, T1w, T1gd, T2w: an array (4, I, J, K) in RAS+ at 1 mm, or a file's path"
+    "raw values of FLAIR, T1w, T1gd, T2w: an array (4, I, J, K) in RAS+ at the training data's "
+    "spacing, or a file's path"
 )
 SHA256_TAG: Final = "gliotrail.weights_sha256"
+THRESHOLD_TAG: Final = "gliotrail.threshold"
 _SCORE, _JUDGED_ON = "gliotrail.score", "gliotrail.judged_on"
 _ABSENT: Final = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 _URI: Final = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
@@ -213,6 +215,17 @@ def fetch_weights(uri: str, folder: Path) -> Path:
     with one_line():
         server = client()
         return download_weights(server, find_version(server, uri), folder)
+
+
+def threshold_of(uri: str) -> float | None:
+    """The probability above which a voxel is tumour, that a version was evaluated with, if told.
+
+    Raises:
+        TrackingError: as `find_version`.
+    """
+    with one_line():
+        told = find_version(client(), uri).tags.get(THRESHOLD_TAG)
+    return None if told is None else float(told)
 
 
 def find_version(server: MlflowClient, uri: str) -> ModelVersion:
