@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.job_submission import JobDetails, JobStatus, JobType
 
+from gliotrail.distributed.objects import put
 from gliotrail.distributed.sent import Sent, check_versions, sent, versions_here
-from gliotrail.distributed.submit import on_cluster, submit
+from gliotrail.distributed.submit import _name, cancel, on_cluster, submit
 from gliotrail.errors import ClusterError, ParamsError
 from gliotrail.places import JOB, state_dir
 from gliotrail.plain_yaml import read_yaml
+from gliotrail.tracking.store import Store
 from tests.support.projects import ROOT, Project, set_params
 from tests.support.ray_head import RayHead
 
@@ -82,6 +85,47 @@ def test_a_job_knows_what_it_was_sent_and_keeps_its_runs_at_home(
     assert SENT.common_store.config == {"url": "s3://a"}
     monkeypatch.delenv("GLIOTRAIL_STATE")
     assert state_dir() == Path.home() / ".cache/gliotrail"
+
+
+class Jobs:
+    """What a cluster tells of its jobs, and which it was asked to stop; a real one: below."""
+
+    def __init__(self, *names: str) -> None:
+        self.names, self.stopped = names, list[str]()
+
+    def list_jobs(self) -> list[JobDetails]:
+        return [
+            JobDetails(submission_id=name, type=JobType.SUBMISSION, status=JobStatus.RUNNING,
+                       entrypoint="") for name in self.names
+        ]  # fmt: skip
+
+    def stop_job(self, name: str) -> None:
+        self.stopped.append(name)
+
+
+def test_only_this_checkouts_job_is_cancelled_or_the_one_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {train: {deps: [data]}}")
+    (tmp_path / "params.yaml").write_text("train: {init: scratch}")
+    (tmp_path / "data").write_text("data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "http://host")
+    own = f"{_name('train', [], {'data': put(Path('data'), Store({'url': 'store'}))})}-2"
+    jobs = Jobs("gliotrail-train-0-1", own, "gliotrail-sweep-0-1", "gliotrail-train-1-3")
+    monkeypatch.setattr("gliotrail.distributed.submit._client", lambda: jobs)
+    cancel("train")
+    assert jobs.stopped == [own]
+    (tmp_path / "data").write_text("other data")
+    with pytest.raises(ClusterError, match=r"^http://host: no job gliotrail-train-") as told:
+        cancel("train")
+    assert f"goes on: got gliotrail-train-0-1, {own}, gliotrail-train-1-3; `gliotr" in str(
+        told.value
+    )
+    cancel("gliotrail-train-1-3")
+    assert jobs.stopped == [own, "gliotrail-train-1-3"]
+    with pytest.raises(ClusterError, match=r"^http://host: no job gliotrail-train-7-1 goes on$"):
+        cancel("gliotrail-train-7-1")
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +237,10 @@ def test_a_cancelled_job_has_a_checkpoint_and_goes_on_from_it(
     env = env_of(ready, head)
     set_params(ready.root / "params.yaml", {"train.seed": 8, "train.epochs": 30})
     until(ready, head, "step 4/", "gliotrail", "submit", "train")
+    set_params(ready.root / "params.yaml", {"train.seed": 9})
+    told = ready.run("gliotrail", "submit", "train", "--cancel", check=False, **env).stdout
+    assert "goes on: got gliotrail-train-" in told
+    set_params(ready.root / "params.yaml", {"train.seed": 8})
     told = ready.run("gliotrail", "submit", "train", "--cancel", **env).stdout
     assert "was asked to stop" in told
     told = ready.run("gliotrail", "submit", "train", check=False, timeout_s=600, **env).stdout

@@ -6,7 +6,12 @@ import typer
 
 
 def submit(
-    stage: Annotated[str, typer.Argument(help="sweep, train, evaluate, pretrain, crossvalidate.")],
+    stage: Annotated[
+        str,
+        typer.Argument(
+            help="sweep, train, evaluate, pretrain, crossvalidate; or the job that --cancel stops."
+        ),
+    ],
     words: Annotated[list[str] | None, typer.Argument(help="Such as a fold's number.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Send it, don't follow it.")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="Stop it, with a checkpoint.")] = False,

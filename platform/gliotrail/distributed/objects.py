@@ -36,10 +36,29 @@ def put(path: Path, store: Store) -> str:
         DataError: there is nothing.
         ClusterError: as the store has it.
     """
+    digest, files, listed = _look_at(path)
+    if listed is None:
+        _send(files, store)
+    elif not store.has(_name(digest)):  # the list comes last: with it all is there
+        _send(files, store)
+        store.write(_name(digest), listed)
+    return digest
+
+
+def dvc_digest(path: Path) -> str:
+    """What `put` returns, without a store.
+
+    Raises:
+        DataError: there is nothing.
+    """
+    return _look_at(path)[0]
+
+
+def _look_at(path: Path) -> tuple[str, dict[str, Path], bytes | None]:
+    """The digest of a file or a folder, the files by theirs, and a folder's list."""
     if path.is_file():
         digest = _md5(path)
-        _send({digest: path}, store)
-        return digest
+        return digest, {digest: path}, None
     if not path.is_dir():
         raise DataError("no such file or folder", where=path)
     files = sorted(found for found in path.rglob("*") if found.is_file())
@@ -51,11 +70,7 @@ def put(path: Path, store: Store) -> str:
         key=lambda entry: entry["relpath"],
     )
     content = json.dumps(listed, sort_keys=True).encode()
-    digest = f"{_md5_of(content)}.dir"
-    if not store.has(_name(digest)):  # the list comes last: with it all is there
-        _send(dict(zip(digests, files, strict=True)), store)
-        store.write(_name(digest), content)
-    return digest
+    return f"{_md5_of(content)}.dir", dict(zip(digests, files, strict=True)), content
 
 
 def _send(files: dict[str, Path], store: Store) -> None:

@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +36,7 @@ _ADDRESSES: Final = ("MLFLOW_TRACKING_URI", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_
 _LAYOUT: Final = ("GLIOTRAIL_WORKERS", "GLIOTRAIL_TRIAL_WORKERS", "GLIOTRAIL_TRIAL_CPUS",
                   "GLIOTRAIL_TRIAL_GPUS", "GLIOTRAIL_CONCURRENT_TRIALS",
                   "GLIOTRAIL_RAY_LOGS")  # fmt: skip
+_PREFIX: Final = "gliotrail-"
 _PATIENCE_S: Final = 300.0
 _STOP_WAIT_S: Final = 300
 
@@ -86,24 +87,35 @@ def submit(stage: str, words: Sequence[str] = (), follow: bool = True) -> None:
 
 
 def cancel(stage: str, words: Sequence[str] = ()) -> None:
-    """Ask the stage's job to stop at its next step, with a checkpoint.
+    """Ask the stage's job of this checkout's inputs to stop at its next step, with a checkpoint.
+
+    Args:
+        stage: or a job's name.
 
     Raises:
-        ClusterError: there is no such job, or no cluster.
+        ParamsError: no such stage.
+        ClusterError: no such job goes on, or no cluster.
     """
+    from gliotrail.distributed.objects import dvc_digest
+
     client = _client()
+    own = stage
+    if not stage.startswith(_PREFIX):
+        own = _name(stage, words, {path: dvc_digest(Path(path)) for path in _inputs(stage)})
     with _answering():
-        _cancel(client, stage, words)
-
-
-def _cancel(client: "JobSubmissionClient", stage: str, words: Sequence[str]) -> None:
-    running = [job for job, status in _jobs(client, f"gliotrail-{'-'.join([stage, *words])}-")
-               if status in {"PENDING", "RUNNING"}]  # fmt: skip
-    if not running:
-        raise ClusterError(f"no job of {stage} goes on", where=os.environ["RAY_ADDRESS"])
-    for job in running:
-        client.stop_job(job)
-        say(f"{stage}: job {job} was asked to stop")
+        alike = _jobs(client, f"{own.rpartition('-')[0]}-")
+        going_on = [job for job, status in alike if status in {"PENDING", "RUNNING"}]
+        for job in going_on:
+            if own in {job, job.rpartition("-")[0]}:
+                client.stop_job(job)
+                say(f"job {job} was asked to stop")
+                return
+    raise ClusterError(
+        f"no job {own} goes on",
+        where=os.environ["RAY_ADDRESS"],
+        got=", ".join(going_on) or None,
+        do="`gliotrail submit JOB --cancel` stops one of other inputs" if going_on else None,
+    )
 
 
 @contextmanager
@@ -151,32 +163,23 @@ def _describe(stage: str, words: Sequence[str]) -> "Sent":
     from gliotrail.distributed.objects import put
     from gliotrail.distributed.sent import Sent, versions_here
     from gliotrail.tracking.code import code_dir
-    from gliotrail.tracking.lineage import Origin, code_digest, digest_of
+    from gliotrail.tracking.lineage import Origin
     from gliotrail.tracking.store import Store
 
-    stages = read_yaml(Path("dvc.yaml"))["stages"]
-    if stage not in stages:
-        raise ParamsError("no such stage", wanted=" | ".join(stages), got=repr(stage))
+    inputs, described = _inputs(stage), _stage(stage)
     env = {name: os.environ[name] for name in (*_ADDRESSES, *_LAYOUT) if os.environ.get(name)}
     if "@" in env.get("MLFLOW_TRACKING_URI", ""):
         do = "give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to the cluster's machines"
         raise ParamsError("MLFLOW_TRACKING_URI: a password would be sent along", do=do)
     store = Store.of_checkout()
-    deps, outs = stages[stage].get("deps", []), []
+    outs = []
     for kind in ("outs", "metrics"):
-        outs += [_path(out, words) for out in stages[stage].get(kind, [])]
-    params = read_yaml(Path("params.yaml"))
-    inputs = [path for path in deps if not path.endswith(".py")]
-    first = params["train"]["init"]
-    if Path(first).is_file() and not Path(first).is_absolute():
-        inputs.append(first)
-    digests = {path: put(Path(path), store) for path in inputs if Path(path).exists()}
+        outs += [_path(out, words) for out in described.get(kind, [])]
+    digests = {path: put(Path(path), store) for path in inputs}
     origin = Origin.now().of_checkout()
     files = origin.get("gliotrail.code.files")
-    code = code_digest(*Path(gliotrail.__file__).parent.glob("*/*.py"))
-    inputs_of_all = [digests, params, code]
     return Sent(
-        f"gliotrail-{'-'.join([stage, *words])}-{digest_of(inputs_of_all)}",
+        _name(stage, words, digests),
         stage,
         list(words),
         digests,
@@ -187,6 +190,36 @@ def _describe(stage: str, words: Sequence[str]) -> "Sent":
         put(code_dir(files), store) if files else None,
         env,
     )
+
+
+def _stage(name: str) -> dict[str, Any]:
+    """As dvc.yaml has it.
+
+    Raises:
+        ParamsError: there is none of that name.
+    """
+    stages = read_yaml(Path("dvc.yaml"))["stages"]
+    if name not in stages:
+        raise ParamsError("no such stage", wanted=" | ".join(stages), got=repr(name))
+    return dict(stages[name])
+
+
+def _inputs(stage: str) -> list[str]:
+    """The data that it takes, as far as they are there."""
+    inputs = [path for path in _stage(stage).get("deps", []) if not path.endswith(".py")]
+    first = read_yaml(Path("params.yaml"))["train"]["init"]
+    if Path(first).is_file() and not Path(first).is_absolute():
+        inputs.append(first)
+    return [path for path in inputs if Path(path).exists()]
+
+
+def _name(stage: str, words: Sequence[str], digests: Mapping[str, str]) -> str:
+    """Of a stage's job, without the number of its attempt."""
+    from gliotrail.tracking.lineage import code_digest, digest_of
+
+    code = code_digest(*Path(gliotrail.__file__).parent.glob("*/*.py"))
+    inputs = [digests, read_yaml(Path("params.yaml")), code]
+    return f"{_PREFIX}{'-'.join([stage, *words])}-{digest_of(inputs)}"
 
 
 def _path(out: Any, words: Sequence[str]) -> str:
@@ -264,7 +297,7 @@ def _follow(client: "JobSubmissionClient", job: str, stage: str) -> None:
                 say(f"{stage}: job {job} stops at its next step, with a checkpoint")
                 continue
             by = "SIGTERM" if terminated else "Ctrl-C"
-            do = f"the same command finds it again, `gliotrail submit {stage} --cancel` ends it"
+            do = f"the same command finds it again, `gliotrail submit {job} --cancel` ends it"
             raise Stopped(f"stopped by {by}: job {job} goes on", do=do) from None
         except (RuntimeError, OSError) as error:  # of the connection
             if time.monotonic() - seen_s > _PATIENCE_S:
