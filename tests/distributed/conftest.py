@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,13 +19,16 @@ from gliotrail import params
 from gliotrail.distributed.cluster import cluster
 from gliotrail.distributed.driver import result, run_training
 from gliotrail.distributed.proposals import Trial
+from gliotrail.distributed.sent import Sent
 from gliotrail.distributed.training import Training
 from gliotrail.imaging.patch import patch
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import load_prepared
 from gliotrail.params import Params
+from gliotrail.places import JOB
 from gliotrail.segmentation.loop import World
 from gliotrail.tracking.journal import RunFolder
+from gliotrail.tracking.store import Store
 from tests.support.environment import in_state
 from tests.support.projects import CROPS_PARAMS, ROOT, set_params
 from tests.support.scans import lay_out_crops
@@ -94,6 +98,18 @@ def ray_cluster() -> Iterator[None]:
         with cluster() as connected:
             connected()
             yield
+
+
+@pytest.fixture
+def job_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """This process is of a job, whose machines share this store; its data are nowhere."""
+    job = Sent("job-1", "train", [], {"data": 32 * "0"}, [], {"url": str(tmp_path / "store")},
+               {}, {}, None, {})  # fmt: skip
+    job.write(tmp_path)
+    monkeypatch.setenv(JOB, job.job)
+    package = SimpleNamespace(__file__=str(tmp_path / "platform/gliotrail/__init__.py"))
+    monkeypatch.setattr("gliotrail.distributed.sent.gliotrail", package)
+    return job.common_store
 
 
 def train_here(patch: pytest.MonkeyPatch, fit: Callable[[Training, RunFolder], object]) -> None:

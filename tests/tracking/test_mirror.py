@@ -9,8 +9,9 @@ import pytest
 from gliotrail.errors import TrackingError
 from gliotrail.tracking import mirror as module
 from gliotrail.tracking.journal import RunFolder, Writer
-from gliotrail.tracking.mirror import Mirror, following, sending
-from gliotrail.tracking.stop import asked_by, note
+from gliotrail.tracking.mirror import Mirror, following, sending, telling_of_stops
+from gliotrail.tracking.owner import claim, release
+from gliotrail.tracking.stop import asked_by, forget, note
 from gliotrail.tracking.store import Store
 
 
@@ -109,10 +110,49 @@ def test_who_waits_sees_checkpoints_as_they_come_and_can_stop_the_other(
         train(writer, 2)
     assert driver.run.history()[-1].state() == b"state 2"
     assert driver.run.seconds() == worker.run.seconds()
-    on("next").begin()
-    (worker.run.root / "stop").unlink()
+
+
+def test_what_an_attempt_before_left_on_any_machine_ends_no_later_one(
+    on: Callable[[str], Mirror],
+) -> None:
+    driver, worker = on("driver"), on("worker")
+    claim(driver.run)
+    driver.begin()
+    note(driver.run, "Ctrl-C")
+    driver.tell_of_stop()
+    driver.take_part()  # a worker beside the driver, in the same folder
+    worker.take_part()
     worker.hear_of_stop()
-    assert asked_by(worker.run) is None
+    assert asked_by(driver.run) == asked_by(worker.run) == "Ctrl-C"
+    (worker.run.root / "failed.json").write_text("{}")
+    worker.run.end("FAILED", "no memory", error=MemoryError())
+    worker.send_whole()
+    driver.bring()
+    release(driver.run)
+
+    claim(driver.run)
+    forget(driver.run)
+    driver.run.reopen()
+    driver.begin()
+    worker.take_part()
+    worker.hear_of_stop()
+    release(driver.run)
+    for run in (driver.run, worker.run):
+        assert not {"stop", "failed.json", "ended.json", "traceback.txt"} & {
+            path.name for path in run.root.iterdir()
+        }
+
+
+def test_runs_on_other_machines_hear_what_asks_them_to_stop_while_they_go_on(
+    on: Callable[[str], Mirror],
+) -> None:
+    driver, worker, going_on = on("driver"), on("worker"), dict[str, Mirror]()
+    with telling_of_stops(going_on.values()):
+        going_on["trial"] = driver
+        note(driver.run, "SIGTERM")
+        with following(waits := on("between")), sending(worker):
+            soon(lambda: asked_by(worker.run) == "SIGTERM")
+        assert asked_by(waits.run) == "SIGTERM"  # so it is no failure that it waited for
 
 
 def test_a_store_that_is_away_holds_no_training_up(

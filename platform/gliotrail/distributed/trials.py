@@ -33,7 +33,7 @@ from gliotrail.distributed.workers import fit_on_workers, give_back
 from gliotrail.errors import ClusterError, GliotrailError, ParamsError
 from gliotrail.places import state_dir
 from gliotrail.segmentation.loop import SCORE, World, device_here
-from gliotrail.tracking.mirror import sending
+from gliotrail.tracking.mirror import Mirror, sending, telling_of_stops
 from gliotrail.tracking.stop import asked_by, forget, note
 
 TRIAL_WORKERS: Final = "GLIOTRAIL_TRIAL_WORKERS"
@@ -150,7 +150,8 @@ def run_trials(
         ),
     )
     try:
-        outcomes = tuner.fit()
+        with telling_of_stops(search.mirrors.values()):
+            outcomes = tuner.fit()
     finally:
         shutil.rmtree(state_dir() / "ray" / name, ignore_errors=True)
     for n in range(len(outcomes)):
@@ -182,19 +183,23 @@ class _Waiting(Searcher):
         self.wanted, self._came_back = wanted, came_back
         self.trials: dict[str, Trial] = {}
         """By Tune's own name."""
+        self.mirrors: dict[str, Mirror] = {}
+        """Of those that go on, by the same."""
 
     def suggest(self, trial_id: str) -> Any:
         trial = next(self._waiting, Searcher.FINISHED)
         if not isinstance(trial, Trial):
             return trial
         self.trials[trial_id] = trial
+        if mirror := mirror_of(trial.run):
+            self.mirrors[trial_id] = mirror
         retell = bool(self._halving.rungs(trial.number)[1])
         return {"trial": trial, "wanted": self.wanted, "retell": retell}
 
     def on_trial_complete(self, trial_id: str, *args: Any, **more: Any) -> None:
         trial = self.trials[trial_id]
         give_back(trial.run)
-        if mirror := mirror_of(trial.run):
+        if mirror := self.mirrors.pop(trial_id, None):
             mirror.bring()
         end_if_stopped(trial, self._halving)
         self._came_back(trial)
@@ -245,7 +250,7 @@ def _trial(config: dict[str, Any]) -> None:
     training, run = trial.training, trial.run
     mirror = mirror_of(run)
     if mirror:
-        mirror.bring()
+        mirror.take_part()
     if config["retell"]:  # of an earlier attempt; the last one may not have been heard
         for epoch, score in trial.by_epoch().items():
             tune.report({SCORE: score, "epoch": epoch})

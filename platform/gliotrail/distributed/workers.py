@@ -194,7 +194,7 @@ def _same_for_all(run: RunFolder, rank: int, workers: int) -> RunFolder:
     if mirror is None:
         return run
     if rank == 0:
-        mirror.bring()
+        mirror.take_part()
         mirror.send()
     if workers > 1:
         torch.distributed.barrier()

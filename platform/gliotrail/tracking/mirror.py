@@ -6,7 +6,7 @@ never changed there, and their manifest comes last. A live journal is there from
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,7 @@ from gliotrail.tracking.store import Store
 
 _EVERY_S, _PATIENCE_S = 1.0, 600.0
 _LOCK = "mirror.lock"
-_STATE, _MANIFEST, _ENDED = "state.safetensors", "manifest.json", "ended.json"
+_STATE, _MANIFEST, _ENDED, _OWNER = "state.safetensors", "manifest.json", "ended.json", "owner.json"
 _WHOLE: Final = (RUN_FILE, _ENDED, MODEL_FILE, TRACEBACK_FILE, "failed.json", "decisions.csv",
                  "population.csv", "asked.json")  # fmt: skip
 _OF_AN_ATTEMPT: Final = (_ENDED, TRACEBACK_FILE, "failed.json", STOP_FILE)
@@ -122,11 +122,29 @@ class Mirror:
             return  # a state that a newer one has replaced
 
     def begin(self) -> None:
-        """A run starts or goes on: how it ended before is of no account any more."""
+        """Who holds the run starts it or goes on: how it ended before is of no account any more."""
         for name in _OF_AN_ATTEMPT:
             self._store.remove(f"{self._at}/{name}")
+            if name != STOP_FILE:  # which was asked for since
+                (self.run.root / name).unlink(missing_ok=True)
+        self._upload(self.run.root / _OWNER)
         self.send()
         self.send_whole()
+
+    def take_part(self) -> None:
+        """Where it is worked on: go on from what the store has.
+
+        In a folder that who holds the run hasn't, how it ended is of an attempt before.
+
+        Raises:
+            ClusterError: as the store has it.
+        """
+        owner = self.run.root / _OWNER
+        here = owner.read_bytes() if owner.is_file() else None
+        if self._store.read(f"{self._at}/{_OWNER}") != here:
+            for name in _OF_AN_ATTEMPT:
+                (self.run.root / name).unlink(missing_ok=True)
+        self.bring()
 
     def tell_of_stop(self) -> None:
         """Tell the other machines what asked the run to stop, if anything did."""
@@ -151,12 +169,15 @@ def sending(mirror: Mirror | None) -> Iterator[None]:
     Raises:
         ClusterError: at the end, the store does not answer for ten minutes.
     """
+    if mirror is None:
+        yield
+        return
 
-    def work(mirror: Mirror) -> None:
+    def work() -> None:
         mirror.send(_newest(mirror.run.root.glob("attempts/*.jsonl")))
         mirror.hear_of_stop()
 
-    with _sitting_out(mirror, work):
+    with _sitting_out(work):
         yield
 
 
@@ -164,36 +185,56 @@ def sending(mirror: Mirror | None) -> Iterator[None]:
 def following(mirror: Mirror | None) -> Iterator[None]:
     """While the block waits for workers on other machines, their checkpoints come here.
 
-    Without a mirror this does nothing.
+    What asks the run to stop is told to them, or heard of as they do. Without a mirror this does
+    nothing.
+
+    Raises:
+        ClusterError: at the end, the store does not answer for ten minutes.
+    """
+    if mirror is None:
+        yield
+        return
+
+    def work() -> None:
+        mirror.bring(to_go_on=False)
+        mirror.tell_of_stop()
+        mirror.hear_of_stop()
+
+    try:
+        with _sitting_out(work):
+            yield
+    finally:
+        mirror.bring()
+
+
+@contextmanager
+def telling_of_stops(mirrors: Collection[Mirror]) -> Iterator[None]:
+    """While the block waits for runs on other machines, what asks them to stop is told to them.
+
+    Args:
+        mirrors: of the runs that go on; looked at again and again.
 
     Raises:
         ClusterError: at the end, the store does not answer for ten minutes.
     """
 
-    def work(mirror: Mirror) -> None:
-        mirror.bring(to_go_on=False)
-        mirror.tell_of_stop()
+    def work() -> None:
+        for mirror in list(mirrors):
+            mirror.tell_of_stop()
 
-    try:
-        with _sitting_out(mirror, work):
-            yield
-    finally:
-        if mirror:
-            mirror.bring()
+    with _sitting_out(work):
+        yield
 
 
 @contextmanager
-def _sitting_out(mirror: Mirror | None, work: Callable[[Mirror], None]) -> Iterator[None]:
+def _sitting_out(work: Callable[[], None]) -> Iterator[None]:
     """Work beside the block, until a last time after it; the store's outages are sat out."""
-    if mirror is None:
-        yield
-        return
     problem: Exception | None = None
 
     def try_again() -> None:
         nonlocal problem
         try:
-            work(mirror)
+            work()
             problem = None
         except (ClusterError, OSError) as error:
             if problem is None:
