@@ -9,7 +9,9 @@ from mlflow import MlflowClient
 from gliotrail.errors import TrainingError
 from gliotrail.places import state_dir
 from gliotrail.tracking.courier import Courier, tracked
+from gliotrail.tracking.heart import Heart
 from gliotrail.tracking.journal import RunFolder, Writer
+from gliotrail.tracking.owner import HEARTBEAT, beat_of, claim, release
 from gliotrail.tracking.runs import find_run
 from gliotrail.tracking.sync import sync_all
 from tests.support.forked import Forked
@@ -99,6 +101,26 @@ def test_a_block_that_fails_before_its_run_began_leaves_no_run(
         raise TrainingError("nothing to train on")
     assert not (tmp_path / "run/ended.json").exists()
     assert [e.name for e in server.search_experiments()] == ["Default"]
+
+
+@pytest.mark.usefixtures("server")
+def test_a_heartbeat_that_cannot_be_written_is_tried_again_and_holds_no_other_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HEARTBEAT, "0.1")
+    runs = [begun(tmp_path / name) for name in ("refused", "other")]
+    (runs[0].root / "beat").mkdir()
+    for run in runs:
+        claim(run)
+    heart = Heart(runs[0])
+    try:
+        until(lambda: beat_of(runs[1]))
+        (runs[0].root / "beat").rmdir()
+        until(lambda: beat_of(runs[0]))
+    finally:
+        heart.close(20)
+        for run in runs:
+            release(run)
 
 
 # servers that are not as they should be

@@ -4,6 +4,7 @@ Between two of its own it looks after the others: runs whose processes are gone 
 """
 
 import threading
+from contextlib import suppress
 
 from gliotrail.tracking.journal import RunFolder
 from gliotrail.tracking.owner import Watch, beat, beat_of, heartbeat_s, held
@@ -35,8 +36,9 @@ class Heart:
 
     def _beat_here(self) -> None:
         for run in held():
-            if run.ended() is None:
-                beat(run)
+            with suppress(OSError):  # the disk is full, say: by the next beat it may not be
+                if run.ended() is None:
+                    beat(run)
 
     def _beat_there(self) -> None:
         # MLflow takes seconds to import, in which Ray starts
