@@ -1,9 +1,10 @@
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,15 @@ from gliotrail.tracking.owner import claim
 claim(RunFolder(Path(sys.argv[1])))
 print("held", flush=True)
 time.sleep(60)
+"""
+
+HIDDEN = """
+import json, os, subprocess, sys
+from gliotrail.tracking.owner import Owner, is_alive, machine
+machine()
+subprocess.run(["mount", "-t", "tmpfs", "none", "/proc"], check=True)
+os.setuid(65534)
+print([is_alive(Owner(**owner)) for owner in json.loads(sys.argv[1])])
 """
 
 
@@ -85,6 +95,20 @@ def test_another_process_with_the_same_number_is_another() -> None:
     assert is_alive(replace(mine, started=mine.started - 1)) is False
     assert is_alive(replace(mine, machine="another")) is None
     assert is_alive(replace(mine, machine="")) is None
+
+
+@pytest.mark.needs_netns
+@pytest.mark.needs_root
+def test_another_users_process_that_proc_hides_is_not_taken_for_dead() -> None:
+    """As another user, of whom /proc shows nothing: hidepid shows the others' as little."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        gone = replace(this_process(), pid=ended.pid)
+    owners = json.dumps([asdict(this_process()), asdict(gone)])
+    done = subprocess.run(
+        ["unshare", "--mount", sys.executable, "-c", HIDDEN, owners],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "[None, False]\n", done.stderr
 
 
 def test_the_second_is_told_who_holds_the_run_and_takes_a_dead_ones(

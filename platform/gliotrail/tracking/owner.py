@@ -54,12 +54,21 @@ def machine() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """When a process started, in ticks since the boot; None where there is none any more."""
+    """When a process started, in ticks since the boot; None where there is none any more.
+
+    0 where it can't be seen: another user's, if /proc is mounted with hidepid.
+    """
     try:
         # the second field is the command, in brackets, with any characters in it
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass
+        return 0
     return None if fields[0] in "ZX" else int(fields[19])
 
 
@@ -74,10 +83,11 @@ def this_process() -> Owner:
 
 
 def is_alive(owner: Owner) -> bool | None:
-    """Whether a process still runs; None if it is of another machine, or of another boot."""
+    """Whether a process still runs; None if it is of another machine or boot, or can't be seen."""
     if not owner.machine or owner.machine != machine():
         return None
-    return _started(owner.pid) == owner.started
+    started = _started(owner.pid)
+    return None if started == 0 else started == owner.started
 
 
 def owner_of(run: RunFolder) -> Owner | None:
