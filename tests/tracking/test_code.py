@@ -1,4 +1,5 @@
 import io
+import os
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -86,6 +87,24 @@ def test_a_clone_of_the_remote_and_what_is_on_top_give_the_checkout_again(
     kept = code_dir(code.tags()["gliotrail.code.files"])
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == code.files
     assert code_now() == code  # byte by byte
+
+
+def test_a_file_whose_name_is_no_utf8_comes_back_by_tar_and_by_reproduce(
+    git: Git, tmp_path: Path
+) -> None:
+    names = [os.fsdecode(name) for name in (b"caf\xe9.txt", b"link\xff")]
+    Path(names[0]).write_text("new")
+    Path(names[1]).symlink_to(names[0])
+    packed, ways = tmp_path / UNTRACKED, [tmp_path / "tar", tmp_path / "reproduce"]
+    packed.write_bytes(code_now().files[UNTRACKED])
+    for folder in ways:
+        folder.mkdir()
+    subprocess.run(["tar", "xzf", packed], cwd=ways[0], check=True)
+    with tarfile.open(packed) as tar:
+        tar.extractall(ways[1], filter="data")
+    for folder in ways:
+        assert sorted(path.name for path in folder.iterdir()) == names
+        assert contents(folder) == dict.fromkeys(names, b"new")
 
 
 def test_a_clean_checkout_is_its_commit_alone(git: Git, tmp_path: Path) -> None:

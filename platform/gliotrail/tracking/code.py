@@ -6,6 +6,7 @@ Kept by content in the state folder, from the run's start; delivered as the arti
 import gzip
 import hashlib
 import io
+import os
 import subprocess
 import tarfile
 from collections.abc import Mapping
@@ -68,7 +69,7 @@ def _look() -> Code:
     if base is None:
         return Code(head, {}, "no remote branch has any commit of it")
     names = [n for n in _git(root, "ls-files", "-oz", "--exclude-standard").split(b"\0") if n]
-    paths = sorted(root / name.decode() for name in names)
+    paths = sorted(root / os.fsdecode(name) for name in names)
     patch = _git(root, "diff", "--binary", "--no-color", "--no-ext-diff", base)
     n_bytes = len(patch) + sum(path.lstat().st_size for path in paths)
     if n_bytes > LARGEST_BYTES:
