@@ -1,7 +1,8 @@
 import csv
 import json
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ from mlflow.entities import Run
 from PIL import Image
 
 from gliotrail.distributed.driver import run_training
-from gliotrail.distributed.proposals import Proposals
+from gliotrail.distributed.proposals import Proposals, Trial
 from gliotrail.distributed.sweep import EXPERIMENT, sweep
 from gliotrail.distributed.train import choose
-from gliotrail.errors import GliotrailError, ParamsError
+from gliotrail.errors import GliotrailError, ParamsError, Stopped
 from gliotrail.imaging.prepared import load_prepared
 from gliotrail.params import Params
 from gliotrail.segmentation.loop import World
 from gliotrail.tracking.journal import RunFolder
+from gliotrail.tracking.owner import Owner, owner_of, this_process
 from gliotrail.tracking.runs import client, experiment_id
+from gliotrail.tracking.stop import note
 from tests.distributed.conftest import Crops, a_worker_killed, try_here
 from tests.support.environment import in_state
 
@@ -252,6 +255,34 @@ def test_again_is_as_once(
     sweep(swept.params, there.prepared, there.patches, swept.out)
     assert {path.name: path.read_bytes() for path in swept.out.iterdir()} == once
     assert swept.attempts() == attempts
+
+
+def test_a_finished_sweep_that_tries_a_failed_trial_again_is_held_and_can_be_stopped(
+    swept: Swept, without_test_patients: Crops, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there, state = without_test_patients, tmp_path / "state"
+    shutil.copytree(swept.state, state)
+    in_state(state, monkeypatch)
+    proposals = Proposals(swept.params, there.prepared, there.patches)
+    failed, parent = proposals.trials[-1], proposals.parent
+    failed.run.end("FAILED", "its machine broke")
+    note(parent, "who asked long ago")
+    seen: list[tuple[str, Owner | None]] = []
+
+    def interrupted(waiting: Iterator[Trial | None], *_: object) -> None:
+        trial = next(waiting)
+        assert trial is not None
+        seen.append((trial.name, owner_of(parent)))
+        signal.raise_signal(signal.SIGINT)
+
+    try_here(monkeypatch)
+    monkeypatch.setattr("gliotrail.distributed.trials.run_trials", interrupted)
+    with pytest.raises(Stopped, match="stopped by Ctrl-C") as stopped:
+        sweep(swept.params, there.prepared, there.patches, tmp_path / "out")
+    assert stopped.value.code == 130
+    assert seen == [(failed.name, this_process())]
+    assert (parent.ended() or {})["status"] == "KILLED"
+    assert owner_of(parent) is None
 
 
 # refused before any trial starts

@@ -53,8 +53,8 @@ def sweep(
     say(f"sweep: {proposals.total} trials, {finished} of them finished before")
     if not proposals.is_reproducible:
         say("sweep: what is tried, or stopped early, depends on timing; decisions.csv tells")
-    with tracked(parent, [trial.run for trial in trials]) as hold:
-        left = len(trials) < proposals.total or any(_waits(trial, halving) for trial in trials)
+    left = len(trials) < proposals.total or any(_waits(trial, halving) for trial in trials)
+    with tracked(parent, [trial.run for trial in trials], goes_on=left) as hold:
         if left or not parent.is_finished():
             _run(params, proposals, halving, population, hold)
         if population:

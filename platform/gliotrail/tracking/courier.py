@@ -92,8 +92,13 @@ class Courier:
 
 
 @contextmanager
-def tracked(run: RunFolder, parts: Sequence[RunFolder] = ()) -> Iterator[Hold]:
+def tracked(
+    run: RunFolder, parts: Sequence[RunFolder] = (), goes_on: bool = False
+) -> Iterator[Hold]:
     """Hold a run, and its parts, and deliver them while the block works on them.
+
+    Args:
+        goes_on: the block opens the run again if it FINISHED. Others that did are not held.
 
     Yields:
         what takes in a part that comes later.
@@ -110,7 +115,7 @@ def tracked(run: RunFolder, parts: Sequence[RunFolder] = ()) -> Iterator[Hold]:
     with ExitStack() as closing:
 
         def hold(each: RunFolder) -> None:
-            if not each.is_finished():
+            if not each.is_finished() or (goes_on and each is run):
                 claim(each)
                 closing.callback(release, each)
                 if outermost:
