@@ -1,17 +1,27 @@
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from gliotrail.errors import TrainingError
+from gliotrail.files import write_json
 from gliotrail.places import state_dir
 from gliotrail.tracking.courier import Courier, tracked
 from gliotrail.tracking.heart import Heart
 from gliotrail.tracking.journal import RunFolder, Writer
-from gliotrail.tracking.owner import HEARTBEAT, beat_of, claim, release
+from gliotrail.tracking.owner import (
+    HEARTBEAT,
+    beat,
+    beat_of,
+    claim,
+    owner_of,
+    release,
+    this_process,
+)
 from gliotrail.tracking.runs import find_run
 from gliotrail.tracking.sync import sync_all
 from tests.support.forked import Forked
@@ -65,6 +75,23 @@ def test_a_sweep_is_told_before_its_trials_and_those_that_never_began_not_at_all
     assert above is not None
     assert below is not None
     assert below.data.tags["mlflow.parentRunId"] == above.info.run_id
+
+
+def test_after_a_reboot_all_runs_of_a_process_are_taken_after_one_wait(
+    tmp_path: Path,
+    server: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(HEARTBEAT, "0.1")
+    runs = [begun(tmp_path / name) for name in ("parent", "one", "two")]
+    before = replace(this_process(), machine="the boot before")
+    for run in runs:
+        beat(run)
+        write_json(run.root / "owner.json", asdict(before))
+    with tracked(runs[0], runs[1:]):
+        assert {owner_of(run) for run in runs} == {this_process()}
+    assert capsys.readouterr().err.count("for its heartbeat") == 1
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,24 @@ def test_a_holder_elsewhere_is_watched_before_its_run_is_taken(
     assert owner_of(run) == this_process()
 
 
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_dead_holder_is_waited_for_once_unless_no_heartbeat_could_come(
+    has_ended: bool,
+    run: RunFolder,
+    another_machine: None,
+    holder: subprocess.Popen[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    beat(run)
+    held_by, gone = owner_of(run), set[Owner]()
+    if has_ended:  # its holder may go on with other runs
+        run.end("FAILED", "out of patience")
+    claim(run, gone=gone)
+    assert gone == (set() if has_ended else {held_by})
+    waiting = f"run was held by {held_by}: waiting up to 0.3 s for its heartbeat\n"
+    assert capsys.readouterr().err == waiting
+
+
 def test_a_run_is_closed_at_its_last_sign_of_life_unless_another_took_it(run: RunFolder) -> None:
     gone = Owner("here", "host", 1, 1)
     go_on(run, [1])

@@ -13,7 +13,7 @@ from gliotrail.errors import GliotrailError, Stopped
 from gliotrail.progress import say
 from gliotrail.tracking.heart import Heart
 from gliotrail.tracking.journal import MODEL_FILE, RunFolder
-from gliotrail.tracking.owner import claim, heartbeat_s, held, release
+from gliotrail.tracking.owner import Owner, claim, heartbeat_s, held, release
 from gliotrail.tracking.stop import forget, stopped_by_signals
 
 _AT_A_TIME_S = 5.0
@@ -110,13 +110,14 @@ def tracked(
         TrackingError: another process holds one of them.
     """
     runs: list[RunFolder] = []
+    gone: set[Owner] = set()
     heartbeat_s()  # a wrong one is told before anything starts
     outermost = not held()
     with ExitStack() as closing:
 
         def hold(each: RunFolder) -> None:
             if not each.is_finished() or (goes_on and each is run):
-                claim(each)
+                claim(each, gone=gone)
                 closing.callback(release, each)
                 if outermost:
                     forget(each)

@@ -17,6 +17,7 @@ from typing import Final
 
 from gliotrail.errors import ParamsError, TrackingError
 from gliotrail.files import locked, write_json
+from gliotrail.progress import say
 from gliotrail.tracking.journal import RunFolder
 
 HEARTBEAT: Final = "GLIOTRAIL_HEARTBEAT_S"
@@ -99,22 +100,36 @@ def owner_of(run: RunFolder) -> Owner | None:
         return None
 
 
-def claim(run: RunFolder, wait: Callable[[float], object] = time.sleep) -> None:
+def claim(
+    run: RunFolder,
+    wait: Callable[[float], object] = time.sleep,
+    gone: set[Owner] | None = None,
+) -> None:
     """Take a run for this process.
 
     A holder on another machine is taken for dead only when its heartbeat stood still while it was
     watched, which takes three of its intervals.
 
+    Args:
+        gone: holders that were taken for dead before, which is not done twice; it is added to.
+
     Raises:
         TrackingError: another process holds it, and lives.
     """
-    holder, mine, watch = owner_of(run), this_process(), Watch()
-    while holder not in (None, mine) and is_alive(holder) is None:
+    holder, mine, watch, told = owner_of(run), this_process(), Watch(), False
+    gone = set() if gone is None else gone
+    while holder not in (None, mine) and holder not in gone and is_alive(holder) is None:
         beat = beat_of(run)
         if watch.is_still(str(holder), beat):
+            if run.ended() is None:  # one that ended has no heartbeat, whoever holds it
+                gone.add(holder)
             break
         if watch.has_moved(str(holder)):
             raise _held(run, holder)
+        if not told:
+            up_to = f"up to {_INTERVALS * interval_of(beat):g} s"
+            say(f"{run.root.name} was held by {holder}: waiting {up_to} for its heartbeat")
+            told = True
         wait(interval_of(beat) / 4)
         holder = owner_of(run)
     with locked(run.root / _LOCK):
