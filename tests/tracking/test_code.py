@@ -1,7 +1,9 @@
 import io
+import multiprocessing
 import os
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +107,29 @@ def test_a_file_whose_name_is_no_utf8_comes_back_by_tar_and_by_reproduce(
     for folder in ways:
         assert sorted(path.name for path in folder.iterdir()) == names
         assert contents(folder) == dict.fromkeys(names, b"new")
+
+
+def test_two_that_start_at_the_same_instant_both_keep_their_code(git: Git) -> None:
+    fork, fsync = multiprocessing.get_context("fork"), os.fsync
+    writing = fork.Event()
+
+    def slow(file: int) -> None:
+        writing.set()
+        time.sleep(0.5)
+        fsync(file)
+
+    def slowly() -> None:
+        os.fsync = slow
+        code_now()
+
+    Path("new.py").write_text("new = True\n")
+    first, second = fork.Process(target=slowly), fork.Process(target=code_now)
+    first.start()
+    assert writing.wait(20)
+    second.start()
+    for process in (first, second):
+        process.join(20)
+        assert process.exitcode == 0
 
 
 def test_a_clean_checkout_is_its_commit_alone(git: Git, tmp_path: Path) -> None:

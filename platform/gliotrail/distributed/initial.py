@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from gliotrail.errors import ParamsError
-from gliotrail.files import replacing
+from gliotrail.files import locked, replacing
 from gliotrail.places import state_dir
 
 PRETRAINED: Final = Path("results/pretrain/unet3d-833507.safetensors")
@@ -46,6 +46,7 @@ def initial_weights(init: str) -> Path | None:
 
 def _keep(content: bytes) -> Path:
     path = state_dir() / "init" / f"{hashlib.sha256(content).hexdigest()}.safetensors"
-    with replacing(path) as partial:
+    # another may start at the same instant
+    with locked(state_dir() / "init.lock"), replacing(path) as partial:
         partial.write_bytes(content)
     return path

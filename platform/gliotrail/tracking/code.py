@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gliotrail.files import write_durably
+from gliotrail.files import locked, write_durably
 from gliotrail.places import git, main_checkout, state_dir
 from gliotrail.progress import say
 
@@ -52,7 +52,8 @@ def code_now() -> Code:
     for name, content in code.files.items():
         path = code_dir(_digest(code.files)) / name
         if not path.is_file():
-            write_durably(path, content)
+            with locked(state_dir() / "code.lock"):  # another may start at the same instant
+                write_durably(path, content)
     return code
 
 
