@@ -40,7 +40,7 @@ def test_two_hundred_runs_at_once_lose_nothing(
     server = MlflowClient(services.client_env()["MLFLOW_TRACKING_URI"])
     numbers = range(PROCESSES)
     processes = [Forked(tmp_path / f"{n}.log", load.work, tmp_path, n) for n in numbers]
-    until_all([tmp_path / f"{n}.ready" for n in numbers], processes, 120)
+    until_all([tmp_path / f"{n}.ready" for n in numbers], processes, 300)
     started_s = time.perf_counter()
     (tmp_path / "go").touch()
     until_all([tmp_path / f"{n}.json" for n in numbers], processes, 700)
