@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from gliotrail.cli.scans import _threshold_of
+from gliotrail.cli.scans import _one
 from gliotrail.errors import ParamsError
 from gliotrail.imaging.labels import CHANNELS, CLASSES, REGIONS, from_msd
 from gliotrail.imaging.nifti import read_image
@@ -104,12 +104,10 @@ def test_two_models_and_tta_change_the_mask(gliotrail, weights, tmp_path):
     assert not np.array_equal(masks[0], masks[2])
 
 
-def test_registered_models_bring_their_threshold_along(monkeypatch):
-    told = {"models:/m/1": 0.4, "models:/m/2": None}
-    monkeypatch.setattr("gliotrail.tracking.registry.threshold_of", told.__getitem__)
-    assert [_threshold_of([name]) for name in (*told, "a.safetensors")] == [0.4, 0.5, 0.5]
+def test_models_of_several_thresholds_need_one():
+    assert _one([0.4, 0.4]) == 0.4
     with pytest.raises(ParamsError, match=r"wanted one for all models, got 0.4, 0.5; set --thresh"):
-        _threshold_of(list(told))
+        _one([0.5, 0.4, 0.5])
 
 
 def test_what_can_t_be_segmented_is_one_line_and_earlier_masks_stay(

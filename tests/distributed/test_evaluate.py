@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from gliotrail.cli.scans import _trained
 from gliotrail.distributed.description import describe_training, starting_artifacts
 from gliotrail.distributed.driver import run_training
 from gliotrail.distributed.evaluate import evaluate, measures_of, rows_of, summary
@@ -23,11 +24,11 @@ from gliotrail.segmentation.score import score
 from gliotrail.tracking.delivery import deliver
 from gliotrail.tracking.journal import RunFolder
 from gliotrail.tracking.lineage import Origin
-from gliotrail.tracking.registry import MODEL, champion, threshold_of
+from gliotrail.tracking.registry import MODEL, champion
 from gliotrail.tracking.runs import client, existing_run
 from tests.distributed.conftest import Crops
 from tests.support.projects import Project, commit
-from tests.support.scans import lay_out_crops, save, snapshot
+from tests.support.scans import edit_json, lay_out_crops, save, snapshot
 from tests.support.told import told
 
 CASE = "BRATS_119"
@@ -223,7 +224,8 @@ def test_under_another_threshold_the_champion_is_judged_again(evaluated: Evaluat
     assert before is not None
     assert after.tags["gliotrail.judged_on"] != before.tags["gliotrail.judged_on"]
     assert after.tags["gliotrail.score"] != before.tags["gliotrail.score"]
-    assert [threshold_of(f"models:/{MODEL}/{n}") for n in (1, 2)] == [0.5, 0.6]
+    theirs = [_trained(f"models:/{MODEL}/{n}")[1] for n in (1, 2)]
+    assert theirs == [0.5, 0.6]  # what `segment` takes with them
     scores = {
         str(version.version): float(version.tags["gliotrail.score"])
         for version in client().search_model_versions(f"name = '{MODEL}'")
@@ -250,6 +252,13 @@ def test_what_is_missing_is_told_and_earlier_outputs_stay(
     outputs, crops = snapshot(evaluated.out), evaluated.crops
     with pytest.raises(DataError, match=r"dataset\.json"):
         evaluate(evaluated.params, crops.prepared, tmp_path, evaluated.trained, evaluated.out)
+    fewer = tmp_path / "raw"
+    shutil.copytree(crops.raw, fewer)
+    for path in fewer.glob("*/BRATS_119.nii.gz"):
+        path.unlink()
+    edit_json(fewer / "dataset.json", lambda told: told["training"].pop())
+    with pytest.raises(DataError, match="raw: no scan of BRATS_119; run `dvc repro prepare` again"):
+        evaluate(evaluated.params, crops.prepared, fewer, evaluated.trained, evaluated.out)
     shutil.copytree(crops.prepared, tmp_path / "prepare")
     split = json.loads((tmp_path / "prepare/split.json").read_text())
     (tmp_path / "prepare/split.json").write_text(json.dumps(split | {"test": []}))

@@ -120,7 +120,7 @@ def test_what_can_not_be_trained_rightly_is_one_line(
 def test_voxels_of_another_size_than_the_first_weights_or_synthetic_ones_are_refused(
     of_thick_slices: Crops, trained: Path
 ) -> None:
-    with pytest.raises(GliotrailError, match="spacing: wanted 1 x 1 x 5 mm, got 1 x 1 x 1 mm"):
+    with pytest.raises(GliotrailError, match="of 1 x 1 x 5 mm, got 1 x 1 x 1 mm; resample"):
         check([of_thick_slices.training(train__init=str(trained))])
     with pytest.raises(GliotrailError, match=r"got 0.25 beside scans of 1 x 1 x 5 mm, brain"):
         check([of_thick_slices.training()])

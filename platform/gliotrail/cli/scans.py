@@ -104,8 +104,8 @@ def segment(
 
     image = read_image(paths[0]) if scan else read_channels(paths)
     models = model or [CHAMPION]
-    networks = [_network(name) for name in models]
-    chosen = _threshold_of(models) if threshold is None else threshold
+    networks, theirs = zip(*(_trained(name) for name in models), strict=True)
+    chosen = _one(theirs) if threshold is None else threshold
     done = work.segment(image, networks, chosen, tta)
     write_labels(out, done.labels, image, scheme)
     if probabilities:
@@ -114,28 +114,20 @@ def segment(
     tell(as_json, values, " and ".join(map(str, outputs)))
 
 
-def _threshold_of(names: Sequence[str]) -> float:
-    """The one that the models were registered with.
-
-    Raises:
-        ParamsError: they were registered with several.
-    """
-    from gliotrail.tracking.registry import threshold_of
-
-    found = {(":/" in name and threshold_of(name)) or THRESHOLD for name in names}
-    if len(found) > 1:
-        got = ", ".join(f"{value:g}" for value in sorted(found))
+def _one(thresholds: Sequence[float]) -> float:
+    if len(set(thresholds)) > 1:
+        got = ", ".join(f"{value:g}" for value in sorted(set(thresholds)))
         raise ParamsError("threshold", wanted="one for all models", got=got, do="set --threshold")
-    return found.pop()
+    return thresholds[0]
 
 
-def _network(name: str) -> "Trained":
-    """The network of a weights file or of a model that the tracking server knows."""
+def _trained(name: str) -> "tuple[Trained, float]":
+    """The network and threshold of a weights file or of a model that the tracking server knows."""
     from gliotrail.segmentation.weights import load
 
     if ":/" not in name:
-        return load(Path(name))
-    from gliotrail.tracking.registry import fetch_weights
+        return load(Path(name)), THRESHOLD
+    from gliotrail.tracking.registry import fetch_weights, threshold_of
 
     with tempfile.TemporaryDirectory() as folder:
-        return load(fetch_weights(name, Path(folder)))
+        return load(fetch_weights(name, Path(folder))), threshold_of(name, THRESHOLD)

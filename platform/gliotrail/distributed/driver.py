@@ -18,7 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from gliotrail.distributed.training import Training
-from gliotrail.errors import ParamsError, TrackingError, TrainingError, WeightsError
+from gliotrail.errors import ParamsError, TrackingError, TrainingError
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.patch import read_index
@@ -34,7 +34,7 @@ from gliotrail.imaging.phantom import (
 )
 from gliotrail.imaging.prepared import Prepared, load_prepared, read_labels_patch, read_patch
 from gliotrail.imaging.split import Region, fold_of
-from gliotrail.params import Model, Size
+from gliotrail.params import Size
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.loop import SCORE, NotFiniteError, Plan, State, World, fit
 from gliotrail.segmentation.network import Network
@@ -57,14 +57,6 @@ NOT_FINITE_FILE: Final = "not_finite.json"
 
 OnEpoch = Callable[[dict[str, float]], None]
 """Is told, on every worker, the number of each `epoch` that ends, from 1, and its SCORE."""
-
-
-def spacing_of(prepared: Prepared | None) -> tuple[float, float, float]:
-    """Of the training cases, which `prepare` found to be alike; without any, of synthetic ones."""
-    if prepared is None:
-        return weights.CUBE_MM
-    i, j, k = (round(mm, 3) for mm in prepared.cases[prepared.split.training[0]].spacing_mm)
-    return i, j, k
 
 
 def made_on(world: World) -> dict[str, str]:
@@ -230,6 +222,14 @@ def data_of(training: Training) -> Prepared | None:
     return replace(prepared, split=fold_of(prepared.split, *training.fold))
 
 
+def spacing_of(prepared: Prepared | None) -> tuple[float, float, float]:
+    """Of the training cases, which `prepare` found to be alike; without any, of synthetic ones."""
+    if prepared is None:
+        return weights.CUBE_MM
+    i, j, k = (round(mm, 3) for mm in prepared.cases[prepared.split.training[0]].spacing_mm)
+    return i, j, k
+
+
 def source_of(training: Training, prepared: Prepared | None) -> Source:
     """Real patches, synthetic ones, or both, as `train.rehearsal` says."""
     section, phantoms = training.section, training.phantoms
@@ -273,34 +273,12 @@ def _synthetic(
 
 
 def first_network(training: Training) -> Network:
-    """The network with its first weights.
-
-    Raises:
-        WeightsError: they are of another network, or of other channels or classes.
-    """
-    section = training.section
-    if training.init is None:
-        model = weights.build(section.model)
-        initialize(model, section.seed)
-        model.window_vox = window_of(training)
-        return model
-    model, description = weights.load(training.init)
-    if description.model != section.model:
-        raise WeightsError(
-            f"train.init: {section.init}",
-            where=training.init,
-            wanted=_shown(section.model),
-            got=_shown(description.model),
-            do="change train.model, or take `train.init: scratch`",
-        )
-    if description.standardize != section.standardize:
-        raise WeightsError(
-            f"train.init: {section.init}",
-            where=training.init,
-            wanted=f"standardize {section.standardize}",
-            got=description.standardize,
-            do=f"set train.standardize to {description.standardize}",
-        )
+    """The network with its first weights, which `trainable.check` has found to fit."""
+    if training.init:
+        model, _ = weights.load(training.init)
+    else:
+        model = weights.build(training.section.model)
+        initialize(model, training.section.seed)
     model.window_vox = window_of(training)
     return model
 
@@ -308,10 +286,6 @@ def first_network(training: Training) -> Network:
 def window_of(training: Training) -> Size | None:
     """What a network that normalises is shown at a time: as much as in training."""
     return None if training.section.model.name == "unet3d" else training.size_vox
-
-
-def _shown(model: Model) -> str:
-    return f"{model.name}, depth {model.depth}, base_filters {model.base_filters}"
 
 
 def _draw(prepared: Prepared, region: Region, predicted_IJK: Labels, title: str) -> bytes:

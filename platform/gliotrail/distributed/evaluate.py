@@ -70,6 +70,9 @@ def evaluate(
     if not prepared.split.test:
         raise DataError("no held-out patients", where=prepared_folder, do="set prepare.split.test")
     scans = {case.name: case.image for case in read_dataset(raw).cases}
+    if gone := set(prepared.split.test) - set(scans):
+        do = "run `dvc repro prepare` again"
+        raise DataError(f"no scan of {', '.join(sorted(gone))}", where=raw, do=do)
     model, description = load(trained / MODEL_FILE)
     model.to(device_here())
     scores: dict[str, Score] = {}

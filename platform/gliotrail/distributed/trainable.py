@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from gliotrail.distributed.driver import data_of, first_network, spacing_of, window_of
+from gliotrail.distributed.driver import data_of, spacing_of, window_of
 from gliotrail.distributed.training import Training
 from gliotrail.errors import ParamsError, WeightsError
 from gliotrail.imaging.geometry import by_mm, same_spacing
 from gliotrail.imaging.prepared import Prepared
-from gliotrail.params import format_size
+from gliotrail.params import Model, Train, format_size
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.unet import check_size, receptive_radius_vox, stride
 
@@ -35,10 +35,10 @@ def check(trainings: Sequence[Training]) -> None:
             size = format_size(training.size_vox)
             wanted = f"one step's, {training.section.batch_size} x {size}, or more"
             raise ParamsError("epoch_voxels", wanted=wanted, got=training.section.epoch_voxels)
-        first_network(training)
+        _check_init(training, spacing_of(prepared))
         if prepared:
             _check_margin(training, prepared)
-            _check_spacing(training, prepared)
+            _check_rehearsal(training.section, spacing_of(prepared))
 
 
 def _check_margin(training: Training, prepared: Prepared) -> None:
@@ -60,25 +60,37 @@ def _check_margin(training: Training, prepared: Prepared) -> None:
                 raise ParamsError(key, wanted=wanted, got=margin_vox)
 
 
-def _check_spacing(training: Training, prepared: Prepared) -> None:
-    """What the network has seen, and is shown beside the real patches, must be of their spacing.
+def _check_init(training: Training, own_mm: tuple[float, float, float]) -> None:
+    """Raise WeightsError if what the first weights are of is not what is trained."""
+    if training.init is None:
+        return
+    section, or_not = training.section, "or take `train.init: scratch`"
+    _, told = weights.load(training.init)
+    if told.model != section.model:
+        wanted, got = _shown(section.model), _shown(told.model)
+        do = f"change train.model, {or_not}"
+    elif told.standardize != section.standardize:
+        wanted, got = f"standardize {section.standardize}", told.standardize
+        do = f"set train.standardize to {got}"
+    elif not same_spacing(told.spacing_mm, own_mm):
+        wanted, got = f"scans of {by_mm(own_mm)}", by_mm(told.spacing_mm)
+        do = f"resample the scans, {or_not}"
+    else:
+        return
+    what = f"train.init: {section.init}"
+    raise WeightsError(what, where=training.init, wanted=wanted, got=got, do=do)
 
-    Raises:
-        WeightsError: the first weights are of another.
-        ParamsError: synthetic tumours are of another, or standardised in another way.
-    """
-    section, own_mm = training.section, spacing_of(prepared)
-    if training.init:
-        trained_mm = weights.read(training.init)[1].spacing_mm
-        if not same_spacing(trained_mm, own_mm):
-            what = f"train.init: {section.init}: spacing"
-            do = "resample the scans, or take `train.init: scratch`"
-            raise WeightsError(what, wanted=by_mm(own_mm), got=by_mm(trained_mm), do=do)
-    if section.rehearsal and not (
-        section.standardize == "brain" and same_spacing(weights.CUBE_MM, own_mm)
-    ):
+
+def _check_rehearsal(section: Train, own_mm: tuple[float, float, float]) -> None:
+    """Raise ParamsError if synthetic tumours would be of other spacing or intensities."""
+    alike = section.standardize == "brain" and same_spacing(weights.CUBE_MM, own_mm)
+    if section.rehearsal and not alike:
         raise ParamsError(
             "train.rehearsal",
             wanted=f"0: synthetic tumours are of {by_mm(weights.CUBE_MM)}, standardize brain",
             got=f"{section.rehearsal:g} beside scans of {by_mm(own_mm)}, {section.standardize}",
         )
+
+
+def _shown(model: Model) -> str:
+    return f"{model.name}, depth {model.depth}, base_filters {model.base_filters}"

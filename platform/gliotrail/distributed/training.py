@@ -99,9 +99,8 @@ class Training:
             patches.resolve(),
             digests,
         )
-        if (
-            prepared and made.size_vox not in params.patch.sizes
-        ):  # an index may lie there from before
+        # an index may lie there from before
+        if prepared and made.size_vox not in params.patch.sizes:
             raise made._not_prepared()
         return made
 

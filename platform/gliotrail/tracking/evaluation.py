@@ -17,7 +17,6 @@ from gliotrail.tracking.journal import Point, RunFolder
 from gliotrail.tracking.note import note_of, page_of, write_note
 from gliotrail.tracking.registry import (
     MODEL,
-    THRESHOLD_TAG,
     download_weights,
     log_model,
     promote,
@@ -76,10 +75,8 @@ def record_evaluation(
 
         _write_note(server, server.get_run(run_id), run)
         experiment = found.info.experiment_id
-        threshold = run["params"]["threshold"]
-        model_id = log_model(server, experiment, run_id, weights, threshold)
-        tags = {"gliotrail.id": run["id"], THRESHOLD_TAG: str(threshold)}
-        version = register(server, run_id, model_id, weights, tags)
+        model_id = log_model(server, experiment, run_id, weights, run["params"]["threshold"])
+        version = register(server, run_id, model_id, weights, {"gliotrail.id": run["id"]})
         won = promote(server, version, score, judged_on, rescore_version)
     what = "champion" if won else "the champion stays the one before"
     return f"{MODEL} version {version.version}: validation Dice {score:.3f}, {what}"

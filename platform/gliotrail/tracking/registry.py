@@ -39,7 +39,6 @@ _INPUT: Final = (
     "spacing, or a file's path"
 )
 SHA256_TAG: Final = "gliotrail.weights_sha256"
-THRESHOLD_TAG: Final = "gliotrail.threshold"
 _SCORE, _JUDGED_ON = "gliotrail.score", "gliotrail.judged_on"
 _ABSENT: Final = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 _URI: Final = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
@@ -217,15 +216,17 @@ def fetch_weights(uri: str, folder: Path) -> Path:
         return download_weights(server, find_version(server, uri), folder)
 
 
-def threshold_of(uri: str) -> float | None:
-    """The probability above which a voxel is tumour, that a version was evaluated with, if told.
+def threshold_of(uri: str, default: float) -> float:
+    """The probability above which a voxel is tumour, that a version's run was judged with.
 
     Raises:
         TrackingError: as `find_version`.
     """
     with one_line():
-        told = find_version(client(), uri).tags.get(THRESHOLD_TAG)
-    return None if told is None else float(told)
+        server = client()
+        run_id = find_version(server, uri).run_id
+        told = server.get_run(run_id).data.params if run_id else {}
+    return float(told.get("threshold", default))
 
 
 def find_version(server: MlflowClient, uri: str) -> ModelVersion:
