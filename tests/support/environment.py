@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set the environment before any test module, and so torch or Ray, is imported."""
     home = Path(tempfile.mkdtemp(prefix="gliotrail-tests-"))
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
-    (home / "gitconfig").write_text(GIT_CONFIG)
+    (home / ".gitconfig").write_text(GIT_CONFIG)  # DVC's libgit2 knows no GIT_CONFIG_GLOBAL
     patch = pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)
     for name in [n for n in os.environ if n.startswith(STRANGE) and n != "GLIOTRAIL_CI"]:
@@ -42,7 +42,6 @@ def pytest_configure(config: pytest.Config) -> None:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "XDG_CACHE_HOME": str(home / "cache"),
         "XDG_CONFIG_HOME": str(home / "config"),
-        "GIT_CONFIG_GLOBAL": str(home / "gitconfig"),
         "GIT_CONFIG_NOSYSTEM": "1",
         "GLIOTRAIL_STATE": str(home / "state"),  # a temporary project has its own
         "DVC_SITE_CACHE_DIR": str(home / "dvc"),
