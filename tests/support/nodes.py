@@ -152,6 +152,7 @@ def network(stack: ExitStack) -> tuple[str, Node, Node]:
         cable = f"gt{n}{name}"
         peer = ("peer", "name", "eth0", "netns", node.namespace)
         _ip("link", "add", cable, "type", "veth", *peer)
+        stack.callback(_ip, "link", "del", cable)  # with its namespace it would go, but later
         _ip("link", "set", cable, "master", bridge, "up")
         node.run("ip", "addr", "add", f"{node.address}/24", "dev", "eth0")
         node.run("ip", "link", "set", "eth0", "up")
