@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from gliotrail.report.viewer import viewer_html
@@ -176,8 +177,11 @@ def test_the_slider_of_images_moves_through_training(browser, page_of):
     address, _ = page_of("gliotrail", "/model-metrics")
     browser.open(address)
     browser.find('input[placeholder="Search metric charts"]').send_keys("validation")
-    full, seen = '[data-component-id="fullscreen_button_chartcard"]', []
-    browser.until(lambda: browser.find(full).click() or True)
+    # of the card with a slider: others are there too until the search has taken effect
+    full = '*[@data-component-id="fullscreen_button_chartcard"]'
+    enlarge = f'(//*[@role="slider"])[1]/ancestor::*[.//{full}][1]//{full}'
+    browser.until(lambda: browser.driver.find_element(By.XPATH, enlarge).click() or True)
+    seen = []
 
     def slider():  # it is drawn anew again and again
         return browser.find('[role="dialog"] [role="slider"]')
