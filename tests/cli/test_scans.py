@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from gliotrail.cli.scans import _one
+from gliotrail.cli.scans import _one, _trained
 from gliotrail.errors import ParamsError
 from gliotrail.imaging.labels import CHANNELS, CLASSES, REGIONS, from_msd
 from gliotrail.imaging.nifti import read_image
@@ -104,7 +104,8 @@ def test_two_models_and_tta_change_the_mask(gliotrail, weights, tmp_path):
     assert not np.array_equal(masks[0], masks[2])
 
 
-def test_models_of_several_thresholds_need_one():
+def test_models_of_several_thresholds_need_one(weights):
+    assert _trained(str(weights))[1] == 0.5
     assert _one([0.4, 0.4]) == 0.4
     with pytest.raises(ParamsError, match=r"wanted one for all models, got 0.4, 0.5; set --thresh"):
         _one([0.5, 0.4, 0.5])

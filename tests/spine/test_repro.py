@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+from statistics import median
 
 import nibabel as nib
 import pytest
@@ -44,13 +45,12 @@ def test_it_ends_in_measures_of_the_held_out_patient_and_a_mask_on_its_own_grid(
 
 
 def test_a_second_repro_has_nothing_to_do_and_takes_three_seconds(reproduced):
-    for _ in range(3):  # the shortest: what else uses the cores' caches can only add to it
+    used_s = []
+    for _ in range(3):
         before_s = cpu_s()
         assert stages_run(reproduced.project.run("dvc", "repro").stdout) == []
-        used_s = cpu_s() - before_s
-        if used_s <= 3:
-            return
-    pytest.fail(f"wanted at most 3 s, got {used_s:.1f} s")
+        used_s.append(cpu_s() - before_s)
+    assert median(used_s) <= 3, used_s
 
 
 def cpu_s():
