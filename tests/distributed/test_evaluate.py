@@ -24,7 +24,7 @@ from gliotrail.segmentation.score import score
 from gliotrail.tracking.delivery import deliver
 from gliotrail.tracking.journal import RunFolder
 from gliotrail.tracking.lineage import Origin
-from gliotrail.tracking.registry import MODEL, champion
+from gliotrail.tracking.registry import MODEL, champion, threshold_of
 from gliotrail.tracking.runs import client, existing_run
 from tests.distributed.conftest import Crops
 from tests.support.projects import Project, commit
@@ -226,6 +226,10 @@ def test_under_another_threshold_the_champion_is_judged_again(evaluated: Evaluat
     assert after.tags["gliotrail.score"] != before.tags["gliotrail.score"]
     theirs = [_trained(f"models:/{MODEL}/{n}")[1] for n in (1, 2)]
     assert theirs == [0.5, 0.6]  # what `segment` takes with them
+    other_run = client().create_run("0").info.run_id
+    client().create_registered_model("untold")
+    client().create_model_version("untold", after.source, other_run)
+    assert threshold_of("models:/untold/1", 0.3) == 0.3
     scores = {
         str(version.version): float(version.tags["gliotrail.score"])
         for version in client().search_model_versions(f"name = '{MODEL}'")
