@@ -36,7 +36,7 @@ echo "$$key" >"$(1)/.installed"
 echo "installation took $$SECONDS s"
 endef
 
-.PHONY: help setup demo pictures ui docs test demo-test chaos hostile browser-test cluster-test reproduce-test tracking-cost sweep-cost gpu-check bench check fmt services peers audit sbom clean python
+.PHONY: help setup demo pictures ui docs test demo-test chaos hostile browser-test cluster-test reproduce-test tracking-cost sweep-cost gpu-check bench check deps fmt services peers audit sbom clean python
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -64,7 +64,7 @@ demo-test: setup ## the demo in a temporary clone, with its time and peak memory
 	@pytest -m long -s tests/spine/test_demo.py $(ARGS)
 
 chaos: setup ## kill processes at random, many times, and count what is lost, doubled or left running
-	@pytest -m long -s tests/tracking $(ARGS)
+	@pytest -m long -s tests/runs tests/tracking $(ARGS)
 
 hostile: setup ## thousands of spoilt files and faults, from a seed that is told; HOSTILE_SEED=1 chooses it
 	@pytest -m 'long or not long' -s tests/hostile $(ARGS)
@@ -73,7 +73,7 @@ browser-test: setup ## viewer, MLflow's pages and documents, looked at in a real
 	@pytest -m long -s tests/browser $(ARGS)
 
 cluster-test: setup ## what needs a real Ray, services, and two nodes that share only a network
-	@pytest -m long -s tests/distributed tests/infra $(ARGS)
+	@pytest -m long -s tests/cluster tests/infra $(ARGS)
 
 reproduce-test: setup ## the demo's model on small crops, made again from the remotes alone
 	@pytest -m long -s tests/spine/test_reproduce.py $(ARGS)
@@ -82,10 +82,10 @@ tracking-cost: setup ## time that tracking takes of a training's loop, with serv
 	@python -m tests.tracking.loop_cost $(ARGS)
 
 sweep-cost: setup ## time that a sweep of 1,000 trials takes beside the trials' own (half an hour and more)
-	@python -m tests.distributed.sweep_cost $(ARGS)
+	@python -m tests.cluster.sweep_cost $(ARGS)
 
 gpu-check: setup ## whether this machine's GPUs compute what its CPU does: a table of differences
-	@python -m tests.distributed.gpu_check $(ARGS)
+	@python -m tests.cluster.gpu_check $(ARGS)
 
 bench: setup peers ## the same work by Gliotrail and by its peers, side by side, into docs/log/bench.md
 	@python -m tests.bench.compare $(ARGS)
@@ -97,6 +97,9 @@ check: setup ## format, lint, types, import layers
 	mypy -p gliotrail -p pipelines -p infra || status=1
 	lint-imports --no-logo || status=1
 	exit $$status
+
+deps: setup ## write into dvc.yaml which code each stage imports
+	@python -m tests.spine.dvc_deps
 
 fmt: setup ## format the code and mend what ruff can mend
 	@ruff format

@@ -20,15 +20,16 @@ from typer.main import get_command
 
 from gliotrail import params
 from gliotrail.cli.app import app
-from gliotrail.distributed.evaluate import measures_of, summary
-from gliotrail.imaging import course, patch, prepared
+from gliotrail.cluster.evaluate import measures_of, summary
+from gliotrail.imaging import patch, prepared
+from gliotrail.imaging.formats import course
+from gliotrail.runs import journal
 from gliotrail.segmentation import metrics, weights
 from gliotrail.segmentation.loop import SCORE, World
 from gliotrail.segmentation.losses import LOSSES
 from gliotrail.segmentation.score import Measures, score
 from gliotrail.segmentation.unet import UNet3d
 from gliotrail.segmentation.validation import validate_synthetic
-from gliotrail.tracking import journal
 
 ROOT = Path(__file__).parents[1]
 PLATFORM = ROOT / "platform/gliotrail"

@@ -3,8 +3,8 @@
 import sys
 
 from gliotrail import params
-from gliotrail.distributed.crossvalidate import crossvalidate
-from gliotrail.distributed.submit import on_cluster
+from gliotrail.cluster.crossvalidate import crossvalidate
+from gliotrail.cluster.submit import on_cluster
 from gliotrail.errors import ParamsError, one_line_errors
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Stage `evaluate`: held-out patients segmented, scored; the model registered."""
 
 from gliotrail import params
-from gliotrail.distributed.evaluate import evaluate
-from gliotrail.distributed.submit import on_cluster
+from gliotrail.cluster.evaluate import evaluate
+from gliotrail.cluster.submit import on_cluster
 from gliotrail.errors import one_line_errors
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 from gliotrail import params
 from gliotrail.errors import one_line_errors
 from gliotrail.imaging.fetch import fetch
-from gliotrail.places import state_dir
+from gliotrail.paths import state_dir
 
 if __name__ == "__main__":
     with one_line_errors():

@@ -7,8 +7,8 @@ from gliotrail import params
 from gliotrail.errors import ParamsError, one_line_errors
 from gliotrail.imaging.patch import patch
 from gliotrail.imaging.prepared import load_prepared
-from gliotrail.places import state_dir
-from gliotrail.report.sampled import draw_sample
+from gliotrail.paths import state_dir
+from gliotrail.report.patch_sheet import draw_sample
 
 
 def _size() -> params.Size:

@@ -6,8 +6,8 @@ from gliotrail import params
 from gliotrail.errors import one_line_errors
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import load_prepared
-from gliotrail.places import state_dir
-from gliotrail.report.dataset import draw_data
+from gliotrail.paths import state_dir
+from gliotrail.report.data_pictures import draw_data
 
 if __name__ == "__main__":
     with one_line_errors():

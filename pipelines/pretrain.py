@@ -1,8 +1,8 @@
 """Stage `pretrain`: weights from synthetic tumours, to fine-tune; frozen, its result is in git."""
 
 from gliotrail import params
-from gliotrail.distributed.pretrain import pretrain
-from gliotrail.distributed.submit import on_cluster
+from gliotrail.cluster.pretrain import pretrain
+from gliotrail.cluster.submit import on_cluster
 from gliotrail.errors import one_line_errors
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 pytest_plugins = (
     "tests.support.environment",
+    "tests.support.fixtures",
     "tests.support.needs",
     "tests.support.rooms",
     "tests.support.projects",

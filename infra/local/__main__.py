@@ -12,7 +12,7 @@ import typer
 
 from gliotrail.errors import ClusterError, one_line_errors
 from gliotrail.files import locked
-from gliotrail.places import state_dir
+from gliotrail.paths import state_dir
 from infra.local import others, postgres
 from infra.local import state as of_state
 from infra.local.processes import Processes, Service

@@ -19,7 +19,7 @@ import psutil
 
 from gliotrail.errors import ClusterError
 from gliotrail.files import locked, write_json
-from gliotrail.tracking.owner import Owner, is_alive, process
+from gliotrail.runs.owner import Owner, is_alive, process
 
 MARK: Final = "GLIOTRAIL_SERVICES_MARK"
 _STRANGE: Final = ("AWS_", "MLFLOW_", "PG", "RAY_", "WEED_")

@@ -12,20 +12,20 @@ import torch
 from protocol import Work, answer
 
 from gliotrail.imaging import nifti
-from gliotrail.imaging.course import standardized_patch
+from gliotrail.imaging.formats.course import standardized_patch
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import REGIONS
 from gliotrail.imaging.patch import read_index
 from gliotrail.imaging.prepared import load_prepared, read_labels_patch, read_patch
+from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.stop import asked_by
 from gliotrail.segmentation import unet
 from gliotrail.segmentation.inference import predict_case
 from gliotrail.segmentation.loop import SCORE, Plan, fit
 from gliotrail.segmentation.losses import LOSSES
 from gliotrail.segmentation.metrics import CLASS_LABELS, confusion, counts_of
 from gliotrail.segmentation.sampling import Sample
-from gliotrail.segmentation.surface import hd95_mm
-from gliotrail.tracking.journal import RunFolder, Writer
-from gliotrail.tracking.stop import asked_by
+from gliotrail.segmentation.surface_distance import hd95_mm
 
 FOLDER = Path(sys.argv[1])
 SETTINGS = json.loads((FOLDER / "settings.json").read_text())

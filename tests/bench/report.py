@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from gliotrail.tracking.lineage import cpu_model
+from gliotrail.runs.lineage import cpu_model
 
 _BEGIN, _END = "<!-- measured -->", "<!-- end -->"
 

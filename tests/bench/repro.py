@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gliotrail.tracking.journal import parse_lines
+from gliotrail.runs.journal import parse_lines
 from tests.support.projects import Project, clone_into, set_params, use_crops
 
 ROUNDS = 5

@@ -10,8 +10,8 @@ from time import time
 
 import pytest
 
-from gliotrail.distributed import checks as of_cluster
-from gliotrail.tracking import checks
+from gliotrail.cluster import ray_checks as of_cluster
+from gliotrail.tracking import server_checks as checks
 
 SECRET = "not-for-strangers"
 

@@ -13,10 +13,10 @@ from tests.support.environment import in_state
 @pytest.fixture
 def ids(tmp_path, database, monkeypatch):
     """The own ids of two runs that MLflow knows."""
+    from gliotrail.runs.local_runs import runs_dir
+    from gliotrail.tracking.client import client
     from gliotrail.tracking.delivery import deliver
-    from gliotrail.tracking.runs import client
-    from gliotrail.tracking.spool import runs_dir
-    from tests.tracking.conftest import begun, go_on
+    from tests.support.tracked_runs import begun, go_on
 
     in_state(tmp_path, monkeypatch)
     shutil.copy(database, tmp_path)

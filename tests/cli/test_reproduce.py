@@ -40,9 +40,9 @@ FILES = {
         import numpy as np
         from safetensors.numpy import save_file
         from gliotrail.plain_yaml import read_yaml
-        from gliotrail.places import state_dir
-        from gliotrail.tracking.journal import RunFolder, Writer
-        from gliotrail.tracking.lineage import Origin, describe, digest_of
+        from gliotrail.paths import state_dir
+        from gliotrail.runs.journal import RunFolder, Writer
+        from gliotrail.runs.lineage import Origin, describe, digest_of
         from factor import FACTOR
         from unknown_to_git import MORE
 
@@ -108,9 +108,9 @@ def git(folder: Path, *words: object) -> str:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory, database) -> Original:
+    from gliotrail.runs.journal import RunFolder
+    from gliotrail.tracking.client import client
     from gliotrail.tracking.delivery import deliver
-    from gliotrail.tracking.journal import RunFolder
-    from gliotrail.tracking.runs import client
 
     place = tmp_path_factory.mktemp("original")
     root, remote, state = place / "checkout", place / "remote.git", place / "state"
@@ -159,8 +159,8 @@ def left(clone: Path) -> list[str]:
 def test_a_clone_with_only_the_remotes_makes_the_same_model_again(
     gliotrail, original, tmp_path, monkeypatch
 ):
-    from gliotrail.tracking.runs import client
-    from gliotrail.tracking.trail import trace
+    from gliotrail.tracking.client import client
+    from gliotrail.tracking.trace import trace
 
     root = tmp_path / "clone"
     url = os.path.relpath(original.dvc_remote, root / ".dvc")
@@ -193,7 +193,7 @@ def test_a_clone_with_only_the_remotes_makes_the_same_model_again(
 def test_stopped_it_leaves_no_worktree_goes_on_and_tells_what_differs(
     gliotrail, original, clone, monkeypatch
 ):
-    from gliotrail.tracking.spool import all_runs
+    from gliotrail.runs.local_runs import all_runs
 
     monkeypatch.setenv("CHANCE", "0.5")
     monkeypatch.setenv("STOP", "1")
@@ -222,7 +222,7 @@ def test_data_that_nobody_has_are_named(gliotrail, original, tmp_path, monkeypat
 
 
 def test_two_at_once_are_refused(gliotrail, original, clone):
-    from gliotrail.tracking.trail import trace
+    from gliotrail.tracking.trace import trace
 
     place = clone / ".gliotrail/reproductions" / trace(original.run_id)["run"]["own_id"]
     place.mkdir(parents=True)
@@ -246,11 +246,11 @@ def test_two_at_once_are_refused(gliotrail, original, clone):
 def test_a_run_that_can_not_be_rebuilt_says_why(
     kind, tags, problem, gliotrail, clone, database, monkeypatch
 ):
+    from gliotrail.runs.journal import RunFolder
+    from gliotrail.runs.lineage import Origin, describe
+    from gliotrail.runs.local_runs import runs_dir
+    from gliotrail.tracking.client import client
     from gliotrail.tracking.delivery import deliver
-    from gliotrail.tracking.journal import RunFolder
-    from gliotrail.tracking.lineage import Origin, describe
-    from gliotrail.tracking.runs import client
-    from gliotrail.tracking.spool import runs_dir
 
     in_state(clone / ".gliotrail", monkeypatch)
     (clone / ".gliotrail").mkdir()

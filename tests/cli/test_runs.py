@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gliotrail.tracking.spool import runs_dir
+from gliotrail.runs.local_runs import runs_dir
 from tests.support.environment import in_state
 
 
@@ -15,7 +15,7 @@ def runs(tmp_path, database, no_outputs, monkeypatch):
     """Two runs of which MLflow knows nothing yet: one has ended, one has not."""
     import shutil
 
-    from tests.tracking.conftest import begun, finished, go_on
+    from tests.support.tracked_runs import begun, finished, go_on
 
     in_state(tmp_path, monkeypatch)
     shutil.copy(database, tmp_path)

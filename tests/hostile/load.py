@@ -9,10 +9,10 @@ from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
+from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.tracking.client import client
 from gliotrail.tracking.delivery import deliver
-from gliotrail.tracking.journal import RunFolder, Writer
-from gliotrail.tracking.runs import client
-from tests.tracking.conftest import begun
+from tests.support.tracked_runs import begun
 
 PROCESSES, RUNS, CHECKPOINTS, STEPS = 20, 10, 3, 20
 

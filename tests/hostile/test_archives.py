@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from gliotrail import params
 from gliotrail.errors import DataError
-from gliotrail.imaging.decathlon import read_dataset
 from gliotrail.imaging.download import unpack
 from gliotrail.imaging.fetch import fetch
+from gliotrail.imaging.formats.decathlon import read_dataset
 from tests.hostile.conftest import SEED, Tally, fuzz
 from tests.imaging.test_download import Member, archive, member
 from tests.support.scans import DEMO, lay_out_crops, snapshot

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gliotrail.imaging.decathlon import read_dataset
+from gliotrail.imaging.formats.decathlon import read_dataset
 from tests.hostile.conftest import SEED
 from tests.imaging.test_download import Server, tar_of
 from tests.support.scans import lay_out_crops, snapshot

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from gliotrail.tracking.journal import RunFolder
-from gliotrail.tracking.runs import ID_TAG
+from gliotrail.runs.journal import RunFolder
+from gliotrail.tracking.client import ID_TAG
 from tests.hostile import load
 from tests.hostile.load import CHECKPOINTS, PROCESSES, RUNS, STEPS
 from tests.support.forked import Forked

@@ -9,29 +9,28 @@ import numpy as np
 import pytest
 import torch
 
-from gliotrail.distributed.cluster import Resources
-from gliotrail.distributed.driver import NOT_FINITE_FILE, run_training
-from gliotrail.distributed.proposals import Trial
-from gliotrail.distributed.trials import _trial
+from gliotrail.cluster.connection import Resources
+from gliotrail.cluster.trials import _trial
 from gliotrail.errors import DataError, TrainingError
 from gliotrail.imaging.patch import patch
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import Prepared, load_prepared, read_patch
 from gliotrail.params import Augment, Model
+from gliotrail.runs.journal import RunFolder
+from gliotrail.search.proposals import Trial
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.loop import SCORE, Plan, World, fit
 from gliotrail.segmentation.sampling import Patches
 from gliotrail.segmentation.score import score_files
 from gliotrail.segmentation.unet import initialize
-from gliotrail.tracking.courier import tracked
-from gliotrail.tracking.journal import RunFolder
-from gliotrail.tracking.runs import client, existing_run
-from tests.distributed.conftest import Crops
-from tests.distributed.conftest import crops as crops  # noqa: PLC0414 - a fixture
+from gliotrail.tracking.client import client, existing_run
+from gliotrail.tracking.delivery_thread import tracked
+from gliotrail.training.driver import NOT_FINITE_FILE, run_training
+from tests.support.crops import Crops
 from tests.support.environment import in_state
 from tests.support.scans import edit_json, patch_section, save, split_section
 from tests.support.told import told
-from tests.tracking.conftest import begun
+from tests.support.tracked_runs import begun
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from psutil import Process
 from gliotrail.errors import DataError
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import load_prepared
-from gliotrail.tracking.journal import RunFolder, Writer
+from gliotrail.runs.journal import RunFolder, Writer
 from tests.support.projects import ROOT, clone_into, set_params, use_crops
 from tests.support.scans import lay_out_crops, snapshot, split_section
 
@@ -185,7 +185,7 @@ def test_prepare_works_without_shared_memory(tmp_path: Path) -> None:
 
 RAY = """
 import numpy, ray
-from gliotrail.distributed.cluster import cluster
+from gliotrail.cluster.connection import cluster
 from gliotrail.errors import one_line_errors
 with one_line_errors(), cluster() as connected:
     connected()

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from safetensors.torch import save
 
-from gliotrail.distributed.driver import from_bytes, restore
-from gliotrail.distributed.initial import initial_weights
 from gliotrail.errors import GliotrailError, ParamsError, TrackingError, WeightsError
 from gliotrail.files import sha256
+from gliotrail.runs.journal import RunFolder, Writer
 from gliotrail.segmentation import weights
-from gliotrail.tracking.journal import RunFolder, Writer
 from gliotrail.tracking.registry import MODEL, SHA256_TAG, fetch_weights
 from gliotrail.tracking.restore import restore as restore_outputs
+from gliotrail.training.driver import from_bytes, restore
+from gliotrail.training.first_weights import initial_weights
 from tests.hostile.conftest import SEED, Tally, fuzz
 from tests.segmentation.test_weights import KEY, write
 from tests.support.environment import in_state

@@ -15,7 +15,6 @@ from gliotrail.errors import DataError
 from gliotrail.imaging import kernels
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import class_masks
-from gliotrail.imaging.phantom import Style, read_anatomy, read_shape, shape_path
 from gliotrail.imaging.prepared import read_labels_patch, read_patch
 from gliotrail.params import Augment
 from gliotrail.segmentation.sampling import (
@@ -28,6 +27,7 @@ from gliotrail.segmentation.sampling import (
     change,
     part_of_step,
 )
+from gliotrail.synthesis.tumours import Style, read_anatomy, read_shape, shape_path
 from tests.support.scans import ROOT
 
 NONE = Augment(flip=0, intensity_scale=0, intensity_shift=0)

@@ -13,7 +13,7 @@ from gliotrail.imaging.labels import CLASSES, REGIONS, class_masks, from_msd
 from gliotrail.segmentation.losses import soft_dice_loss
 from gliotrail.segmentation.metrics import soft_dice_loss_scan
 from gliotrail.segmentation.score import Score, score, score_files
-from gliotrail.segmentation.surface import hd95_mm, surface_dice
+from gliotrail.segmentation.surface_distance import hd95_mm, surface_dice
 
 DEMO = Path(__file__).parents[2] / "data/demo"
 RAS = np.diag([1.0, 1.5, 2.0, 1.0])

@@ -2,12 +2,12 @@
 
 import ast
 
-import grimp
 import pytest
 from ruamel.yaml import YAML
 
 from gliotrail.params import Params
 from gliotrail.plain_yaml import read_yaml
+from tests.spine.dvc_deps import code_of, import_graph, written_anew
 from tests.support.known import has_key
 from tests.support.projects import ROOT
 
@@ -16,27 +16,12 @@ WRITTEN = ("outs", "metrics", "plots")
 
 @pytest.fixture(scope="module")
 def imports():
-    """Who imports whom, read from the source; what only type checkers import is left out."""
-    return grimp.build_graph(
-        "gliotrail", "pipelines", cache_dir=None, exclude_type_checking_imports=True
-    )
+    return import_graph()
 
 
 @pytest.fixture(scope="module")
 def stages():
     return YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-
-
-def code_of(name, imports):
-    """The files a stage's script imports, directly and through others, and the script itself."""
-    modules = imports.find_upstream_modules(f"pipelines.{name}") | {f"pipelines.{name}"}
-    paths = {source_of(module) for module in modules}
-    return {path for path in paths if not path.endswith("/__init__.py")}  # they hold no code
-
-
-def source_of(module):
-    base = ("platform/" if module.startswith("gliotrail") else "") + module.replace(".", "/")
-    return f"{base}.py" if (ROOT / f"{base}.py").is_file() else f"{base}/__init__.py"
 
 
 def listed_code(stage):
@@ -106,6 +91,11 @@ def test_every_stage_depends_on_what_it_imports_and_reads(stages, imports):
     values = read_yaml(ROOT / "params.yaml")
     found = [fault for name in stages for fault in faults(name, stages[name], imports, values)]
     assert not found, "\n" + "\n".join(found)
+
+
+def test_the_listed_code_is_as_generated(imports):
+    text = (ROOT / "dvc.yaml").read_text()
+    assert text == written_anew(text, imports), "run `make deps`"
 
 
 def test_stage_script_and_section_have_one_name(stages):

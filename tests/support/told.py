@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # MLflow takes seconds to import
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh SQLite file, to copy as `mlflow.db`; to make one takes seconds."""
-    from gliotrail.tracking.runs import client
+    from gliotrail.tracking.client import client
 
     state = tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patched:
@@ -29,7 +29,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def server(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     """MLflow on a SQLite file of the test's own, at its default address."""
-    from gliotrail.tracking.runs import client
+    from gliotrail.tracking.client import client
 
     state = tmp_path / "state"
     state.mkdir()

@@ -16,9 +16,9 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from gliotrail.cli import app
-from gliotrail.tracking.journal import RunFolder
+from gliotrail.runs.journal import RunFolder
+from gliotrail.tracking.client import client, find_run
 from gliotrail.tracking.reaper import reap_all
-from gliotrail.tracking.runs import client, find_run
 from tests.support.forked import Forked
 from tests.support.told import told
 from tests.tracking import tracked_process

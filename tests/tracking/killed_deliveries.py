@@ -15,14 +15,14 @@ from typing import Any
 
 from mlflow import MlflowClient
 
+from gliotrail.runs.journal import MODEL_FILE, RunFolder
 from gliotrail.tracking import delivery
+from gliotrail.tracking.client import client
 from gliotrail.tracking.delivery import deliver
-from gliotrail.tracking.journal import MODEL_FILE, RunFolder
 from gliotrail.tracking.registry import champion
-from gliotrail.tracking.runs import client
 from tests.support.told import told
-from tests.tracking.conftest import begun, go_on, model_file
-from tests.tracking.test_evaluation import MEASURES, record, trained
+from tests.support.tracked_runs import begun, go_on, model_file
+from tests.tracking.test_evaluation_record import MEASURES, record, trained
 
 
 def in_a_process(work: Callable[[], object]) -> int:

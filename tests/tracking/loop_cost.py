@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gliotrail.tracking.courier import Courier
-from gliotrail.tracking.journal import RunFolder, Writer
-from gliotrail.tracking.lineage import Origin, describe
+from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.lineage import Origin, describe
+from gliotrail.tracking.delivery_thread import Courier
 
 STATE_BYTES = 4 * 4 * 833_507  # weights, their average, and Adam's two moments
 STEP_S = 0.1

@@ -7,14 +7,14 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from gliotrail.errors import TrackingError
+from gliotrail.runs.journal import MODEL_FILE, RunFolder, Writer
+from gliotrail.tracking.client import ID_TAG, experiment_id, find_run
 from gliotrail.tracking.delivery import deliver, flatten
-from gliotrail.tracking.journal import MODEL_FILE, RunFolder, Writer
-from gliotrail.tracking.runs import ID_TAG, experiment_id, find_run
 from tests.support.environment import in_state
 from tests.support.forked import Forked
 from tests.support.told import files, told
+from tests.support.tracked_runs import DIGESTS, begun, finished, go_on
 from tests.tracking import killed_deliveries
-from tests.tracking.conftest import DIGESTS, begun, finished, go_on
 
 
 def points_of(run: RunFolder) -> list[tuple[str, int, float, int]]:

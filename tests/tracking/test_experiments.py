@@ -2,8 +2,7 @@ import json
 
 from mlflow import MlflowClient
 
-from gliotrail.tracking.experiments import VIEW_TAG
-from gliotrail.tracking.runs import experiment_id
+from gliotrail.tracking.client import VIEW_TAG, experiment_id
 
 
 def test_a_new_experiment_is_of_trainings_and_has_a_view_the_best_first(

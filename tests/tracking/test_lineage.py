@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gliotrail.tracking.lineage import (
+from gliotrail.runs.lineage import (
     Origin,
     code_digest,
     describe,
@@ -84,9 +84,9 @@ def test_a_run_names_the_data_that_dvc_knows() -> None:
 
 
 DIGEST = """
-from gliotrail.tracking.lineage import code_digest
+from gliotrail.runs.lineage import code_digest
 from pathlib import Path
-print(code_digest(Path("platform/gliotrail/distributed/driver.py").absolute()))
+print(code_digest(Path("platform/gliotrail/training/driver.py").absolute()))
 """
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gliotrail.tracking.courier import Courier
-from gliotrail.tracking.journal import Writer
-from tests.tracking.conftest import begun
+from gliotrail.runs.journal import Writer
+from gliotrail.tracking.delivery_thread import Courier
+from tests.support.tracked_runs import begun
 from tests.tracking.loop_cost import SERVERS, STEP_S, address, loop
 
 

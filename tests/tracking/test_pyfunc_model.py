@@ -18,7 +18,7 @@ from gliotrail.segmentation import weights
 from gliotrail.segmentation.inference import segment_array
 from gliotrail.tracking.registry import save_pyfunc
 from tests.support.scans import DEMO
-from tests.tracking.conftest import model_file
+from tests.support.tracked_runs import model_file
 
 THRESHOLD = 0.45
 CROP = DEMO / "crops/BRATS_119_crop_image.nii.gz"

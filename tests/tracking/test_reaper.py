@@ -13,18 +13,18 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from gliotrail.files import write_json
-from gliotrail.tracking import owner as owner_module
-from gliotrail.tracking.courier import tracked
+from gliotrail.runs import owner as owner_module
+from gliotrail.runs.journal import RunFolder
+from gliotrail.runs.local_runs import runs_dir
+from gliotrail.runs.owner import HEARTBEAT, Watch, this_process
+from gliotrail.tracking.client import client, find_run
 from gliotrail.tracking.delivery import HEARTBEAT_TAG, OWNER_TAG, REAPED_TAG, STATUS_TAG, deliver
-from gliotrail.tracking.journal import RunFolder
-from gliotrail.tracking.owner import HEARTBEAT, Watch, this_process
+from gliotrail.tracking.delivery_thread import tracked
 from gliotrail.tracking.reaper import close_there, reap, reap_all
-from gliotrail.tracking.runs import client, find_run
-from gliotrail.tracking.spool import runs_dir
 from tests.support.forked import Forked
 from tests.support.told import told
-from tests.tracking.conftest import Start, begun, go_on
-from tests.tracking.test_courier import until
+from tests.support.tracked_runs import Start, begun, go_on
+from tests.tracking.test_delivery_thread import until
 
 
 def known(server: MlflowClient, run: RunFolder) -> dict[str, object] | None:

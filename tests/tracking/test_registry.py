@@ -8,6 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gliotrail.errors import TrackingError
 from gliotrail.files import sha256
+from gliotrail.tracking.client import experiment_id
 from gliotrail.tracking.registry import (
     CHAMPION,
     MODEL,
@@ -18,8 +19,7 @@ from gliotrail.tracking.registry import (
     promote,
     register,
 )
-from gliotrail.tracking.runs import experiment_id
-from tests.tracking.conftest import model_file
+from tests.support.tracked_runs import model_file
 
 DATA, OTHER_DATA = "validated on this", "validated on that"
 

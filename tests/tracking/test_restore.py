@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from gliotrail.distributed.train import export
+from gliotrail.cluster.train import export
 from gliotrail.errors import TrackingError
 from gliotrail.files import sha256
+from gliotrail.runs.journal import JOURNAL_FILE, MODEL_FILE, RUN_FILE, RunFolder
+from gliotrail.runs.local_runs import all_runs, runs_dir
+from gliotrail.tracking.client import client, existing_run
 from gliotrail.tracking.delivery import deliver
-from gliotrail.tracking.journal import JOURNAL_FILE, MODEL_FILE, RUN_FILE, RunFolder
 from gliotrail.tracking.registry import SHA256_TAG, register
 from gliotrail.tracking.restore import RESTORED_TAG, disagreements, restore
-from gliotrail.tracking.runs import client, existing_run
-from gliotrail.tracking.spool import all_runs, runs_dir
 from gliotrail.tracking.sync import sync_all
 from tests.support.environment import in_state
 from tests.support.told import told
-from tests.tracking.conftest import begun, finished, go_on, model_file
+from tests.support.tracked_runs import begun, finished, go_on, model_file
 
 Train = Callable[[str], RunFolder]
 

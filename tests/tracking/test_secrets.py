@@ -1,10 +1,10 @@
 """What opens servers stays in the environment: nothing that is written of a run holds it."""
 
-from gliotrail.tracking.journal import MODEL_FILE, RunFolder
-from gliotrail.tracking.lineage import Origin, describe
-from gliotrail.tracking.spool import runs_dir
+from gliotrail.runs.journal import MODEL_FILE, RunFolder
+from gliotrail.runs.lineage import Origin, describe
+from gliotrail.runs.local_runs import runs_dir
 from gliotrail.tracking.sync import sync_all
-from tests.tracking.conftest import DIGESTS, go_on, model_file
+from tests.support.tracked_runs import DIGESTS, go_on, model_file
 
 SECRETS = (
     *("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),

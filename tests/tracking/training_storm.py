@@ -20,9 +20,9 @@ import pytest
 from mlflow import MlflowClient
 
 from gliotrail.files import sha256
-from gliotrail.tracking.journal import MODEL_FILE, RunFolder
+from gliotrail.runs.journal import MODEL_FILE, RunFolder
+from gliotrail.tracking.client import client, find_run
 from gliotrail.tracking.reaper import reap_all
-from gliotrail.tracking.runs import client, find_run
 from tests.support.projects import Project, clone_into, set_params, use_crops
 from tests.support.services import MlflowServer, Postgres
 from tests.support.told import told

@@ -5,30 +5,16 @@ Stages run by `dvc repro`; these commands look at what came out, or work on sing
 
 import typer
 
-from gliotrail.cli import (
-    data,
-    disk,
-    doctor,
-    lineage,
-    patches,
-    picture,
-    results,
-    runs,
-    scans,
-    submit,
-    sweep,
-    view,
-    weights,
-)
+from gliotrail.cli import cluster, data, models, pictures, runs, scans
 from gliotrail.errors import one_line_errors
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 TASKS = {
-    "Look at data and results": (picture.show, view.view, results.metrics, results.ui),
+    "Look at data and results": (pictures.show, pictures.view, models.metrics, models.ui),
     "Segment a scan, measure a mask": (scans.segment, scans.score),
-    "From a model back to its data": (lineage.trace, lineage.compare, lineage.reproduce),
-    "Train, and keep order": (sweep.sweep, submit.submit, runs.app, doctor.doctor, disk.gc),
-    "Bring data and weights in and out": (data.app, patches.app, weights.app),
+    "From a model back to its data": (models.trace, models.compare, models.reproduce),
+    "Train, and keep order": (cluster.sweep, cluster.submit, runs.app, cluster.doctor, runs.gc),
+    "Bring data and weights in and out": (data.data_app, data.patches_app, data.weights_app),
 }
 for task, commands in TASKS.items():
     for command in commands:

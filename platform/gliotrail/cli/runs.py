@@ -1,4 +1,4 @@
-"""`gliotrail runs`."""
+"""`gliotrail runs` and `gliotrail gc`."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gliotrail.cli.show import Json, print_json, tell
+from gliotrail.cli.output import Json, print_json, tell
 
 app = typer.Typer(
     name="runs", no_args_is_help=True, help="What was trained, and what MLflow knows of it."
@@ -30,9 +30,9 @@ def sync(as_json: Json = False) -> None:
 @app.command()
 def status(as_json: Json = False) -> None:
     """List the runs of this checkout, their disk, and what the tracking server lacks of them."""
-    from gliotrail.tracking.address import shown, tracking_uri
-    from gliotrail.tracking.budget import BUDGET, budget_bytes
-    from gliotrail.tracking.spool import all_runs, look_at, runs_dir
+    from gliotrail.runs.addresses import shown, tracking_uri
+    from gliotrail.runs.disk_budget import BUDGET, budget_bytes
+    from gliotrail.runs.local_runs import all_runs, look_at, runs_dir
 
     runs, budget = [look_at(run) for run in all_runs()], budget_bytes()
     runs.sort(key=lambda run: run.started_ms)
@@ -65,7 +65,7 @@ def stop(
 
     The process that works on it stops with all of its runs. The same command goes on from there.
     """
-    from gliotrail.tracking.stop import ask_by_name
+    from gliotrail.tracking.remote_stop import ask_by_name
 
     asked = ask_by_name(run)
     tell(as_json, {"asked": str(asked)}, f"{asked} was asked to stop at the next step")
@@ -77,9 +77,52 @@ def reap(as_json: Json = False) -> None:
 
     Runs of other machines are watched for three of their heartbeats, by default 90 seconds.
     """
+    from gliotrail.tracking.client import one_line
     from gliotrail.tracking.reaper import reap_all
-    from gliotrail.tracking.runs import one_line
 
     with one_line():
         closed = reap_all()
     tell(as_json, {"closed": list(closed)}, f"closed: {', '.join(closed) or 'none'}")
+
+
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
+    days: Annotated[
+        float, typer.Option(min=0, help="Checkpoints of trainings that ended early stay so long.")
+    ] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """List the disk by owner, and remove what nothing needs any more.
+
+    Stays: what a living process works on, what MLflow was not told, what registered models came
+    from, and what this checkout, git's branches and tags, or experiments refer to.
+    """
+    from gliotrail.tracking.disk_usage import parts
+
+    found = parts(days)
+    table = Table(box=None, pad_edge=False)
+    for column in ("what", "MB", "would go" if dry_run else "went", "stays"):
+        table.add_column(column, justify="left" if column in {"what", "stays"} else "right")
+    said = []
+    for part in found:
+        if not dry_run and part.unneeded_bytes:
+            said.append(part.remove())
+        sizes = (f"{n / 1e6:.1f}" for n in (part.size_bytes, part.unneeded_bytes))
+        table.add_row(part.owner, *sizes, part.told)
+    total = sum(part.unneeded_bytes for part in found)
+    if as_json:
+        parts_told = [
+            {
+                "owner": part.owner,
+                "bytes": part.size_bytes,
+                "unneeded_bytes": part.unneeded_bytes,
+                "stays": part.told,
+            }
+            for part in found
+        ]
+        print_json({"parts": parts_told, "unneeded_bytes": total, "removed": not dry_run})
+        return
+    Console().print(table)
+    for text in filter(None, said):
+        print(text)
+    print(f"{total / 1e6:.1f} MB {'would go' if dry_run else 'went'}")

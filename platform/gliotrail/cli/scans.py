@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gliotrail.cli.show import Json, number, print_json, tell
+from gliotrail.cli.output import Json, number, print_json, tell
 from gliotrail.errors import ParamsError
 from gliotrail.imaging.header import is_packed
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from gliotrail import params
 from gliotrail.errors import DataError, ParamsError
 from gliotrail.files import replacing
-from gliotrail.imaging.decathlon import DESCRIPTION, Dataset, read_dataset
 from gliotrail.imaging.download import download, unpack
+from gliotrail.imaging.formats.decathlon import DESCRIPTION, Dataset, read_dataset
 from gliotrail.imaging.header import read_header
 from gliotrail.progress import progress
 

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from gliotrail import params
 from gliotrail.errors import DataError
 from gliotrail.files import replacing
+from gliotrail.imaging.case_cache import at_a_time, forget_others, key_of, made
 from gliotrail.imaging.geometry import Box, Vox3, vox3
-from gliotrail.imaging.kept import at_a_time, forget_others, key_of, made
 from gliotrail.imaging.labels import CLASSES
 from gliotrail.imaging.prepared import Prepared, PreparedCase, read_labels_patch
 from gliotrail.imaging.split import box_to_json

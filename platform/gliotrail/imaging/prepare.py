@@ -4,8 +4,11 @@ What a prepared case is, and how it is read: see `prepared`.
 """
 
 import math
+import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,15 +19,14 @@ import numpy as np
 from gliotrail import params
 from gliotrail.errors import DataError
 from gliotrail.files import replacing, sha256, write_json
-from gliotrail.imaging.decathlon import Case, Dataset, read_dataset
+from gliotrail.imaging.case_cache import at_a_time, forget_others, key_of, linked, made
 from gliotrail.imaging.fingerprint import case_fingerprint, dataset_fingerprint
+from gliotrail.imaging.formats.decathlon import Case, Dataset, read_dataset
 from gliotrail.imaging.geometry import Box, Vox3, by_mm, same_spacing, spacing_mm, to_ras, vox3
 from gliotrail.imaging.header import check_channels, check_same_grid, read_header
-from gliotrail.imaging.kept import at_a_time, forget_others, key_of, linked, made
 from gliotrail.imaging.labels import CHANNELS, voxels_per_label
 from gliotrail.imaging.nifti import read_image, read_labels
 from gliotrail.imaging.prepared import FORMAT, brain_statistics, small_type
-from gliotrail.imaging.processes import killed_is_told, pool_of
 from gliotrail.imaging.split import (
     box_to_json,
     make_split,
@@ -191,3 +193,26 @@ def _write_case(
     }
     write_json(folder / "case.json", values)
     return case_fingerprint(scan, image_IJKC, statistics, counts)
+
+
+def pool_of(processes: int | None = None) -> ProcessPoolExecutor | None:
+    """So many processes, by default one a core; None without /dev/shm, which they need."""
+    context = multiprocessing.get_context("spawn")  # a fork would copy the progress bar's thread
+    try:
+        return ProcessPoolExecutor(processes, context)
+    except OSError:
+        return None
+
+
+@contextmanager
+def killed_is_told() -> Iterator[None]:
+    """Tell that one of a pool was killed.
+
+    Raises:
+        DataError: saying what to do.
+    """
+    try:
+        yield
+    except BrokenProcessPool:
+        do = "if memory is short, use fewer cores: taskset --cpu-list 0,1 COMMAND"
+        raise DataError("a process of prepare was killed", do=do) from None

@@ -24,9 +24,9 @@ from gliotrail.imaging import kernels
 from gliotrail.imaging.geometry import Box, Vox3, vox3
 from gliotrail.imaging.labels import CHANNELS, CLASSES, Labels, class_masks
 from gliotrail.imaging.patch import PatchIndex
-from gliotrail.imaging.phantom import Anatomy, Style, synthesize
 from gliotrail.imaging.prepared import PreparedCase, read_labels_patch, read_patch
 from gliotrail.params import Augment
+from gliotrail.synthesis.tumours import Anatomy, Style, synthesize
 
 SYNTHETIC: Final = "synthetic"
 """What a synthetic sample has in place of a case."""

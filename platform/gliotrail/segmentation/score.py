@@ -24,7 +24,7 @@ from gliotrail.segmentation.metrics import (
     counts_of,
     mean_defined,
 )
-from gliotrail.segmentation.surface import hd95_mm, surface_dice
+from gliotrail.segmentation.surface_distance import hd95_mm, surface_dice
 
 Scheme = Literal["msd", "brats21", "brats23"]
 SURFACE_TOLERANCE_MM: Final = 1.0

@@ -13,7 +13,6 @@ import torch
 from gliotrail.errors import TrainingError
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import CLASSES, REGIONS, Labels
-from gliotrail.imaging.phantom import Floats, Mask
 from gliotrail.imaging.prepared import PreparedCase, read_labels_patch
 from gliotrail.imaging.split import Region
 from gliotrail.segmentation.inference import forward, predict_box, to_labels
@@ -27,6 +26,7 @@ from gliotrail.segmentation.metrics import (
     soft_dice_loss_scan,
 )
 from gliotrail.segmentation.network import Network
+from gliotrail.synthesis.tumours import Floats, Mask
 
 Watch = Callable[[Region, Labels], None]
 """Is shown the labels (I, J, K) predicted for a region."""

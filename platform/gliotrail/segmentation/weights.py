@@ -58,7 +58,7 @@ def build(model: Model, in_channels: int = len(CHANNELS), classes: int = len(CLA
     """
     if model.name == "unet3d":
         return UNet3d(model.depth, model.base_filters, in_channels, classes)
-    from gliotrail.segmentation.normalised import Normalised
+    from gliotrail.segmentation.monai_networks import Normalised
 
     return Normalised(model.name, model.depth, model.base_filters, in_channels, classes)
 

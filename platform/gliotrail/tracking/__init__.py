@@ -1,1 +1,1 @@
-"""What is remembered: runs, journal, lineage, registry. The only room that imports mlflow."""
+"""MLflow: delivery, heartbeat, registry, lineage, reproduce. The only room that imports it."""

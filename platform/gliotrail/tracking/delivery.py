@@ -21,8 +21,8 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from gliotrail.files import locked, sha256, write_json
-from gliotrail.tracking.code import code_dir
-from gliotrail.tracking.journal import (
+from gliotrail.runs.code_snapshot import code_dir
+from gliotrail.runs.journal import (
     MODEL_FILE,
     TRACEBACK_FILE,
     Checkpoint,
@@ -31,11 +31,11 @@ from gliotrail.tracking.journal import (
     parse_lines,
     resume_tags,
 )
-from gliotrail.tracking.note import note_of_folder, page_of, write_note
-from gliotrail.tracking.owner import is_alive, owner_of
+from gliotrail.runs.local_runs import notes_path, read_notes
+from gliotrail.runs.owner import is_alive, owner_of
+from gliotrail.tracking.client import ID_TAG, existing_run, experiment_id, find_run
 from gliotrail.tracking.registry import log_model
-from gliotrail.tracking.runs import ID_TAG, existing_run, experiment_id, find_run
-from gliotrail.tracking.spool import notes_path, read_notes
+from gliotrail.tracking.run_page import note_of_folder, page_of, write_note
 
 OWNER_TAG: Final = "gliotrail.owner"
 """The process that holds the run, as JSON."""

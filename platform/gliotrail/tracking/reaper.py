@@ -15,9 +15,9 @@ from typing import Final
 from mlflow import MlflowClient
 from mlflow.entities import Run, RunTag
 
-from gliotrail.tracking.delivery import HEARTBEAT_TAG, OWNER_TAG, REAPED_TAG, STATUS_TAG, deliver
-from gliotrail.tracking.journal import RunFolder
-from gliotrail.tracking.owner import (
+from gliotrail.runs.journal import RunFolder
+from gliotrail.runs.local_runs import all_runs
+from gliotrail.runs.owner import (
     Owner,
     Watch,
     beat_of,
@@ -27,8 +27,8 @@ from gliotrail.tracking.owner import (
     owner_of,
     this_process,
 )
-from gliotrail.tracking.runs import ID_TAG, client
-from gliotrail.tracking.spool import all_runs
+from gliotrail.tracking.client import ID_TAG, client
+from gliotrail.tracking.delivery import HEARTBEAT_TAG, OWNER_TAG, REAPED_TAG, STATUS_TAG, deliver
 
 GONE: Final = "its process is gone"
 _ENDS: Final = ("FINISHED", "FAILED", "KILLED")

@@ -16,12 +16,12 @@ from ruamel.yaml import YAML
 
 from gliotrail.errors import TrackingError
 from gliotrail.params import FROM_SWEEP
-from gliotrail.places import git, main_checkout
+from gliotrail.paths import git, main_checkout
 from gliotrail.plain_yaml import read_yaml
-from gliotrail.tracking.code import CHANGES, UNTRACKED
-from gliotrail.tracking.lineage import dvc_digests
+from gliotrail.runs.code_snapshot import CHANGES, UNTRACKED
+from gliotrail.runs.lineage import dvc_digests
 from gliotrail.tracking.registry import SHA256_TAG, download_weights
-from gliotrail.tracking.trail import COMMIT_TAG, INIT_TAG, datasets_of, dvc_config
+from gliotrail.tracking.trace import COMMIT_TAG, INIT_TAG, datasets_of, dvc_config
 
 PARAMS: Final = "params.yaml"
 LOCK: Final = "dvc.lock"

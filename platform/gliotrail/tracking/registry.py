@@ -26,8 +26,8 @@ from mlflow.types import Schema, TensorSpec
 import gliotrail
 from gliotrail.errors import TrackingError
 from gliotrail.files import sha256
-from gliotrail.tracking.address import shown, tracking_uri
-from gliotrail.tracking.runs import client, one_line
+from gliotrail.runs.addresses import shown, tracking_uri
+from gliotrail.tracking.client import client, one_line
 
 MODEL: Final = "gliotrail-unet3d"
 CHAMPION: Final = "champion"

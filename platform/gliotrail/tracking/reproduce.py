@@ -7,6 +7,7 @@ model of this checkout. At its end the new run is taken over into an experiment 
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -16,27 +17,70 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from safetensors.numpy import load_file
 
 from gliotrail.errors import Stopped, TrackingError
 from gliotrail.files import write_json
-from gliotrail.places import state_dir
+from gliotrail.paths import state_dir
 from gliotrail.progress import say
-from gliotrail.tracking.code import code_dir
+from gliotrail.runs.code_snapshot import code_dir
+from gliotrail.runs.journal import MODEL_FILE, RUN_FILE, Point, RunFolder
+from gliotrail.runs.lineage import LAYOUT, provenance
+from gliotrail.runs.local_runs import runs_dir
+from gliotrail.runs.stop import stopped_by_signals
+from gliotrail.tracking.client import ID_TAG, client, existing_run, one_line
 from gliotrail.tracking.delivery import deliver, log_points
-from gliotrail.tracking.journal import MODEL_FILE, RUN_FILE, Point, RunFolder
-from gliotrail.tracking.likeness import Likeness, liken
-from gliotrail.tracking.lineage import LAYOUT, provenance
 from gliotrail.tracking.rebuild import base_of, bring_data, lay_out, worktree
 from gliotrail.tracking.registry import download_weights_of_run
-from gliotrail.tracking.runs import ID_TAG, client, existing_run, one_line
-from gliotrail.tracking.spool import runs_dir
-from gliotrail.tracking.stop import stopped_by_signals
-from gliotrail.tracking.trail import resolve
+from gliotrail.tracking.trace import resolve
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Of numbers by name.
+
+    n, n_equal: names that either has; those whose numbers are the same, bit for bit.
+    largest: absolute difference; infinite where one lacks a name, or can't be compared.
+    where: the name that it is at; empty where all are equal.
+    """
+
+    n: int
+    n_equal: int
+    largest: float = 0.0
+    where: str = ""
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether every number is the same."""
+        return self.n == self.n_equal
+
+
+def liken(one: Mapping[str, Any], other: Mapping[str, Any]) -> Likeness:
+    """Compare arrays or single numbers by name."""
+    names = sorted(one.keys() | other.keys())
+    differ = {n: d for n in names if (d := _difference(one.get(n), other.get(n))) is not None}
+    where = max(differ, key=lambda name: differ[name], default="")
+    return Likeness(len(names), len(names) - len(differ), differ.get(where, 0.0), where)
+
+
+def _difference(one: Any, other: Any) -> float | None:
+    """None where all bits are the same."""
+    if one is None or other is None:
+        return math.inf
+    first, second = np.asarray(one), np.asarray(other)
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
+        return math.inf
+    if first.tobytes() == second.tobytes():
+        return None
+    with np.errstate(invalid="ignore"):
+        largest = np.abs(first.astype(np.float64) - second).max()
+    return math.inf if np.isnan(largest) else float(largest)
+
 
 EXPERIMENT: Final = "gliotrail-reproductions"
 REPRODUCES_TAG: Final = "reproduces"

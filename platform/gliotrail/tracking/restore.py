@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from gliotrail.errors import TrackingError
 from gliotrail.files import replacing, sha256
-from gliotrail.tracking.journal import (
+from gliotrail.runs.journal import (
     JOURNAL_FILE,
     MODEL_FILE,
     RUN_FILE,
@@ -20,9 +20,9 @@ from gliotrail.tracking.journal import (
     Writer,
     parse_lines,
 )
+from gliotrail.runs.local_runs import runs_dir
+from gliotrail.tracking.client import client, find_run, one_line
 from gliotrail.tracking.registry import SHA256_TAG
-from gliotrail.tracking.runs import client, find_run, one_line
-from gliotrail.tracking.spool import runs_dir
 
 OUTPUTS: Final = ("results/train", "results/crossvalidate/*")
 RESTORED_TAG: Final = "gliotrail.restored"

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Sequence
 
 from gliotrail.errors import TrackingError
-from gliotrail.tracking.budget import budget_bytes
+from gliotrail.runs.disk_budget import budget_bytes
+from gliotrail.runs.journal import RunFolder
+from gliotrail.runs.local_runs import all_runs, look_at, make_room
+from gliotrail.runs.owner import Watch, owner_of
+from gliotrail.tracking.client import client
 from gliotrail.tracking.delivery import deliver
-from gliotrail.tracking.journal import RunFolder
-from gliotrail.tracking.owner import Watch, owner_of
 from gliotrail.tracking.reaper import close_here, reap
 from gliotrail.tracking.restore import outputs_here, restore
-from gliotrail.tracking.runs import client
-from gliotrail.tracking.spool import all_runs, look_at, make_room
 
 
 def sync_all() -> tuple[int, dict[str, str]]:

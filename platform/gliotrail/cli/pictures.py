@@ -1,0 +1,152 @@
+"""Look at one case: `gliotrail show`, `gliotrail view`."""
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import typer
+
+from gliotrail.cli.output import Json, tell
+from gliotrail.errors import DataError, ParamsError
+from gliotrail.imaging.labels import Labels
+from gliotrail.imaging.prepared import PreparedCase, load_prepared
+
+PREPARED: Final = Path("data/prepare")
+
+
+def case_named(name: str, or_else: str = "") -> PreparedCase:
+    """A prepared case.
+
+    Args:
+        or_else: what else the command would have taken.
+
+    Raises:
+        DataError: there is no such case; some that are there are named.
+    """
+    cases = load_prepared(PREPARED).cases
+    if name not in cases:
+        known = ", ".join(sorted(cases)[:5]) + (", .." if len(cases) > 5 else "")
+        wanted = f"one of {known}{or_else}"
+        raise DataError("case", where=PREPARED, wanted=wanted, got=repr(name))
+    return cases[name]
+
+
+def show(
+    case: Annotated[
+        str, typer.Argument(metavar="CASE", help="A prepared case's name, or a 4-D NIfTI file.")
+    ],
+    slices: Annotated[
+        str,
+        typer.Option(
+            "--slice", help="tumour (its largest slices), random, or a voxel such as 120,90,25."
+        ),
+    ] = "tumour",
+    seed: Annotated[int, typer.Option(help="Of --slice random.")] = 0,
+    labels: Annotated[Path | None, typer.Option(help="A mask to outline, for a file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A .png, or a .gif through all slices.")
+    ] = None,
+    window: Annotated[bool, typer.Option("--window", help="Open it in a window.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Draw a case: three planes of its four channels, the tumour outlined; or an animation."""
+    if slices not in {"tumour", "random"} and not _is_voxel(slices):
+        raise ParamsError("--slice", wanted="tumour, random or a voxel I,J,K", got=repr(slices))
+    if Path(case).is_file():
+        found, labels_IJK = _of_file(Path(case), labels)
+    else:
+        found = case_named(case, ", or a 4-D NIfTI file")
+        labels_IJK = found.labels_IJK
+    path = out or Path(f"{found.name}.png")
+    if path.suffix not in {".png", ".gif"}:
+        raise ParamsError("output", wanted="a .png or .gif", got=str(path))
+
+    from gliotrail.report.animation import write_gif
+    from gliotrail.report.figures import save_figure
+    from gliotrail.report.overlays import centre_voxel, draw_case, random_voxel
+
+    told: dict[str, Any] = {"picture": str(path)}
+    image_CIJK, start_vox = found.image_CIJK, found.box.start_vox
+    if path.suffix == ".gif":
+        write_gif(
+            image_CIJK, labels_IJK, path, found.spacing_mm, found.name, first_k=start_vox[2]
+        )  # fmt: skip
+    else:
+        at = centre_voxel(labels_IJK, image_CIJK)
+        if slices == "random":
+            at = random_voxel(image_CIJK, seed)
+        elif slices != "tumour":
+            i, j, k = (int(n) - a for n, a in zip(slices.split(","), start_vox, strict=True))
+            at = i, j, k
+        drawing = draw_case(
+            image_CIJK, labels_IJK, found.spacing_mm, found.name, at_vox=at, first_vox=start_vox
+        )
+        save_figure(drawing, path)
+        voxel = [n + a for n, a in zip(at, start_vox, strict=True)]
+        told["voxel"] = voxel
+    tell(as_json, told, str(path))
+    if window:
+        typer.launch(str(path.absolute()))
+
+
+def _is_voxel(text: str) -> bool:
+    return len(text.split(",")) == 3 and all(n.strip().isdecimal() for n in text.split(","))
+
+
+def _of_file(path: Path, mask: Path | None) -> tuple[PreparedCase, Labels | None]:
+    from gliotrail.imaging.nifti import in_ras, read_image, read_labels
+    from gliotrail.imaging.prepared import case_of_array
+
+    scan = read_image(path)
+    ras = in_ras(scan)
+    name = path.name.removesuffix(".gz").removesuffix(".nii")
+    case = case_of_array(np.moveaxis(ras.array, 3, 0), ras.affine, name)
+    if mask is None:
+        return case, None
+    return case, in_ras(read_labels(mask, like=scan)).array[case.box.slices]
+
+
+MASKS = Path("results/evaluate/masks")
+
+
+def view(
+    name: Annotated[str, typer.Argument(metavar="CASE", help="A prepared case.")],
+    mask: Annotated[
+        Path | None, typer.Option(help=f"Labels to show beside the true ones; else {MASKS}'s.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The page to write; else one of its own.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Look at a case in the browser: modalities, truth and prediction, three planes and 3-D.
+
+    The page is one file that loads nothing from elsewhere; `dvc repro` makes one of each test case.
+    """
+    from gliotrail.files import replacing
+    from gliotrail.imaging.geometry import Box
+    from gliotrail.imaging.nifti import in_ras, read_labels
+    from gliotrail.imaging.prepared import read_labels_patch
+    from gliotrail.paths import state_dir
+    from gliotrail.report.viewer import viewer_html
+
+    case = case_named(name)
+    labelled = case.voxels_per_label is not None
+    truth = read_labels_patch(case, Box((0, 0, 0), case.ras_shape_vox)) if labelled else None
+    made = MASKS / f"{name}.nii.gz"
+    mask = mask or (made if made.is_file() else None)
+    predicted = in_ras(read_labels(mask)) if mask else None
+    if predicted is not None and not (
+        predicted.shape_vox == case.ras_shape_vox
+        and np.allclose(predicted.affine, case.affine_ras, atol=1e-3)
+    ):
+        raise DataError("grid", where=mask, wanted=f"that of {name}", got="another one")
+    page = viewer_html(case, truth, None if predicted is None else predicted.array)
+    out = out or state_dir() / "views" / f"{name}.html"
+    with replacing(out) as partial:
+        partial.write_text(page, encoding="utf-8")
+    tell(as_json, {"page": str(out)}, str(out))
+    if show:
+        webbrowser.open(out.absolute().as_uri())

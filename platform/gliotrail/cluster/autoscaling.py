@@ -1,0 +1,109 @@
+"""A cluster that scales up: asked for machines, and waited for, telling what is on the way."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import ray
+from ray.experimental.internal_kv import _internal_kv_get
+
+from gliotrail.cluster.connection import Node, is_own, nodes, total
+from gliotrail.errors import ClusterError
+from gliotrail.progress import say
+
+_PATIENCE_S: Final = 600.0
+_FIRST_REPORT_S: Final = 10.0
+_STATUS: Final = "__autoscaling_status"
+_FIXED: Final = "node_"
+"""What Ray calls the type of a machine that no autoscaler has started, its id behind it."""
+T = TypeVar("T")
+
+
+def when_there_are(
+    choose: Callable[[Sequence[Node]], T],
+    bundles: Sequence[Mapping[str, float]],
+    look: Callable[[], object] = lambda: None,
+) -> T:
+    """What `choose` makes of the cluster's machines; if it scales up, once there are enough.
+
+    Args:
+        choose: raises ClusterError where they don't suffice.
+        bundles: what the cluster is then asked for, as Ray wants it.
+        look: called each second; what it raises ends the wait.
+
+    Raises:
+        ClusterError: `choose`'s, at once where the cluster can't grow, else when nothing has come
+            or was on the way for ten minutes.
+    """
+    try:
+        return choose(nodes())
+    except ClusterError as error:
+        problem = error
+    if is_own() or not _grows():
+        raise problem
+    from ray.autoscaler.sdk import request_resources
+
+    told, changed_s = "", time.monotonic()
+    request_resources(bundles=[dict(bundle) for bundle in bundles])
+    try:
+        while True:
+            look()
+            state = _describe(nodes(), on_the_way() or {})
+            if state != told:
+                say(f"waiting for {problem.wanted}: {state}")
+                told, changed_s = state, time.monotonic()
+            elif time.monotonic() - changed_s > _PATIENCE_S:
+                raise problem
+            time.sleep(1)
+            try:
+                return choose(nodes())
+            except ClusterError as error:
+                problem = error
+    finally:
+        request_resources(bundles=[])
+
+
+def _grows() -> bool:
+    """Whether the cluster has an autoscaler; a new one takes seconds until it tells of machines."""
+    ends_s = time.monotonic() + _FIRST_REPORT_S
+    while on_the_way() is None:
+        report = _old_report() or {}
+        if any(map(report.get, ("active_nodes", "idle_nodes"))) or time.monotonic() > ends_s:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def on_the_way() -> Mapping[str, int] | None:
+    """How many machines of each type the cluster starts just now; None if it has no autoscaler."""
+    report = _old_report()
+    if report:
+        types = [*report["active_nodes"], *(report["idle_nodes"] or {})]
+        coming = Counter(report["pending_launches"])
+        coming.update(of_type for _, of_type, _ in report["pending_nodes"])
+    else:
+        from ray.autoscaler.v2.sdk import get_cluster_status
+
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        there = [*status.active_nodes, *status.idle_nodes]
+        types = [node.ray_node_type_name for node in there]
+        coming = Counter(node.ray_node_type_name for node in status.pending_nodes)
+        for launch in status.pending_launches:
+            coming[launch.ray_node_type_name] += launch.count
+    grows = coming or any(name and not name.startswith(_FIXED) for name in types)
+    return +coming if grows else None
+
+
+def _old_report() -> dict[str, Any] | None:
+    """Of Ray's older autoscaler, of its cluster launcher; Ray's head writes one without it, too."""
+    content = _internal_kv_get(_STATUS)
+    report: dict[str, Any] | None = json.loads(content or b"{}").get("autoscaler_report")
+    return report
+
+
+def _describe(there: Sequence[Node], coming: Mapping[str, int]) -> str:
+    has = f"there are {total(there, 'CPU')} CPUs and {total(there, 'GPU')} GPUs"
+    starts = ", ".join(f"{n} of type {name}" for name, n in sorted(coming.items()))
+    return f"{has}; on the way: {starts or 'nothing yet'}"

@@ -1,0 +1,204 @@
+"""Stage `evaluate`: segment and score the held-out patients, register the model, name the champion.
+
+Every measure comes from the label map that is saved, as counts without epsilon, so that scoring
+the saved mask gives `metrics.json` again.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from gliotrail.errors import DataError
+from gliotrail.files import replacing, write_json
+from gliotrail.imaging.formats.decathlon import read_dataset
+from gliotrail.imaging.geometry import Box, from_ras
+from gliotrail.imaging.header import read_header
+from gliotrail.imaging.labels import CLASSES, REGIONS, Labels
+from gliotrail.imaging.nifti import Scan, write_labels
+from gliotrail.imaging.prepared import (
+    Prepared,
+    PreparedCase,
+    load_prepared,
+    read_labels_patch,
+    read_patch,
+)
+from gliotrail.params import Evaluate, Params
+from gliotrail.progress import progress, say
+from gliotrail.report.evaluation_charts import Look, look, write_charts
+from gliotrail.report.figures import figure_png
+from gliotrail.report.overlays import draw_prediction, pick_slices
+from gliotrail.report.viewer import viewer_html
+from gliotrail.runs.journal import MODEL_FILE
+from gliotrail.runs.lineage import digest_of
+from gliotrail.segmentation.inference import predict_case, to_labels
+from gliotrail.segmentation.loop import SCORE, World, device_here
+from gliotrail.segmentation.metrics import (
+    N_LABELS,
+    confusion,
+    mean_defined,
+    soft_dice_loss_scan,
+)
+from gliotrail.segmentation.score import Score, score
+from gliotrail.segmentation.validation import validate
+from gliotrail.segmentation.weights import load
+from gliotrail.tracking.evaluation_record import record_evaluation
+
+_TOLD: Final = ("dice", "sensitivity", "specificity", "hd95_mm")
+_MEASURES: Final = (*_TOLD, "specificity_brain")
+MEASURES_VERSION: Final = 1
+"""Goes up when a measure's definition changes: champions are then judged again."""
+
+
+def evaluate(
+    params: Params,
+    prepared_folder: Path = Path("data/prepare"),
+    raw: Path = Path("data/fetch"),
+    trained: Path = Path("results/train"),
+    out: Path = Path("results/evaluate"),
+) -> None:
+    """Write masks, measures, pictures and viewers to `out`; then tell MLflow and the registry.
+
+    Raises:
+        DataError, WeightsError: scans or weights that can't be used.
+        TrackingError: the outputs are written, but MLflow doesn't know the run.
+    """
+    section = params.evaluate
+    prepared = load_prepared(prepared_folder)
+    if not prepared.split.test:
+        raise DataError("no held-out patients", where=prepared_folder, do="set prepare.split.test")
+    scans = {case.name: case.image for case in read_dataset(raw).cases}
+    if gone := set(prepared.split.test) - set(scans):
+        do = "run `dvc repro prepare` again"
+        raise DataError(f"no scan of {', '.join(sorted(gone))}", where=raw, do=do)
+    model, description = load(trained / MODEL_FILE)
+    model.to(device_here())
+    scores: dict[str, Score] = {}
+    losses: dict[str, float] = {}
+    looks: dict[str, Look] = {}
+    confusion_rp = np.zeros((N_LABELS, N_LABELS), np.int64)
+    with replacing(out) as partial, progress(len(prepared.split.test), "evaluate", "cases") as done:
+        (partial / "masks").mkdir(parents=True)
+        (partial / "pictures").mkdir()
+        (partial / "viewers").mkdir()
+        for name in prepared.split.test:
+            case = prepared.cases[name]
+            whole = Box((0, 0, 0), case.ras_shape_vox)
+            image_CIJK, ref_IJK = read_patch(case, whole, "none"), read_labels_patch(case, whole)
+            probabilities_CIJK = predict_case(model, case, description.standardize)
+            pred_IJK = to_labels(probabilities_CIJK, section.threshold)
+            losses[name] = soft_dice_loss_scan(probabilities_CIJK, ref_IJK)
+            scores[name] = score(ref_IJK, pred_IJK, case.spacing_mm, (image_CIJK != 0).any(axis=0))
+            confusion_rp += confusion(ref_IJK, pred_IJK)
+            looks[name] = look(image_CIJK, ref_IJK, pred_IJK, case.spacing_mm)
+            _write_mask(partial / "masks" / f"{name}.nii.gz", case, scans[name], pred_IJK)
+            drawing = draw_prediction(
+                image_CIJK,
+                ref_IJK,
+                pred_IJK,
+                pick_slices(ref_IJK, 4),
+                case.spacing_mm,
+                f"{name}, held out",
+            )
+            (partial / "pictures" / f"{name}.png").write_bytes(figure_png(drawing))
+            page = viewer_html(case, ref_IJK, pred_IJK)
+            (partial / "viewers" / f"{name}.html").write_text(page, encoding="utf-8")
+            done(1)
+        write_charts(partial / "charts", scores, looks, confusion_rp)
+        measured = summary(scores, losses)
+        write_json(partial / "metrics.json", measured)
+        (partial / "measures").mkdir()
+        for name, row in rows_of(measured).items():
+            write_json(partial / "measures" / f"{name}.json", row)
+        by_case = {name: s.model_dump(mode="json") for name, s in scores.items()}
+        write_json(partial / "cases.json", by_case)
+    record(trained, out, prepared, section)
+
+
+def _write_mask(path: Path, case: PreparedCase, scan: Path, pred_IJK: Labels) -> None:
+    """The mask on the scan's own grid, with the geometry of its file."""
+    mask = from_ras(pred_IJK, case.file_affine)
+    write_labels(path, mask, like=Scan(mask, read_header(scan)))
+
+
+def summary(scores: Mapping[str, Score], losses: Mapping[str, float]) -> dict[str, Any]:
+    """`metrics.json`: means over the test cases, and how many of them have a defined Dice."""
+    values: dict[str, Any] = {
+        "cases": len(scores),
+        "soft_dice_loss": mean_defined(losses.values()).value,
+    }
+    for kind, names in (("classes", CLASSES), ("regions", tuple(REGIONS))):
+        for name in names:
+            of = [getattr(s, kind)[name] for s in scores.values()]
+            values[name] = {
+                measure: mean_defined(getattr(m, measure) for m in of).value
+                for measure in _MEASURES
+            }
+            values[name]["defined"] = mean_defined(m.dice for m in of).n
+        values[f"mean_{kind}"] = mean_defined(values[name]["dice"] for name in names).value
+    return values
+
+
+def rows_of(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`metrics.json` as the rows of `dvc metrics show`: a file a row, the same few keys in each."""
+    rows = {
+        name: {key: metrics[name][key] for key in _TOLD} | {"cases": metrics[name]["defined"]}
+        for name in (*CLASSES, *REGIONS)
+    }
+    means = {f"mean_{kind}": {"dice": metrics[f"mean_{kind}"]} for kind in ("classes", "regions")}
+    means["mean_classes"]["soft_dice_loss"] = metrics["soft_dice_loss"]
+    return rows | means
+
+
+def record(trained: Path, out: Path, prepared: Prepared, section: Evaluate) -> None:
+    """Add the scores to the training's run, register the model, and see who is champion.
+
+    It can be repeated: nothing is logged twice, and the run keeps its status.
+
+    Raises:
+        TrackingError: MLflow doesn't know the run.
+    """
+    run = json.loads((trained / "run.json").read_text())
+    metrics = json.loads((out / "metrics.json").read_text())
+    shown = [
+        path for of in ("pictures", "viewers", "charts") for path in sorted((out / of).iterdir())
+    ]
+    told = record_evaluation(
+        run,
+        trained / MODEL_FILE,
+        measures_of(metrics),
+        [*shown, out / "metrics.json", out / "cases.json"],
+        judged_on=digest_of([MEASURES_VERSION, section.threshold, _validation_inputs(prepared)]),
+        rescore=lambda weights: _validation_score(weights, prepared, section),
+    )
+    say(told)
+
+
+def measures_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """`test/dice_WT` and so on, for MLflow, of what is defined in `metrics.json`."""
+    points = {"test/soft_dice_loss": metrics["soft_dice_loss"]}
+    for name in (*CLASSES, *REGIONS):
+        for measure in _TOLD:
+            points[f"test/{measure}_{name}"] = metrics[name][measure]
+    for kind in ("classes", "regions"):
+        points[f"test/dice_mean_{kind}"] = metrics[f"mean_{kind}"]
+    return {key: float(value) for key, value in points.items() if value is not None}
+
+
+def _validation_inputs(prepared: Prepared) -> list[Any]:
+    return [
+        [region.case, str(region.box), prepared.cases[region.case].image_sha256,
+         prepared.cases[region.case].label_sha256]
+        for region in prepared.split.validation
+    ]  # fmt: skip
+
+
+def _validation_score(weights: Path, prepared: Prepared, section: Evaluate) -> float:
+    """What another model is worth on this validation data."""
+    model, description = load(weights)
+    world = World(device=device_here())
+    model.to(world.device)
+    regions, standardize = prepared.split.validation, description.standardize
+    return validate(model, prepared.cases, regions, standardize, section.threshold, world)[SCORE]

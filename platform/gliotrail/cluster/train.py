@@ -1,0 +1,180 @@
+"""Stage `train`: fine-tune the network on Ray's workers; out come model, journal and curves."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from gliotrail.cluster.autoscaling import when_there_are
+from gliotrail.cluster.connection import cluster, share_out, workers_wanted
+from gliotrail.cluster.job_inputs import mirror_of
+from gliotrail.errors import ParamsError, TrainingError
+from gliotrail.files import csv_bytes, replacing, write_json
+from gliotrail.params import FROM_SWEEP, Params, Train
+from gliotrail.progress import say
+from gliotrail.runs.journal import (
+    JOURNAL_FILE,
+    MODEL_FILE,
+    RUN_FILE,
+    Point,
+    RunFolder,
+    resume_tags,
+)
+from gliotrail.runs.stop import stop_if_asked
+from gliotrail.tracking.delivery_thread import tracked
+from gliotrail.training.inputs import Training, with_changes
+
+EXPERIMENT: Final = "gliotrail"
+_CURVES: Final = {"train": "train.csv", "val": "validation.csv", "val_synthetic": "synthetic.csv"}
+
+
+def train(
+    params: Params,
+    prepared: Path = Path("data/prepare"),
+    patches: Path = Path("data/patch"),
+    sweep: Path = Path("results/sweep"),
+    out: Path = Path("results/train"),
+) -> None:
+    """Train as params.yaml says, going on where an interrupted training of the same inputs was.
+
+    Raises:
+        ParamsError: no winner of a sweep, a patch size that isn't prepared or can't be halved.
+        TrainingError, DataError, ClusterError: as training, data and cluster have it.
+    """
+    section = choose(params, sweep / "best.json")
+    export(run_tracked(Training.of(params, section, prepared, patches), EXPERIMENT, "train"), out)
+
+
+def run_tracked(training: Training, experiment: str, kind: str) -> RunFolder:
+    """Train to the end on Ray's workers, or take what was trained on the same inputs before.
+
+    Args:
+        kind: `train`, `pretrain` or `fold`.
+
+    Raises:
+        TrainingError, DataError, ClusterError: as training, data and cluster have it.
+        Stopped: by Ctrl-C, SIGTERM or `gliotrail runs stop`.
+    """
+    run, workers = training.folder(), workers_wanted()
+    mirror = mirror_of(run)
+    with tracked(run):
+        if mirror:
+            mirror.bring()
+        if run.is_finished():
+            say(f"{kind}: the same inputs were trained on before; nothing to do")
+        else:
+            _fit(training, run, workers, experiment, kind)
+            if mirror:
+                mirror.send_whole()
+    return run
+
+
+def _fit(
+    training: Training,
+    run: RunFolder,
+    workers: tuple[int | None, int | None],
+    experiment: str,
+    kind: str,
+) -> None:
+    with cluster() as connected:
+        # seconds of imports, while Ray starts
+        from gliotrail.cluster.workers import fit_on_workers
+        from gliotrail.runs.lineage import Origin
+        from gliotrail.training.description import describe_training, starting_artifacts
+        from gliotrail.training.driver import plan_of
+        from gliotrail.training.preflight import check
+        from gliotrail.training.watch import watching
+
+        check([training])
+        if not run.has_begun():
+            described = describe_training(training, Origin.now(), experiment, kind)
+            run.begin(described, starting_artifacts(training))
+        run.reopen()
+        if mirror := mirror_of(run):
+            mirror.begin()
+        connected()
+        stop_if_asked(run)
+        wanted = when_there_are(
+            lambda there: share_out(there, *workers),
+            [{"CPU": 1.0}] * (workers[0] or 1),
+            lambda: stop_if_asked(run),
+        )
+        with watching(run, plan_of(training).steps, kind):
+            fit_on_workers(training, run, wanted)
+    try:
+        finish(training, run)
+    except TrainingError:  # not at its plan's end
+        stop_if_asked(run)
+        raise
+
+
+def finish(training: Training, run: RunFolder) -> None:
+    """Write the model and the curves beside the journal, and end the run.
+
+    Raises:
+        TrainingError: the training did not come to its plan's end.
+    """
+    from gliotrail.training.driver import result
+
+    state, model = result(training, run)
+    with replacing(run.root / MODEL_FILE) as partial:
+        partial.write_bytes(model)
+    run.attach("curves.png", _curves(run))
+    run.end("FINISHED", "trained to the end", {"score": state.kept_score, "step": state.kept_step})
+
+
+def _curves(run: RunFolder) -> bytes:
+    """Losses, measures per class and region, learning rate and throughput as a picture."""
+    from gliotrail.report.curves import draw_curves
+    from gliotrail.report.figures import figure_png
+
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for point in run.points():
+        if point.key.startswith(("train/", "val/")) and point.key != "train/data_wait_share":
+            curves.setdefault(point.key, []).append((point.step, point.value))
+    return figure_png(draw_curves(curves, run.describe()["name"]))
+
+
+def choose(params: Params, best: Path) -> Train:
+    """`train`, with the sweep's winner where it says so.
+
+    Args:
+        best: the sweep's `best.json`.
+
+    Raises:
+        ParamsError: the winner is asked for, and there is none.
+    """
+    keys = [key for key in Train.model_fields if getattr(params.train, key) == FROM_SWEEP]
+    if not keys:
+        return params.train
+    if not best.is_file():
+        raise ParamsError("no winner of a sweep", where=best, do="run `dvc repro sweep`")
+    winner = json.loads(best.read_text())["params"]
+    return with_changes(params, {key: winner[key] for key in keys}, where=best)
+
+
+def export(run: RunFolder, out: Path) -> None:
+    """The stage's outputs: the model, and a complete record of the run."""
+    points = run.points()
+    with replacing(out) as partial:
+        partial.mkdir(parents=True)
+        shutil.copyfile(run.root / MODEL_FILE, partial / MODEL_FILE)
+        journal = b"".join(checkpoint.segment() for checkpoint in run.history())
+        (partial / JOURNAL_FILE).write_bytes(journal)
+        says = run.describe()
+        says["tags"] |= resume_tags(run.history())
+        write_json(partial / RUN_FILE, says | {"ended": run.ended()})
+        for part, name in _CURVES.items():
+            (partial / name).write_bytes(_table(points, f"{part}/"))
+
+
+def _table(points: Sequence[Point], prefix: str) -> bytes:
+    """The points whose key starts with `prefix` as CSV: a row a step, a column a key."""
+    rows: dict[int, dict[str, float]] = {}
+    for point in points:
+        if point.key.startswith(prefix):
+            row = rows.setdefault(point.step, {"step": point.step})
+            row[point.key.removeprefix(prefix)] = point.value
+    columns = dict.fromkeys(key for row in rows.values() for key in row)
+    return csv_bytes(columns, rows.values())

@@ -1,1 +1,0 @@
-"""Where it runs: training, sweeps, clusters. The only room that imports ray."""

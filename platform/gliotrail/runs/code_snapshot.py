@@ -1,0 +1,120 @@
+"""The code a run was made with: a commit that others can fetch, and all that lies on top of it.
+
+Kept by content in the state folder, from the run's start; delivered as the artifacts `code/*`.
+"""
+
+import gzip
+import hashlib
+import io
+import os
+import subprocess
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gliotrail.files import locked, write_durably
+from gliotrail.paths import git, main_checkout, state_dir
+from gliotrail.progress import say
+
+LARGEST_BYTES: Final = 20_000_000
+CHANGES: Final = "changes.patch"
+UNTRACKED: Final = "untracked.tar.gz"
+
+
+@dataclass(frozen=True)
+class Code:
+    """A checkout as it is now.
+
+    base: the nearest commit that a remote branch has; without a remote, the newest one.
+    files: what is on top of it: a binary patch, and the untracked files that git doesn't ignore.
+    problem: why it can't be rebuilt from that, if so.
+    """
+
+    base: str
+    files: Mapping[str, bytes]
+    problem: str | None = None
+
+    def tags(self) -> dict[str, str]:
+        """For a run; the files are found by their digest."""
+        told = {"gliotrail.code.base": self.base or "unknown"}
+        if self.files:
+            told["gliotrail.code.files"] = _digest(self.files)
+        return told | {"gliotrail.code.problem": self.problem} if self.problem else told
+
+
+def code_now() -> Code:
+    """Of the checkout in the current folder; a problem is told on the terminal, too."""
+    code = _look()
+    if code.problem:
+        say(f"not rebuildable: {code.problem}")
+    for name, content in code.files.items():
+        path = code_dir(_digest(code.files)) / name
+        if not path.is_file():
+            with locked(state_dir() / "code.lock"):  # another may start at the same instant
+                write_durably(path, content)
+    return code
+
+
+def code_dir(digest: str) -> Path:
+    """The folder of the files with that digest."""
+    return state_dir() / "code" / digest
+
+
+def _look() -> Code:
+    top, head = git("rev-parse", "--show-toplevel"), git("rev-parse", "HEAD")
+    if not top or not head:
+        return Code("", {}, "no git checkout")
+    root, base = Path(top), _base(head)
+    if base is None:
+        return Code(head, {}, "no remote branch has any commit of it")
+    names = [n for n in _git(root, "ls-files", "-oz", "--exclude-standard").split(b"\0") if n]
+    paths = sorted(root / os.fsdecode(name) for name in names)
+    patch = _git(root, "diff", "--binary", "--no-color", "--no-ext-diff", base)
+    n_bytes = len(patch) + sum(path.lstat().st_size for path in paths)
+    if n_bytes > LARGEST_BYTES:
+        megabytes = f"{n_bytes / 1e6:.0f} MB of at most {LARGEST_BYTES / 1e6:.0f}"
+        what = "changes and untracked files that git doesn't ignore"
+        return Code(base, {}, f"{megabytes} of {what}; commit and push, or ignore them")
+    files = {CHANGES: patch} if patch else {}
+    if paths:
+        files[UNTRACKED] = _packed(root, paths)
+    return Code(base, files)
+
+
+def _base(head: str) -> str | None:
+    # a temporary folder of DVC's is a repository that knows of no remote
+    main = main_checkout(Path.cwd())
+    if not git("for-each-ref", "refs/remotes", cwd=main):
+        return head
+    own = git("rev-list", "--first-parent", head, "--not", "--remotes", cwd=main).split()
+    if not own:
+        return head
+    return git("rev-parse", "--verify", "--quiet", f"{own[-1]}^", cwd=main) or None
+
+
+def _git(root: Path, *words: str) -> bytes:
+    return subprocess.run(["git", *words], cwd=root, capture_output=True, check=True).stdout
+
+
+def _packed(root: Path, paths: list[Path]) -> bytes:
+    """As tar.gz: equal files are equal bytes."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for path in paths:
+            entry = tar.gettarinfo(path, path.relative_to(root).as_posix())
+            entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = 0, 0, 0, "", ""
+            if entry.isreg():
+                with path.open("rb") as file:
+                    tar.addfile(entry, file)
+            else:
+                tar.addfile(entry)
+    return gzip.compress(packed.getvalue(), mtime=0)
+
+
+def _digest(files: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,400 @@
+"""What a run did, kept so that whatever process is killed, the truth can be told from it.
+
+A run's folder:
+
+    artifacts/                   files of the whole run: some from its start, some from its end
+    run.json                     what the run is (name, params, tags); with it the run has begun
+    attempts/0001.jsonl          the live journal of each attempt: a line a point, checksummed
+    checkpoints/0000000120-0001/ step and attempt
+        state.safetensors        all that the next step depends on; of the newest two only
+        segment.jsonl            the points since the checkpoint before
+        *.png                    pictures
+        manifest.json            the checksums of all that, and the name of the checkpoint before;
+                                 written last: with it the checkpoint is final, without it nothing
+    ended.json                   how the run ended: FINISHED, FAILED or KILLED, and why
+    traceback.txt                of the error, if it FAILED
+    owner.json, beat             the process that holds the run, and its heartbeat: see `owner`
+    delivered/*.json             what a tracking server was told: see `delivery`
+
+The surviving history is the chain of final checkpoints back from the newest one. Once a newer
+attempt has begun, an older one that still runs makes no checkpoint final any more. Only the
+history's points are ever delivered, each with the time it was first written down, which makes
+delivering twice the same as delivering once.
+"""
+
+import hashlib
+import json
+import sys
+import time
+import traceback
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+from gliotrail.errors import TrackingError
+from gliotrail.files import locked, write_durably
+from gliotrail.runs.disk_budget import budget_bytes, bytes_of_lately
+
+MODEL_FILE: Final = "model.safetensors"
+"""The weights a finished run ended with, in its folder and in the stage's output."""
+RUN_FILE: Final = "run.json"
+"""What a run is, in its folder; in the stage's output also how it ended."""
+JOURNAL_FILE: Final = "journal.jsonl"
+"""The points of the whole history, in the stage's output."""
+TRACEBACK_FILE: Final = "traceback.txt"
+"""Of the error that a run FAILED with, the last time that it did."""
+_LOCK: Final = "attempts.lock"
+_ENDED: Final = "ended.json"
+_STATE: Final = "state.safetensors"
+_MANIFESTS: Final = "checkpoints/*/manifest.json"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One number of a run. `time_ms` since 1970, fixed when it was first written down."""
+
+    key: str
+    value: float
+    step: int
+    time_ms: int
+
+
+def to_line(point: Point) -> bytes:
+    """A journal's line: checksum, then JSON."""
+    text = json.dumps([point.key, point.value, point.step, point.time_ms]).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def parse_lines(content: bytes) -> list[Point]:
+    """A journal's points, up to the first line that is torn or damaged."""
+    points = []
+    for line in content.splitlines(keepends=True):
+        checksum, _, text = line.partition(b" ")
+        if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text[:-1]):
+            break
+        points.append(Point(*json.loads(text)))
+    return points
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A final checkpoint. `sha256` is of its files, by name.
+
+    left_out: how many pictures there was no disk for.
+    made_on: what its bits depend on beside the run's inputs, such as the kind of CPU.
+    """
+
+    folder: Path
+    step: int
+    previous: str | None
+    sha256: Mapping[str, str]
+    left_out: int = 0
+    made_on: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, name: str, do: str | None = None) -> bytes:
+        """A file, its checksum compared; `do` is advice for when it is not what was written.
+
+        Raises:
+            TrackingError: the file is gone, or not what was written.
+        """
+        path = self.folder / name
+        content = path.read_bytes() if path.is_file() else b""
+        wanted, got = self.sha256[name], hashlib.sha256(content).hexdigest()
+        if got != wanted:
+            got = got if path.is_file() else "no file"
+            raise TrackingError("sha256", where=path, wanted=wanted, got=got, do=do)
+        return content
+
+    def state(self) -> bytes:
+        """All that the next step depends on, of the newest checkpoint.
+
+        Raises:
+            TrackingError: as `read`.
+        """
+        return self.read(_STATE, do=f"remove {self.folder} to go on from the checkpoint before")
+
+    def segment(self) -> bytes:
+        """The journal since the checkpoint before.
+
+        Raises:
+            TrackingError: as `read`.
+        """
+        return self.read("segment.jsonl")
+
+    def pictures(self) -> list[Path]:
+        """Drawn at this step; those that had to make room are gone."""
+        paths = [self.folder / name for name in self.sha256 if name.endswith(".png")]
+        return [path for path in paths if path.is_file()]
+
+
+class RunFolder:
+    """A run's folder, for one who writes and many who read."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def has_begun(self) -> bool:
+        """Whether it is written down what the run is."""
+        return (self.root / RUN_FILE).is_file()
+
+    def begin(
+        self, description: Mapping[str, Any], artifacts: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Write down what the run is and the files it has from its start; once is enough."""
+        with locked(self.root / _LOCK):
+            if self.has_begun():
+                return
+            for name, content in (artifacts or {}).items():
+                self.attach(name, content)
+            write_durably(self.root / RUN_FILE, _json(description))
+
+    def attach(self, name: str, content: bytes) -> None:
+        """Add a file to the run, or replace it; before its end, which tells that it is there."""
+        write_durably(self.root / "artifacts" / name, content)
+
+    def seconds(self) -> float:
+        """From the first point to the last, of each attempt; their sum."""
+        total_ms = 0
+        for path in self.root.glob("attempts/*.jsonl"):
+            points = parse_lines(path.read_bytes())
+            total_ms += points[-1].time_ms - points[0].time_ms if points else 0
+        return total_ms / 1000
+
+    def describe(self) -> dict[str, Any]:
+        """What the run is.
+
+        Raises:
+            TrackingError: there is no such run.
+        """
+        if not self.has_begun():
+            raise TrackingError("no run", where=self.root, wanted=f"a folder with a {RUN_FILE}")
+        return dict(json.loads((self.root / RUN_FILE).read_text()))
+
+    def history(self) -> list[Checkpoint]:
+        """The surviving chain of final checkpoints, oldest first.
+
+        Raises:
+            TrackingError: a manifest can't be read, or a checkpoint in the chain is gone.
+        """
+        manifests = {path.parent.name: path for path in self.root.glob(_MANIFESTS)}
+        name = max(manifests, key=_attempt_and_step, default=None)
+        chain: list[Checkpoint] = []
+        while name is not None:
+            if name not in manifests:
+                raise TrackingError("no such checkpoint", where=self.root / "checkpoints" / name)
+            chain.append(_read_manifest(manifests[name]))
+            name = chain[-1].previous
+        return chain[::-1]
+
+    def points(self) -> list[Point]:
+        """Of the whole history.
+
+        Raises:
+            TrackingError: as `history`; a journal's segment is damaged.
+        """
+        return [point for c in self.history() for point in parse_lines(c.segment())]
+
+    def states(self) -> list[Path]:
+        """The files that training would go on from."""
+        return list(self.root.glob(f"checkpoints/*/{_STATE}"))
+
+    def drop_states(self) -> None:
+        """Give up what training would go on from: it would begin anew. Points and scores stay."""
+        for path in self.states():
+            path.unlink()
+
+    def end(
+        self,
+        status: str,
+        reason: str,
+        summary: Mapping[str, Any] | None = None,
+        time_ms: int | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """The run ended: FINISHED at its plan's end, FAILED or KILLED before it.
+
+        Args:
+            summary: what came of it. Numbers with a metric's name, such as `trial/voxels`, are
+                metrics in MLflow.
+            time_ms: when, if not now.
+            error: why it FAILED, if it isn't what is being handled; its traceback is kept.
+        """
+        error = error or sys.exc_info()[1]
+        if status == "FAILED" and error:
+            told = "".join(traceback.format_exception(error))
+            write_durably(self.root / TRACEBACK_FILE, told.encode())
+        time_ms = now_ms() if time_ms is None else time_ms
+        ended = {"status": status, "reason": reason, "time_ms": time_ms, "summary": summary or {}}
+        write_durably(self.root / _ENDED, _json(ended))
+
+    def reopen(self) -> None:
+        """A run that FAILED or was KILLED goes on."""
+        (self.root / _ENDED).unlink(missing_ok=True)
+
+    def ended(self) -> dict[str, Any] | None:
+        """How the run ended; None while it goes on."""
+        path = self.root / _ENDED
+        return dict(json.loads(path.read_text())) if path.is_file() else None
+
+    def ended_ns(self) -> int | None:
+        """When it was written down how the run ended; None while it goes on."""
+        try:
+            return (self.root / _ENDED).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def is_finished(self) -> bool:
+        """Whether the run came to its plan's end."""
+        return (self.ended() or {}).get("status") == "FINISHED"
+
+
+class Writer:
+    """One attempt's hand: points go to its journal at once, to a checkpoint when there is one.
+
+    Where the runs take more disk than their budget, checkpoints come without their pictures.
+    """
+
+    def __init__(self, run: RunFolder, made_on: Mapping[str, str] | None = None) -> None:
+        self._root, self._made_on = run.root, made_on or {}
+        self._room_bytes = budget_bytes() - bytes_of_lately(run.root.parent)
+        with locked(self._root / _LOCK):
+            self._last = next(reversed(run.history()), None)
+            self.attempt = _newest_attempt(self._root) + 1
+            journal = self._root / "attempts" / f"{self.attempt:04d}.jsonl"
+            journal.parent.mkdir(exist_ok=True)
+            self._journal = journal.open("xb", buffering=0)
+        self._segment: list[bytes] = []
+        self._files: dict[str, bytes] = {}
+        self._coming: Future[Checkpoint] | None = None
+        self.last_step = self._last.step if self._last else 0  # of the last, final or coming
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Note points, each with the time it has from now on."""
+        time_ms = now_ms()
+        lines = [to_line(Point(key, float(v), step, time_ms)) for key, v in metrics.items()]
+        self._journal.write(b"".join(lines))
+        self._segment += lines
+
+    def adopt(self, lines: bytes) -> None:
+        """Note points of a journal that was kept elsewhere, with the times that they have."""
+        self._journal.write(lines)
+        self._segment.append(lines)
+
+    def attach(self, name: str, content: bytes) -> None:
+        """Add a file to the coming checkpoint."""
+        self._files[name] = content
+
+    def checkpoint(self, step: int, state: bytes) -> Checkpoint:
+        """Make all since the last checkpoint final: the files first, the manifest last.
+
+        Raises:
+            OSError: it can't be stored.
+            TrackingError: a newer attempt has begun; this one must stop.
+        """
+        self.begin_checkpoint(step, state)
+        made = self.finish_checkpoint()
+        assert made is not None
+        return made
+
+    def begin_checkpoint(self, step: int, state: bytes) -> None:
+        """The same without waiting for the disk, which may take longer than a step.
+
+        Raises:
+            OSError, TrackingError: as `checkpoint`, of the one before.
+        """
+        self.finish_checkpoint()
+        self._room_bytes -= sum(map(len, self._files.values()))
+        pictures = self._files if self._room_bytes >= 0 else {}
+        left_out = len(self._files) - len(pictures)
+        files = {_STATE: state, "segment.jsonl": b"".join(self._segment), **pictures}
+        self._segment, self._files, self.last_step = [], {}, step
+        storing = ThreadPoolExecutor(1, "checkpoint")  # a new one: no thread outlives a fork
+        self._coming = storing.submit(self._store, step, files, left_out)
+        storing.shutdown(wait=False)
+
+    def finish_checkpoint(self) -> Checkpoint | None:
+        """Wait until the coming checkpoint is final; None where none is coming.
+
+        Raises:
+            OSError, TrackingError: as `checkpoint`.
+        """
+        coming, self._coming = self._coming, None
+        return coming.result() if coming else None
+
+    def _store(self, step: int, files: Mapping[str, bytes], left_out: int) -> Checkpoint:
+        folder = self._root / "checkpoints" / f"{step:010d}-{self.attempt:04d}"
+        for name, content in files.items():
+            write_durably(folder / name, content)
+        made = Checkpoint(
+            folder,
+            step,
+            self._last.folder.name if self._last else None,
+            {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+            left_out,
+            self._made_on,
+        )
+        manifest = {key: value for key, value in vars(made).items() if key != "folder"}
+        with locked(self._root / _LOCK):
+            newest = _newest_attempt(self._root)
+            if newest != self.attempt:
+                what = f"attempt {self.attempt} is over: attempt {newest} has taken the run"
+                raise TrackingError(what, where=self._root)
+            write_durably(folder / "manifest.json", _json(manifest))
+            for path in self._root.glob(f"checkpoints/*/{_STATE}"):
+                if path.parent.name not in {folder.name, made.previous}:
+                    path.unlink()
+        self._last = made
+        return made
+
+    def close(self) -> None:
+        """See the coming checkpoint through, and let go of the journal.
+
+        Raises:
+            OSError, TrackingError: as `checkpoint`.
+        """
+        with self._journal:
+            self.finish_checkpoint()
+
+
+def resume_tags(history: Sequence[Checkpoint]) -> dict[str, str]:
+    """Where a run went on with another `made_on`, if it did: its bits may differ from then on."""
+    changed = "; ".join(
+        f"{key} {old}, from step {before.step} on {value}"
+        for before, after in pairwise(history)
+        for key, value in after.made_on.items()
+        if (old := before.made_on.get(key, value)) != value
+    )
+    return {"resume.exact": "false", "resume.changed": changed} if changed else {}
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def _attempt_and_step(name: str) -> tuple[int, int]:
+    step, _, attempt = name.partition("-")
+    return int(attempt), int(step)
+
+
+def _read_manifest(path: Path) -> Checkpoint:
+    try:
+        manifest = json.loads(path.read_bytes())
+        step, previous, sha256 = (manifest[key] for key in ("step", "previous", "sha256"))
+        more = {key: manifest[key] for key in ("left_out", "made_on") if key in manifest}
+        return Checkpoint(path.parent, step, previous, sha256, **more)
+    except (ValueError, KeyError, TypeError):
+        raise TrackingError("damaged manifest", where=path) from None
+
+
+def _newest_attempt(root: Path) -> int:
+    """Its number; 0 before the first."""
+    return max((int(path.stem) for path in root.glob("attempts/*.jsonl")), default=0)
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, indent=1, sort_keys=True).encode() + b"\n"

@@ -1,0 +1,166 @@
+"""What a run is and where it comes from: params, commit, data hashes, code, environment."""
+
+import getpass
+import hashlib
+import json
+import os
+import platform
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import gliotrail
+from gliotrail.paths import git
+from gliotrail.plain_yaml import read_yaml
+from gliotrail.runs.code_snapshot import code_now
+from gliotrail.runs.journal import now_ms
+
+_PACKAGES = ("dvc", "mlflow", "numpy", "nibabel", "ray", "safetensors", "scipy", "torch")
+
+LAYOUT: Final = {"workers": "GLIOTRAIL_WORKERS", "threads": "OMP_NUM_THREADS"}
+"""Environment variables that say how a training is spread, by the name that they are told under."""
+
+ORIGIN: Final = "GLIOTRAIL_ORIGIN"
+"""Environment variable of a job: `Origin.of_checkout` of what sent it, as JSON."""
+
+_STAGE_OF = {"trial": "sweep", "fold": "crossvalidate"}  # other kinds are named as their stage
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the runs of a command come from: flat tags, and DVC's digests by path."""
+
+    tags: Mapping[str, str]
+    digests: Mapping[str, str]
+
+    @classmethod
+    def now(cls) -> "Origin":
+        """Of the checkout in the current folder, or of the one that sent this job."""
+        told = os.environ.get(ORIGIN)
+        checkout = json.loads(told) if told else code_now().tags()
+        return cls(provenance() | checkout, dvc_digests())
+
+    def of_checkout(self) -> dict[str, str]:
+        """What a job can't know that runs without the checkout: commit, code, person."""
+        return {key: tag for key, tag in self.tags.items() if not key.startswith("env.")}
+
+
+def describe(
+    origin: Origin,
+    *,
+    experiment: str,
+    kind: str,
+    name: str,
+    params: Mapping[str, Any],
+    inputs: Any,
+    data: Sequence[str],
+    parent: str | None = None,
+) -> dict[str, Any]:
+    """A new run: what its folder and MLflow say of it.
+
+    Args:
+        kind: `train`, `pretrain`, `sweep`, `trial` or `fold`.
+        params: nested, as params.yaml has them.
+        inputs: all that the result depends on, as plain values.
+        data: paths of the data that went in; those that DVC knows become datasets.
+        parent: the own id of the run above.
+    """
+    known = [path for path in data if path in origin.digests]
+    init = inputs.get("init") if isinstance(inputs, Mapping) else None
+    return {
+        "id": uuid.uuid4().hex,
+        "experiment": experiment,
+        "name": name,
+        "parent": parent,
+        "started_ms": now_ms(),
+        "params": params,
+        "tags": {
+            **origin.tags,
+            "mlflow.source.name": f"pipelines.{_STAGE_OF.get(kind, kind)}",
+            "mlflow.source.type": "JOB",
+            "gliotrail.kind": kind,
+            "gliotrail.inputs": digest_of(inputs),
+            **({"gliotrail.init_sha256": init} if init else {}),
+            **{f"dvc.{path}": origin.digests[path] for path in known},
+        },
+        "datasets": [
+            {"name": path, "digest": origin.digests[path], "path": path, "context": "training"}
+            for path in known
+        ],
+    }
+
+
+def provenance() -> dict[str, str]:
+    """Commit, person, versions, hardware and command, as flat tags."""
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "mlflow.source.git.commit": git("rev-parse", "HEAD") or "unknown",
+        "mlflow.user": _user(),
+        "gliotrail.uncommitted_changes": str(bool(changed)).lower(),
+        "env.python": platform.python_version(),
+        "env.machine": f"{platform.system()} {platform.machine()}",
+        "env.cpu": f"{os.cpu_count()} x {cpu_model()}",
+        "env.cores": str(_cores()),
+        **{f"env.{key}": os.environ[name] for key, name in LAYOUT.items() if os.environ.get(name)},
+        "env.command": " ".join(Path(w).name if w.startswith("/") else w for w in sys.argv),
+        **{f"env.{package}": metadata.version(package) for package in _PACKAGES},
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "unknown"
+
+
+def dvc_digests(lock: Path = Path("dvc.lock")) -> dict[str, str]:
+    """DVC's digest of each output in dvc.lock, by path: a file's md5, a folder's `<md5>.dir`."""
+    stages = read_yaml(lock)["stages"] if lock.is_file() else {}
+    return {
+        out["path"]: out["md5"]
+        for stage in stages.values()
+        for out in stage.get("outs", ())
+        if "md5" in out
+    }
+
+
+def code_digest(*more: Path) -> str:
+    """One hash of the code that decides what a training gives: imaging, segmentation, params.
+
+    Where a run happens and what is drawn of it (the other rooms) change no weight; `more` are
+    files of theirs that do.
+    """
+    root = Path(gliotrail.__file__).parent
+    sources = [root / "params.py", *(root / "imaging").glob("*.py")]
+    sources += [*(root / "segmentation").glob("*.py"), *more]
+    digest = hashlib.sha256()
+    for path in sorted(sources):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def digest_of(values: Any) -> str:
+    """A short hash of plain values, the same for equal values."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def cpu_model() -> str:
+    """The kind of this machine's CPUs."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    here = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    return len(here)

@@ -1,0 +1,121 @@
+"""The runs on this machine's disk: their sizes, and what the tracking server lacks of them."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gliotrail.errors import TrackingError
+from gliotrail.paths import state_dir
+from gliotrail.runs.addresses import tracking_uri
+from gliotrail.runs.disk_budget import bytes_of
+from gliotrail.runs.journal import MODEL_FILE, RunFolder
+from gliotrail.runs.owner import Owner, is_alive, owner_of
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """A run as it lies on the disk.
+
+    status: RUNNING until it has ended.
+    holder: the process that works on it, or that it is gone.
+    step: of its last final checkpoint.
+    size_bytes: of its folder.
+    waiting_checkpoints: final ones that the tracking server doesn't know yet.
+    waiting_bytes: of their points and pictures, and of a model that it doesn't know.
+    is_known: whether the server knows all of it, its end too.
+    problem: why the folder can't be read, if so.
+    """
+
+    folder: str
+    name: str
+    started_ms: int
+    status: str
+    holder: str
+    step: int
+    size_bytes: int
+    waiting_checkpoints: int
+    waiting_bytes: int
+    is_known: bool
+    problem: str | None = None
+
+
+def runs_dir() -> Path:
+    """The folder of all runs' folders."""
+    return state_dir() / "runs"
+
+
+def all_runs() -> list[RunFolder]:
+    """Every run that has begun, sweeps before their trials."""
+    runs = [RunFolder(path.parent) for path in sorted(runs_dir().glob("*/run.json"))]
+    return sorted(runs, key=lambda run: run.describe().get("parent") is not None)
+
+
+def notes_path(run: RunFolder) -> Path:
+    """The file that notes what of a run the tracking server was told."""
+    server = hashlib.sha256(tracking_uri().encode()).hexdigest()[:12]
+    return run.root / "delivered" / f"{server}.json"
+
+
+def read_notes(run: RunFolder) -> dict[str, Any]:
+    """What the tracking server was told; empty before the first time."""
+    path = notes_path(run)
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def look_at(run: RunFolder) -> Spooled:
+    """What there is of a run, and what of it waits. The server is not asked."""
+    says, told, ended, owner = run.describe(), read_notes(run), run.ended(), owner_of(run)
+    problem = None
+    try:
+        history = run.history()
+    except TrackingError as error:
+        history, problem = [], str(error)
+    names = [checkpoint.folder.name for checkpoint in history]
+    waiting = history[names.index(told["upto"]) + 1 if told.get("upto") in names else 0 :]
+    files = [path for c in waiting for path in (c.folder / "segment.jsonl", *c.pictures())]
+    model = run.root / MODEL_FILE
+    if model.is_file() and "model" not in told:
+        files.append(model)
+    return Spooled(
+        folder=run.root.name,
+        name=says["name"],
+        started_ms=says["started_ms"],
+        status=ended["status"] if ended else "RUNNING",
+        holder="" if ended or owner is None else _shown(owner),
+        step=history[-1].step if history else 0,
+        size_bytes=bytes_of(run.root),
+        waiting_checkpoints=len(waiting),
+        waiting_bytes=sum(path.stat().st_size for path in files if path.is_file()),
+        is_known="run_id" in told and not files and ended == told.get("ended"),
+        problem=problem,
+    )
+
+
+def _shown(owner: Owner) -> str:
+    return f"{owner} is gone" if is_alive(owner) is False else str(owner)
+
+
+def make_room(budget_bytes: int) -> int:
+    """Remove what nothing needs any more, of the oldest runs first, until all fit in a budget.
+
+    That is, of runs that FINISHED and are wholly in MLflow: first the states that training would
+    go on from, then the pictures. Points, models and what a run is are never removed.
+
+    Returns:
+        how many bytes are over the budget still.
+    """
+    over = bytes_of(runs_dir()) - budget_bytes
+    if over <= 0:
+        return 0
+    done = [run for run in all_runs() if run.is_finished() and look_at(run).is_known]
+    done.sort(key=lambda run: int((run.ended() or {})["time_ms"]))
+    for kind in ("*.safetensors", "*.png"):
+        for run in done:
+            for path in run.root.glob(f"checkpoints/*/{kind}"):
+                if over <= 0:
+                    return 0
+                over -= path.stat().st_size
+                path.unlink()
+    return max(over, 0)

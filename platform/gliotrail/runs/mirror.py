@@ -1,0 +1,258 @@
+"""A run's folder on machines that share no disk: what is final goes to the store, and comes back.
+
+In the store `gliotrail/runs/<folder's name>/` has the same files as the folder. Checkpoints are
+never changed there, and their manifest comes last. A live journal is there from its attempt's start
+(see `journal`): an older attempt that finds a newer one sends nothing more, and stops.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from gliotrail.errors import ClusterError
+from gliotrail.files import locked, replacing
+from gliotrail.progress import meanwhile, say
+from gliotrail.runs.journal import MODEL_FILE, RUN_FILE, TRACEBACK_FILE, RunFolder
+from gliotrail.runs.stop import STOP_FILE, note
+from gliotrail.runs.store import Store
+
+_EVERY_S, _PATIENCE_S = 1.0, 600.0
+_LOCK = "mirror.lock"
+_STATE, _MANIFEST, _ENDED, _OWNER = "state.safetensors", "manifest.json", "ended.json", "owner.json"
+_WHOLE: Final = (RUN_FILE, _ENDED, MODEL_FILE, TRACEBACK_FILE, "failed.json", "decisions.csv",
+                 "population.csv", "asked.json")  # fmt: skip
+_OF_AN_ATTEMPT: Final = (_ENDED, TRACEBACK_FILE, "failed.json", STOP_FILE)
+
+
+class Mirror:
+    """Of one run."""
+
+    def __init__(self, run: RunFolder, store: Store) -> None:
+        self.run, self._store = run, store
+        self._at = f"gliotrail/runs/{run.root.name}"
+        self._journals: set[str] = set()  # those of other machines
+
+    def bring(self, to_go_on: bool = True) -> None:
+        """Copy here what the store has and this folder has not.
+
+        Args:
+            to_go_on: also what a training goes on from, and how the run ended; else checkpoints
+                without their state, to follow a run that goes on elsewhere.
+
+        Raises:
+            ClusterError: as the store has it.
+        """
+        with locked(self.run.root / _LOCK):  # who waits and who works may be on one machine
+            self._bring(set(self._store.names(self._at)), to_go_on)
+
+    def _bring(self, names: set[str], to_go_on: bool) -> None:
+        manifests = [name for name in names if name.endswith(f"/{_MANIFEST}")]
+        new = sorted(name for name in manifests if not (self.run.root / name).is_file())
+        for manifest in new:
+            folder = manifest.removesuffix(_MANIFEST)
+            for name in sorted(names - {manifest, folder + _STATE}):
+                if name.startswith(folder):
+                    self._download(name)
+            self._download(manifest)
+        for name in names:
+            own = (self.run.root / name).is_file()
+            if name.startswith("attempts/") and (not own or (new and name in self._journals)):
+                self._download(name)
+                self._journals.add(name)
+            elif to_go_on and not own and (name in _WHOLE or name.startswith("artifacts/")):
+                self._download(name)
+        history = self.run.history()
+        if to_go_on and history:
+            newest = f"checkpoints/{history[-1].folder.name}/{_STATE}"
+            if newest in names and not (self.run.root / newest).is_file():
+                self._download(newest)
+
+    def _download(self, name: str) -> None:
+        try:
+            with replacing(self.run.root / name) as partial:
+                self._store.download(f"{self._at}/{name}", partial)
+        except FileNotFoundError:
+            return  # a state that a newer one has replaced meanwhile
+
+    def send_whole(self) -> None:
+        """What a run is, and how it ended."""
+        for path in [*(self.run.root / n for n in _WHOLE), *self.run.root.glob("artifacts/*")]:
+            if path.is_file():
+                self._upload(path)
+
+    def send(self, attempt: int | None = None) -> None:
+        """Final checkpoints that the store has not, oldest first, and the live journals' names.
+
+        Args:
+            attempt: this process's; if the store knows of a newer one, it is asked to stop.
+
+        Raises:
+            ClusterError: as the store has it.
+        """
+        names = set(self._store.names(self._at))
+        for path in sorted(self.run.root.glob("attempts/*.jsonl")):
+            if f"attempts/{path.name}" not in names:
+                self._upload(path)
+        here = {c.folder.name: c for c in self.run.history()}
+        for name, checkpoint in here.items():
+            if f"checkpoints/{name}/{_MANIFEST}" in names:
+                continue
+            for file in checkpoint.sha256:
+                self._upload(checkpoint.folder / file)
+            for path in sorted(self.run.root.glob("attempts/*.jsonl"))[-1:]:
+                self._upload(path)
+            started = self._store.names(f"{self._at}/attempts")
+            if attempt is not None and _newest(map(Path, started)) > attempt:
+                note(self.run, "a newer attempt on another machine")
+                return
+            self._upload(checkpoint.folder / _MANIFEST)
+        kept = list(here)[-2:]
+        for name in names:
+            checkpoint_name = name.split("/")[1] if name.endswith(f"/{_STATE}") else ""
+            if checkpoint_name in here and checkpoint_name not in kept:
+                self._store.remove(f"{self._at}/{name}")
+
+    def _upload(self, path: Path) -> None:
+        try:
+            name = path.relative_to(self.run.root).as_posix()
+            self._store.upload(path, f"{self._at}/{name}")
+        except FileNotFoundError:
+            return  # a state that a newer one has replaced
+
+    def begin(self) -> None:
+        """Who holds the run starts it or goes on: how it ended before is of no account any more."""
+        for name in _OF_AN_ATTEMPT:
+            self._store.remove(f"{self._at}/{name}")
+            if name != STOP_FILE:  # which was asked for since
+                (self.run.root / name).unlink(missing_ok=True)
+        self._upload(self.run.root / _OWNER)
+        self.send()
+        self.send_whole()
+
+    def take_part(self) -> None:
+        """Where it is worked on: go on from what the store has.
+
+        In a folder that who holds the run hasn't, how it ended is of an attempt before.
+
+        Raises:
+            ClusterError: as the store has it.
+        """
+        owner = self.run.root / _OWNER
+        here = owner.read_bytes() if owner.is_file() else None
+        if self._store.read(f"{self._at}/{_OWNER}") != here:
+            for name in _OF_AN_ATTEMPT:
+                (self.run.root / name).unlink(missing_ok=True)
+        self.bring()
+
+    def tell_of_stop(self) -> None:
+        """Tell the other machines what asked the run to stop, if anything did."""
+        path = self.run.root / STOP_FILE
+        if path.is_file():
+            self._upload(path)
+
+    def hear_of_stop(self) -> None:
+        """Hear it here."""
+        if not (self.run.root / STOP_FILE).is_file():
+            by = self._store.read(f"{self._at}/{STOP_FILE}")
+            if by is not None:
+                note(self.run, by.decode())
+
+
+@contextmanager
+def sending(mirror: Mirror | None) -> Iterator[None]:
+    """While the block trains, its checkpoints go to the store; it never waits for them.
+
+    At the end it waits until all are there. Without a mirror this does nothing.
+
+    Raises:
+        ClusterError: at the end, the store does not answer for ten minutes.
+    """
+    if mirror is None:
+        yield
+        return
+
+    def work() -> None:
+        mirror.send(_newest(mirror.run.root.glob("attempts/*.jsonl")))
+        mirror.hear_of_stop()
+
+    with _sitting_out(work):
+        yield
+
+
+@contextmanager
+def following(mirror: Mirror | None) -> Iterator[None]:
+    """While the block waits for workers on other machines, their checkpoints come here.
+
+    What asks the run to stop is told to them, or heard of as they do. Without a mirror this does
+    nothing.
+
+    Raises:
+        ClusterError: at the end, the store does not answer for ten minutes.
+    """
+    if mirror is None:
+        yield
+        return
+
+    def work() -> None:
+        mirror.bring(to_go_on=False)
+        mirror.tell_of_stop()
+        mirror.hear_of_stop()
+
+    try:
+        with _sitting_out(work):
+            yield
+    finally:
+        mirror.bring()
+
+
+@contextmanager
+def telling_of_stops(mirrors: Collection[Mirror]) -> Iterator[None]:
+    """While the block waits for runs on other machines, what asks them to stop is told to them.
+
+    Args:
+        mirrors: of the runs that go on; looked at again and again.
+
+    Raises:
+        ClusterError: at the end, the store does not answer for ten minutes.
+    """
+
+    def work() -> None:
+        for mirror in list(mirrors):
+            mirror.tell_of_stop()
+
+    with _sitting_out(work):
+        yield
+
+
+@contextmanager
+def _sitting_out(work: Callable[[], None]) -> Iterator[None]:
+    """Work beside the block, until a last time after it; the store's outages are sat out."""
+    problem: Exception | None = None
+
+    def try_again() -> None:
+        nonlocal problem
+        try:
+            work()
+            problem = None
+        except (ClusterError, OSError) as error:
+            if problem is None:
+                say(f"{error}; it is tried again")
+            problem = error
+
+    try:
+        with meanwhile(try_again, _EVERY_S):
+            yield
+    finally:
+        ends_s = time.monotonic() + _PATIENCE_S
+        while problem is not None:
+            if time.monotonic() > ends_s:
+                raise problem
+            time.sleep(_EVERY_S)
+            try_again()
+
+
+def _newest(journals: Iterable[Path]) -> int:
+    """Attempt, by the names of live journals; 0 before the first."""
+    return max((int(path.stem) for path in journals), default=0)

@@ -1,0 +1,119 @@
+"""Stop runs at their next step, with a checkpoint: by Ctrl-C, SIGTERM or `gliotrail runs stop`.
+
+Whoever asks writes a file into the run's folder; the worker that writes the run looks for it at
+each step. The same command goes on from there.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from gliotrail.errors import Stopped, TrackingError
+from gliotrail.files import write_durably
+from gliotrail.runs.journal import RunFolder
+from gliotrail.runs.local_runs import all_runs
+from gliotrail.runs.owner import held, owner_of
+
+STOP_FILE: Final = "stop"
+_AGAIN: Final = "the same command goes on"
+_BY: Final = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+
+def ask(run: RunFolder, by: str) -> None:
+    """Ask a run to stop, and all others that the same process holds: they have one fate.
+
+    Args:
+        by: what stops it, for its reason.
+    """
+    holder = owner_of(run)
+    note(run, by)
+    for other in all_runs():
+        if holder is not None and owner_of(other) == holder:
+            note(other, by)
+
+
+def note(run: RunFolder, by: str) -> None:
+    """Ask one run alone to stop."""
+    write_durably(run.root / STOP_FILE, by.encode())
+
+
+def asked_by(run: RunFolder) -> str | None:
+    """What asked a run to stop, if anything did."""
+    path = run.root / STOP_FILE
+    return path.read_text() if path.is_file() else None
+
+
+def forget(run: RunFolder) -> None:
+    """It goes on: what asked it to stop is done."""
+    (run.root / STOP_FILE).unlink(missing_ok=True)
+
+
+def stop_if_asked(run: RunFolder) -> None:
+    """Called where work can be left.
+
+    Raises:
+        Stopped: it was asked to.
+    """
+    by = asked_by(run)
+    if by is not None:
+        raise Stopped(f"stopped by {by}", do=_AGAIN)
+
+
+def ask_here(name: str, by: str) -> str | None:
+    """Ask a run of this disk to stop.
+
+    Args:
+        name: the run's folder, or its own id.
+
+    Returns:
+        the process that works on it; None where no such run is here.
+
+    Raises:
+        TrackingError: nobody works on it.
+    """
+    for run in all_runs():
+        if name in {run.root.name, run.describe()["id"]}:
+            holder = owner_of(run)
+            if holder is None:
+                got = (run.ended() or {}).get("status", "a run that no process works on")
+                raise TrackingError(name, wanted="a run that goes on", got=got)
+            ask(run, by)
+            return str(holder)
+    return None
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """In the block Ctrl-C or SIGTERM asks what this process holds to stop; the second is at once.
+
+    Signals reach the main thread alone; elsewhere this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+
+    def handle(number: int, _: Any) -> None:
+        by = _BY[signal.Signals(number)]
+        if not held():
+            raise Stopped(f"stopped by {by}", do=_AGAIN)
+        if seen:
+            for run in held():
+                if run.has_begun() and run.ended() is None:
+                    run.end("KILLED", f"stopped at once by {by}")
+            os._exit(128 + number)
+        seen.append(number)
+        for run in held():
+            note(run, by)
+        # not by print: it may be what was interrupted
+        os.write(2, f"\n{by}: stopping at the next step; once more stops at once\n".encode())
+
+    before = {number: signal.signal(number, handle) for number in _BY}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

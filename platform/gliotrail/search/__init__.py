@@ -1,0 +1,1 @@
+"""A sweep without Ray: space, proposals, early stopping, outcome."""

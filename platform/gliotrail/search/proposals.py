@@ -1,0 +1,151 @@
+"""A sweep's trials, in their order: known from the start, or asked for one after another.
+
+Each trial is a training, known by its inputs (see `training`): the same point in a wider space, or
+in the same sweep taken up again, is the same trial.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from gliotrail.errors import ParamsError
+from gliotrail.files import write_durably
+from gliotrail.params import FROM_SWEEP, Params, Train, format_size
+from gliotrail.paths import state_dir
+from gliotrail.runs.journal import RunFolder
+from gliotrail.runs.lineage import digest_of
+from gliotrail.search.space import Point, Space, changes
+from gliotrail.training.inputs import Training, with_changes
+
+ALWAYS: Final = ("learning_rate", "patch_size")
+"""What `train` can take from a sweep's winner: of each trial it is known, swept or not."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One of a sweep's trainings. `number` is its place in the sweep, from 0."""
+
+    number: int
+    point: Point
+    training: Training
+    run: RunFolder
+    until: int | None = None
+    """The epoch that it is trained to for now, if not to its end."""
+    reason: str = "trained to its budget"
+    """What its run ends with."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.run.root.name
+
+    def values(self) -> dict[str, Any]:
+        """Learning rate, patch size, and what else is swept."""
+        section = self.training.section.model_dump(mode="json")
+        return {key: section[key] for key in ALWAYS} | self.point
+
+    @property
+    def label(self) -> str:
+        """Such as `lr=3.2e-04 patch=48x48x16 batch_size=2`."""
+        of = {"lr": f"{self.training.learning_rate:.1e}"}
+        of["patch"] = format_size(self.training.size_vox)
+        more = {key: value for key, value in self.point.items() if key not in ALWAYS}
+        of |= {k: f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in more.items()}
+        return " ".join(f"{key}={value}" for key, value in of.items())
+
+    def seen(self) -> dict[str, float]:
+        """What it has taken up to its last checkpoint: steps and, as in MLflow, voxels, seconds."""
+        history = self.run.history()
+        steps = history[-1].step if history else 0
+        voxels = steps * self.training.voxels_per_step
+        return {"steps": steps, "trial/voxels": voxels, "trial/seconds": self.run.seconds()}
+
+    def by_epoch(self) -> dict[int, float]:
+        """The score at each epoch's end so far, from 1."""
+        from gliotrail.segmentation.loop import SCORE  # seconds of imports
+
+        scores = [point.value for point in self.run.points() if point.key == SCORE]
+        return dict(enumerate(scores, 1))
+
+
+class Proposals:
+    """Checked as far as can be before anything starts.
+
+    trials: those that are known so far.
+    probes: trainings that together have all that is swept.
+    parent: the folder of the sweep's own run.
+
+    Raises:
+        ParamsError: a key or value that can't be swept, or a patch size that isn't prepared.
+    """
+
+    def __init__(self, params: Params, prepared: Path, patches: Path) -> None:
+        self._params, self.space = params, Space(params)
+        for key in ALWAYS:
+            if key not in params.sweep.space and getattr(params.train, key) == FROM_SWEEP:
+                do = f"give it one choice, or give train.{key} a value"
+                raise ParamsError(f"sweep.space.{key}: missing", do=do)
+        sections = [self._section(point) for point in self.space.probes()]
+        first = Training.of(params, sections[0], prepared, patches)
+        self._first = replace(first, judged=None)
+        self.probes = [replace(self._first, section=section) for section in sections]
+        inputs = [training.inputs() for training in self.probes]
+        identity = digest_of([params.sweep.model_dump(mode="json", exclude={"keep"}), inputs])
+        self.parent = RunFolder(state_dir() / "runs" / f"sweep-{identity}")
+        self._asked = self.parent.root / "asked.json"
+        self.trials: list[Trial] = []
+        for point in self._recorded() if self.asks else self.space.points():
+            self._append(point)
+        self.total = params.sweep.trials if self.asks else len(self.trials)
+
+    @property
+    def asks(self) -> bool:
+        """Whether points are asked for as results come in."""
+        return self._params.sweep.algorithm == "optuna"
+
+    @property
+    def is_reproducible(self) -> bool:
+        """Whether the winner doesn't depend on how long each trial takes."""
+        return not self.asks and self._params.sweep.scheduler == "fifo"
+
+    def at(self, trial: Trial, point: Point) -> Trial:
+        """A trial with other values, in the same run."""
+        training = replace(trial.training, section=self._section(point))
+        return replace(trial, point=point, training=training)
+
+    def add(self, point: Point) -> Trial:
+        """A point that was asked for. It is written down, for a sweep that goes on."""
+        trial = self._append(point)
+        points = [trial.point for trial in self.trials]
+        write_durably(self._asked, json.dumps(points).encode())
+        return trial
+
+    def ask(self) -> Iterator[Trial]:
+        """Trials until there are as many as wanted, each chosen as late as it can be."""
+        from gliotrail.search.tpe import Tpe  # a second of imports
+
+        tpe, told = Tpe(self.space), set()
+        for trial in self.trials:
+            tpe.add(trial.point)
+        while len(self.trials) < self.total:
+            for trial in self.trials:
+                ended = None if trial.number in told else trial.run.ended()
+                if ended is not None:
+                    tpe.tell(trial.point, trial.by_epoch(), trial.run.is_finished())
+                    told.add(trial.number)
+            yield self.add(tpe.ask())
+
+    def _append(self, point: Point) -> Trial:
+        training = replace(self._first, section=self._section(point))
+        if self._params.sweep.algorithm == "pbt":  # what becomes of it depends on all others
+            training = replace(training, member=f"{len(self.trials)} of {self.parent.root.name}")
+        self.trials.append(Trial(len(self.trials), point, training, training.folder()))
+        return self.trials[-1]
+
+    def _section(self, point: Point) -> Train:
+        return with_changes(self._params, changes(self._params, point), where="sweep.space")
+
+    def _recorded(self) -> list[Point]:
+        return list(json.loads(self._asked.read_text())) if self._asked.is_file() else []

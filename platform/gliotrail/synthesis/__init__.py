@@ -1,0 +1,1 @@
+"""Synthetic tumours in real anatomy."""

@@ -1,0 +1,158 @@
+"""Runs on their way to MLflow while they go on. Training never waits for a tracking server.
+
+MLflow is imported by the courier's own thread: that takes seconds, in which Ray starts.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from gliotrail.errors import GliotrailError, Stopped
+from gliotrail.progress import say
+from gliotrail.runs.journal import MODEL_FILE, RunFolder
+from gliotrail.runs.owner import Owner, claim, heartbeat_s, held, release
+from gliotrail.runs.stop import forget, stopped_by_signals
+from gliotrail.tracking.heartbeat import Heart
+
+_AT_A_TIME_S = 5.0
+
+Hold = Callable[[RunFolder], None]
+"""Holds and delivers one more run, as a part."""
+
+
+class Courier:
+    """Delivers runs from a thread beside the training.
+
+    Runs are told in their order: a sweep before its trials; more may be added at the end. When all
+    is told, what other runs of this checkout left is delivered too, a few seconds at a time.
+    """
+
+    def __init__(
+        self, runs: Sequence[RunFolder], every_s: float = 1.0, others_too: bool = False
+    ) -> None:
+        self._runs, self._every_s = runs, every_s
+        self._others: list[RunFolder] | None = None if others_too else []
+        self._told: dict[Path, object] = {}
+        self._closing = threading.Event()
+        self.problem: str | None = None
+        self._thread = threading.Thread(target=self._work, name="courier", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        pause_s = self._every_s
+        while True:
+            last = self._closing.is_set()
+            try:
+                for run in self._runs:
+                    now = _progress_of(run)
+                    if now is not None and self._told.get(run.root) != now:
+                        from gliotrail.tracking.client import client
+                        from gliotrail.tracking.delivery import deliver
+
+                        deliver(run, client())
+                        self._told[run.root] = now
+            except Exception as error:  # noqa: BLE001 - whatever a server does, training goes on
+                self.problem = f"{type(error).__name__}: {error}".split("\n")[0]
+                # not above a heartbeat's interval: that long after an outage all is as it was
+                pause_s = min(2 * pause_s, heartbeat_s())
+            else:
+                self.problem, pause_s = None, self._every_s
+                if self._told and not last:
+                    self._deliver_others()
+            if last:
+                return
+            self._closing.wait(pause_s)
+
+    def _deliver_others(self) -> None:
+        """What was left by runs that nobody holds any more, those killed included."""
+        if self._others == []:
+            return
+        from gliotrail.tracking.sync import clean_up, deliver_some
+
+        try:
+            if self._others is None:
+                self._others = clean_up()
+            ends_s = time.monotonic() + _AT_A_TIME_S
+            enough = lambda: self._closing.is_set() or time.monotonic() > ends_s  # noqa: E731
+            self._others = deliver_some(self._others, enough)
+        except Exception:  # noqa: BLE001 - `gliotrail runs sync` tells what is wrong with them
+            self._others = []
+
+    def close(self, timeout_s: float = 30.0) -> str | None:
+        """Deliver what is left, within a time.
+
+        Returns:
+            None, or why it could not all be delivered; `gliotrail runs sync` does it later.
+        """
+        self._closing.set()
+        self._thread.join(timeout_s)
+        return "the tracking server hangs" if self._thread.is_alive() else self.problem
+
+
+@contextmanager
+def tracked(
+    run: RunFolder, parts: Sequence[RunFolder] = (), goes_on: bool = False
+) -> Iterator[Hold]:
+    """Hold a run, and its parts, and deliver them while the block works on them.
+
+    Args:
+        goes_on: the block opens the run again if it FINISHED. Others that did are not held.
+
+    Yields:
+        what takes in a part that comes later.
+
+    If the block fails, the run ends FAILED with the reason; if it was stopped, KILLED. So do its
+    parts.
+
+    Raises:
+        TrackingError: another process holds one of them.
+    """
+    runs: list[RunFolder] = []
+    gone: set[Owner] = set()
+    heartbeat_s()  # a wrong one is told before anything starts
+    outermost = not held()
+    with ExitStack() as closing:
+
+        def hold(each: RunFolder) -> None:
+            if not each.is_finished() or (goes_on and each is run):
+                claim(each, gone=gone)
+                closing.callback(release, each)
+                if outermost:
+                    forget(each)
+            runs.append(each)
+
+        for each in (run, *parts):
+            hold(each)
+        if outermost:
+            closing.callback(Heart(run).close)
+            closing.enter_context(stopped_by_signals())
+        courier, patience_s = Courier(runs, others_too=outermost), 30.0
+        try:
+            yield hold
+        except BaseException as error:
+            told = str(error) if isinstance(error, GliotrailError) else repr(error)
+            if run.has_begun() and not run.is_finished():
+                killed = isinstance(error, KeyboardInterrupt | Stopped)
+                patience_s = 10.0 if killed else patience_s
+                run.end("KILLED" if killed else "FAILED", told[:500])
+            for part in runs[1:]:
+                if part.has_begun() and part.ended() is None:
+                    part.end("KILLED", f"the run above ended: {told}"[:500])
+            raise
+        finally:
+            late = courier.close(patience_s)
+            if late:
+                later = "`gliotrail runs sync`, or the next run, delivers it later"
+                say(f"not all of it is in MLflow yet ({late}); {later}")
+
+
+def _progress_of(run: RunFolder) -> object:
+    """Changes whenever there is something to tell; None before the run began."""
+    if not run.has_begun():
+        return None
+    if (ended := run.ended_ns()) is not None:  # of a thousand trials most have: no more is read
+        return ended
+    manifests = sum(1 for _ in run.root.glob("checkpoints/*/manifest.json"))
+    return manifests, (run.root / MODEL_FILE).exists()

@@ -1,0 +1,196 @@
+"""A run's description in MLflow: what it is and what came of it, short enough to be read.
+
+It is written when a run begins, ends and is evaluated, unless a person has changed it meanwhile.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from mlflow import MlflowClient
+from mlflow.entities import Run, RunTag
+
+from gliotrail.files import csv_rows
+from gliotrail.imaging.labels import CLASSES, REGIONS
+from gliotrail.runs.journal import Point, RunFolder
+from gliotrail.tracking.client import BEST_FIRST, SCORE, TRAINING
+
+NOTE_TAG: Final = "mlflow.note.content"
+OURS_TAG: Final = "gliotrail.note_sha256"
+"""Of the description as Gliotrail wrote it last."""
+PICTURES: Final = {
+    "curves": "curves.png",
+    "network": "network.png",
+    "held-out cases, worst first": "evaluation/montage_1.png",
+    "measures": "evaluation/measures.png",
+    "volumes": "evaluation/volumes.png",
+    "confusion": "evaluation/confusion.png",
+    "learning rate against Dice": "learning_rate.png",
+    "parallel coordinates": "parallel_coordinates.png",
+    "budget": "budget.png",
+}
+_MEASURES: Final = ("dice", "sensitivity", "specificity", "hd95_mm")
+_BEST_TRIALS: Final = 5
+_VIEWERS: Final = 3
+
+
+def write_note(server: MlflowClient, run: Run, text: str) -> None:
+    """Set a run's description, unless it is the same or a person wrote another."""
+    now, tags = run.data.tags.get(NOTE_TAG), run.data.tags
+    if now == text or (now is not None and tags.get(OURS_TAG) != _digest(now)):
+        return
+    new = [RunTag(NOTE_TAG, text), RunTag(OURS_TAG, _digest(text))]
+    server.log_batch(run.info.run_id, tags=new)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def note_of(
+    described: Mapping[str, Any],
+    ended: Mapping[str, Any] | None,
+    points: Sequence[Point],
+    files: Sequence[str],
+    page: str,
+    trials: Sequence[Mapping[str, str]] = (),
+) -> str:
+    """A run's description, in Markdown.
+
+    Args:
+        described: what the run is, as `lineage.describe` has it.
+        ended: how it ended, if it has.
+        points: of which each key's last counts; the score's tell the best epoch.
+        files: paths of its artifacts, to link to pictures.
+        page: of MLflow, of this run.
+        trials: a sweep's, as `trials.csv` has them.
+    """
+    # MLflow's page folds all but the first few lines away
+    parts = [
+        _headline(described, ended),
+        _links(files, page),
+        _facts(described, points),
+        _trials(trials) if trials else "",
+        _measures(points),
+        _origin(described),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def note_of_folder(run: RunFolder, page: str) -> str:
+    """Of a run as its folder knows it."""
+    names = [path.name for path in (run.root / "artifacts").glob("[!.]*")]
+    history = run.history()
+    images = [f"images/{path.name}" for checkpoint in history for path in checkpoint.pictures()]
+    trials = csv_rows(run.root / "artifacts" / "trials.csv")
+    points = run.points()
+    return note_of(run.describe(), run.ended(), points, [*names, *images[:1]], page, trials)
+
+
+def page_of(run: Run) -> str:
+    """A run's page, seen from any of MLflow's."""
+    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
+def _headline(described: Mapping[str, Any], ended: Mapping[str, Any] | None) -> str:
+    kind = described["tags"].get("gliotrail.kind", "run")
+    if ended is None:
+        return f"**{kind}**, goes on"
+    score = ended["summary"].get("score")
+    told = f"; validation Dice **{score:.3f}** (mean of WT, TC, ET)" if score is not None else ""
+    return f"**{kind}**, {ended['status']}: {ended['reason']}{told}"
+
+
+def _links(files: Sequence[str], page: str) -> str:
+    places = {name: f"artifacts/{path}" for name, path in PICTURES.items() if path in files}
+    viewers = [path for path in files if path.endswith(".html")][:_VIEWERS]
+    places |= {f"viewer of {Path(path).stem}": f"artifacts/{path}" for path in viewers}
+    if any(path.startswith("images/") for path in files):
+        places["validation slices, epoch by epoch"] = "model-metrics"
+    links = [f"[{name}]({page}/{place}?{TRAINING})" for name, place in places.items()]
+    links.append(f"[all runs, the best first]({page.rpartition('/')[0]}?{BEST_FIRST})")
+    return "**See** " + " · ".join(links)
+
+
+def _facts(described: Mapping[str, Any], points: Sequence[Point]) -> str:
+    params = described["params"]
+    rows = {"split": described.get("split")}
+    data = [f"`{d['name']}` {d['digest'][:10]}" for d in described["datasets"]]
+    rows["data"] = ", ".join(data)
+    if "model" in params:
+        model = params["model"]
+        size = [
+            f"{key.replace('_', ' ')} {model[key]}"
+            for key in ("depth", "base_filters")
+            if key in model
+        ]
+        total = params.get("parameters_trainable")
+        count = [f"{total:,} trainable parameters"] if total is not None else []
+        start = [f"from {params['init']}"] if "init" in params else []
+        rows["network"] = ", ".join([str(model["name"]), *size, *count, *start])
+        if model["name"] != "unet3d":  # it normalises, so that slabs would not be exact
+            rows["whole scans"] = "by windows, overlapping by half, with Gaussian weights"
+    keys = ("learning_rate", "patch_size", "batch_size", "steps", "loss", "seed")
+    told = [f"{key.replace('_', ' ')} {_short(params[key])}" for key in keys if key in params]
+    rows["training"] = ", ".join(told)
+    scores = [(p.value, -p.step) for p in points if p.key == SCORE]
+    if scores:
+        best, step = max(scores)
+        place = sorted({-s for _, s in scores}).index(-step) + 1
+        rows["best epoch"] = f"{place} of {len(scores)}, step {-step}, validation Dice {best:.3f}"
+    return _table(["", ""], [[name, value] for name, value in rows.items() if value])
+
+
+def _measures(points: Sequence[Point]) -> str:
+    last = {p.key: p.value for p in points}
+    rows = []
+    for name in (*CLASSES, *REGIONS, "mean_classes", "mean_regions"):
+        cells = [last.get(f"val/dice_{name}")]
+        cells += [last.get(f"test/{measure}_{name}") for measure in _MEASURES]
+        if any(cell is not None for cell in cells):
+            told = ["" if cell is None else f"{cell:.3f}" for cell in cells[:-1]]
+            told.append("" if cells[-1] is None else f"{cells[-1]:.1f}")
+            rows.append([name.replace("_", " "), *told])
+    names = ["", "validation Dice", "held-out Dice", "sensitivity", "specificity", "HD95 mm"]
+    keep = [n for n in range(len(names)) if n == 0 or any(row[n] for row in rows)]
+    return _table([names[n] for n in keep], [[row[n] for n in keep] for row in rows])
+
+
+def _trials(trials: Sequence[Mapping[str, str]]) -> str:
+    known = [trial for trial in trials if trial["score"]]
+    # those that finished saw the whole budget; the best of the others would come after them
+    known.sort(key=lambda t: (t["status"] != "FINISHED", -float(t["score"])))
+    keys = [k for k in trials[0] if k not in {"trial", "score", "steps", "voxels", "reason"}]
+    rows = [
+        [*(_short(trial[key]) for key in keys), f"{float(trial['score']):.3f}"]
+        for trial in known[:_BEST_TRIALS]
+    ]
+    title = f"The best of {len(trials)} trials:\n\n" if len(trials) > len(rows) else ""
+    return title + _table([*(key.replace("_", " ") for key in keys), "validation Dice"], rows)
+
+
+def _origin(described: Mapping[str, Any]) -> str:
+    tags = described["tags"]
+    commit = tags.get("mlflow.source.git.commit", "unknown")
+    changed = (
+        " with uncommitted changes" if tags.get("gliotrail.uncommitted_changes") == "true" else ""
+    )
+    lines = [f"**Lineage**: commit `{commit[:12]}`{changed}; `gliotrail trace {described['id']}`"]
+    if tags.get("gliotrail.kind") == "train":
+        lines.append(f"**Again**: `gliotrail reproduce {described['id']}`")
+    return "\n\n".join(lines)
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def _short(value: Any) -> str:
+    try:
+        return f"{float(value):.3g}" if not isinstance(value, int) else str(value)
+    except (TypeError, ValueError):
+        return str(value)

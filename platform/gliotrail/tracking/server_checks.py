@@ -1,0 +1,217 @@
+"""What `gliotrail doctor` asks of this machine, of MLflow and of the store of data."""
+
+import os
+import platform
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from importlib.metadata import PackageNotFoundError, requires, version
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import requests
+
+from gliotrail.errors import GliotrailError
+from gliotrail.paths import main_checkout, state_dir
+from gliotrail.runs.addresses import shown, tracking_uri
+from gliotrail.runs.store import Store
+
+PATIENCE_S: Final = 15
+_SKEW_S: Final = 5.0
+_LITTLE_GB, _VERY_LITTLE_GB = 5.0, 0.5
+_LITTLE_SHM_GB: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found.
+
+    state: ok, warning, failed, or none, where there is nothing to check.
+    do: what to do about it; never absent where it failed.
+    """
+
+    check: str
+    state: str
+    told: str
+    do: str = ""
+
+
+def machine() -> Iterator[Finding]:
+    """Versions, disk, shared memory."""
+    yield _versions()
+    yield from _disk()
+    if (shm := Path("/dev/shm")).is_dir():  # noqa: S108 - looked at, not written to
+        total_gb = shutil.disk_usage(shm).total / 1e9
+        told = f"{total_gb:.1f} GB"
+        do = "give the container more: `docker run --shm-size 4g`, or a Memory volume at /dev/shm"
+        little = total_gb < _LITTLE_SHM_GB
+        yield Finding("shared memory", "warning" if little else "ok", told, do if little else "")
+
+
+def _versions() -> Finding:
+    """Whether what is installed is what pyproject.toml pins."""
+    wrong, right = [], [f"Python {platform.python_version()}"]
+    for line in requires("gliotrail") or []:
+        pin = re.fullmatch(r"([\w-]+)(?:\[[^]]*\])?==([\w.]+)", line)
+        if pin is None:
+            continue
+        try:
+            there = version(pin[1])
+        except PackageNotFoundError:
+            there = "none"
+        public = there.partition("+")[0]  # torch 2.13.0+cpu is 2.13.0
+        right.append(f"{pin[1]} {there}")
+        wrong += [f"{pin[1]}: wanted {pin[2]}, got {there}"] if public != pin[2] else []
+    if wrong:
+        return Finding("versions", "failed", ", ".join(wrong), "`make setup` installs them")
+    return Finding("versions", "ok", ", ".join(right))
+
+
+def _disk() -> Iterator[Finding]:
+    seen = set()
+    for folder in (state_dir(), main_checkout(Path.cwd()) / ".dvc/cache"):
+        there = next(path for path in (folder, *folder.parents) if path.is_dir())
+        if (device := there.stat().st_dev) in seen:
+            continue
+        seen.add(device)
+        free_gb = shutil.disk_usage(there).free / 1e9
+        low = "failed" if free_gb < _VERY_LITTLE_GB else "warning"
+        state = "ok" if free_gb >= _LITTLE_GB else low
+        do = "`gliotrail gc` removes what nothing needs; GLIOTRAIL_DISK_GB bounds checkpoints"
+        told = f"{free_gb:.1f} GB free where {folder.name} is"
+        yield Finding("disk", state, told, "" if state == "ok" else do)
+
+
+def mlflow() -> Iterator[Finding]:
+    """Whether MLflow answers, to whom, and in which version; a database's schema."""
+    uri = tracking_uri()
+    if not uri.startswith("http"):
+        yield _database(uri)
+        return
+    try:
+        answer = requests.get(f"{uri}/version", timeout=PATIENCE_S)
+        open_to_all = _asked(uri, {}).status_code == 200
+        known = _asked(uri, _credentials()).status_code
+    except requests.RequestException as error:
+        do = "start it (`python -m infra.local start`), or mend MLFLOW_TRACKING_URI"
+        yield Finding("MLflow", "failed", f"{shown(uri)} does not answer: {_kind(error)}", do)
+        return
+    if answer.status_code == 403:
+        do = "start the server with this name in --allowed-hosts"
+        yield Finding("MLflow", "failed", f"{shown(uri)} doesn't know itself by this name", do)
+        return
+    if known != 200:
+        do = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are the server's"
+        yield Finding("MLflow", "failed", f"{shown(uri)} refuses this user: HTTP {known}", do)
+        return
+    mine, its = version("mlflow"), answer.text.strip()
+    if open_to_all and not is_loopback(uri):
+        do = "start it with --app-name basic-auth, and --allowed-hosts"
+        yield Finding("MLflow", "failed", f"{shown(uri)} lets anyone in", do)
+    elif its != mine:
+        do = f"install mlflow {mine} there, and `mlflow db upgrade` its database"
+        yield Finding("MLflow", "warning", f"{shown(uri)} has mlflow {its}, here is {mine}", do)
+    else:
+        who = "" if open_to_all else ", by password"
+        yield Finding("MLflow", "ok", f"{shown(uri)} answers{who}, mlflow {its}")
+    yield clock("MLflow's", answer)
+
+
+def _asked(uri: str, auth: dict[str, tuple[str, str]]) -> requests.Response:
+    ask = f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    session = requests.Session()
+    session.trust_env = False  # no .netrc
+    return session.get(ask, timeout=PATIENCE_S, **auth)  # type: ignore[arg-type]
+
+
+def _credentials() -> dict[str, tuple[str, str]]:
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    password = os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    return {"auth": (user, password)} if user and password else {}
+
+
+def _database(uri: str) -> Finding:
+    from gliotrail.tracking.client import client, one_line
+
+    try:
+        with one_line():
+            client().search_experiments(max_results=1)
+    except GliotrailError as error:
+        do = "`mlflow db upgrade`, where its schema is older; or mend MLFLOW_TRACKING_URI"
+        return Finding("MLflow", "failed", str(error), do)
+    return Finding("MLflow", "ok", f"{shown(uri)} answers")
+
+
+def clock(whose: str, answer: requests.Response) -> Finding:
+    """How far a server's clock is from this machine's; S3 refuses what is 15 minutes off."""
+    date = answer.headers.get("Date")
+    if date is None:
+        return Finding("clock", "none", f"{whose} tells no time")
+    apart_s = abs(time.time() - parsedate_to_datetime(date).timestamp())
+    told = f"{whose} is {apart_s:.0f} s from this machine's"
+    if apart_s <= _SKEW_S:
+        return Finding("clock", "ok", told)
+    return Finding("clock", "warning" if apart_s < 300 else "failed", told, "run NTP on both")
+
+
+def store() -> Iterator[Finding]:
+    """Whether DVC's default remote can be written, read and cleaned up; S3's clock."""
+    try:
+        remote = Store.of_checkout()
+    except GliotrailError as error:
+        needed = bool(os.environ.get("RAY_ADDRESS"))
+        yield Finding("store", "failed" if needed else "none", error.what, error.do or "")
+        return
+    name, content = f"gliotrail/doctor/{uuid.uuid4().hex}", os.urandom(64)
+    try:
+        remote.write(name, content)
+        same = remote.read(name) == content
+        remote.remove(name)
+    except (GliotrailError, OSError) as error:
+        do = "mend the remote's address, or the keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        yield Finding("store", "failed", str(error), do)
+    else:
+        told = f"{shown(remote.url)} takes and gives"
+        do = "what it gave is not what it took: check the server's disks"
+        yield Finding("store", "ok" if same else "failed", told, "" if same else do)
+    endpoint = str(remote.config.get("endpointurl") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    if remote.url.startswith("s3:") and endpoint:
+        try:
+            yield clock("S3's", requests.get(endpoint, timeout=PATIENCE_S))
+        except requests.RequestException:
+            return
+
+
+def outputs() -> Iterator[Finding]:
+    """Whether the outputs of this checkout and MLflow agree."""
+    from gliotrail.tracking.restore import disagreements
+
+    try:
+        found = list(disagreements())
+    except GliotrailError as error:
+        yield Finding("outputs", "failed", str(error), "mend MLflow first")
+        return
+    for where, what in found:
+        told, _, do = what.rpartition(": ")
+        yield Finding("outputs", "failed", f"{where}: {told}", do)
+    if not found:
+        yield Finding("outputs", "ok", "outputs and MLflow agree")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is one that only this machine sees."""
+    host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _kind(error: Exception) -> str:
+    return type(error).__name__

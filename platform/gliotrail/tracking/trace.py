@@ -1,0 +1,212 @@
+"""From a model back to what made it: run, commit, params, data, and the commands that rebuild it.
+
+And what differs between two runs. All of it is read from MLflow; nothing is changed.
+"""
+
+import configparser
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from gliotrail.errors import TrackingError
+from gliotrail.paths import git, main_checkout
+from gliotrail.runs.addresses import shown, tracking_uri
+from gliotrail.runs.code_snapshot import CHANGES, UNTRACKED
+from gliotrail.tracking.client import ID_TAG, client, one_line
+from gliotrail.tracking.registry import MODEL, SHA256_TAG, find_version
+
+COMMIT_TAG: Final = "mlflow.source.git.commit"
+INIT_TAG: Final = "gliotrail.init_sha256"
+"""Of the weights it started from."""
+
+
+def trace(name: str) -> dict[str, Any]:
+    """All that a model or a run came from, as plain values.
+
+    Args:
+        name: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a run's id: MLflow's, its own, or
+            the name of its folder.
+
+    Raises:
+        TrackingError: no such model or run, or MLflow can't be reached.
+    """
+    with one_line():
+        server = client()
+        version, run = resolve(server, name)
+        tags, params = run.data.tags, run.data.params
+        return {
+            "model": version and _model(version),
+            "run": {
+                "id": run.info.run_id,
+                "own_id": tags.get(ID_TAG),
+                "name": run.info.run_name,
+                "status": run.info.status,
+                "inputs": tags.get("gliotrail.inputs"),
+                "command": tags.get("env.command"),
+            },
+            "code": _code(tags),
+            "environment": _with_prefix(tags, "env."),
+            "params": dict(sorted(params.items())),
+            "data": [
+                {"path": path, "digest": digest, "at": _places(digest)}
+                for path, digest in datasets_of(run).items()
+            ],
+            "parent": _parent(server, params.get("init"), tags.get(INIT_TAG)),
+            "measures": dict(sorted(run.data.metrics.items())),
+            "commands": _commands(run),
+        }
+
+
+def compare(first: str, second: str) -> dict[str, dict[str, tuple[Any, Any]]]:
+    """What differs between two models or runs: by kind, then by name, the two values.
+
+    Raises:
+        TrackingError: as `trace`.
+    """
+    with one_line():
+        server = client()
+        one, other = (_facts(resolve(server, name)[1]) for name in (first, second))
+    return {
+        kind: {
+            key: (one[kind].get(key), other[kind].get(key))
+            for key in sorted(one[kind].keys() | other[kind].keys())
+            if one[kind].get(key) != other[kind].get(key)
+        }
+        for kind in one
+    }
+
+
+def resolve(server: MlflowClient, name: str) -> tuple[ModelVersion | None, Run]:
+    """The model version that is meant, if one is, and its run.
+
+    Raises:
+        TrackingError: there is no such model or run.
+    """
+    if ":/" in name:
+        version = find_version(server, name)
+        return version, server.get_run(str(version.run_id))
+    try:
+        return None, server.get_run(name)
+    except MlflowException as error:
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise
+    experiments = [e.experiment_id for e in server.search_experiments(max_results=1000)]
+    for tag in (ID_TAG, "gliotrail.inputs"):
+        if not name.isalnum():
+            break
+        found = server.search_runs(experiments, f"tags.`{tag}` = '{name}'", max_results=1)
+        if found:
+            return None, found[0]
+    do = f"take models:/{MODEL}@champion, or an id that `gliotrail runs status` shows"
+    raise TrackingError(f"{name}: no such run", where=shown(tracking_uri()), do=do)
+
+
+def _model(version: ModelVersion) -> dict[str, Any]:
+    return {
+        "name": version.name,
+        "version": str(version.version),
+        "aliases": sorted(version.aliases or ()),
+        "sha256": version.tags.get(SHA256_TAG),
+    }
+
+
+def _code(tags: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "commit": tags.get(COMMIT_TAG),
+        "uncommitted_changes": tags.get("gliotrail.uncommitted_changes") == "true",
+        "base": tags.get("gliotrail.code.base"),
+        "files": tags.get("gliotrail.code.files"),
+        "problem": tags.get("gliotrail.code.problem"),
+    }
+
+
+def _with_prefix(tags: Mapping[str, str], prefix: str) -> dict[str, str]:
+    return {
+        key.removeprefix(prefix): value
+        for key, value in sorted(tags.items())
+        if key.startswith(prefix)
+    }
+
+
+def _parent(server: MlflowClient, init: str | None, digest: str | None) -> dict[str, Any] | None:
+    """The weights it started from, and the registered model that they are, if they are one."""
+    if digest is None:
+        return None
+    known = server.search_model_versions(f"tags.`{SHA256_TAG}` = '{digest}'")
+    return {"init": init, "sha256": digest, "model": _model(known[0]) if known else None}
+
+
+def datasets_of(run: Run) -> dict[str, str]:
+    """DVC's digest of each dataset that went in, by path."""
+    inputs = run.inputs.dataset_inputs if run.inputs else ()
+    return {d.dataset.name: d.dataset.digest for d in inputs}
+
+
+def _places(digest: str) -> list[str]:
+    """Where data of a digest can be fetched from, as this checkout knows: cache, then remotes."""
+    config = dvc_config(main_checkout(Path.cwd()))
+    cached = Path(config["cache"]["dir"], "files/md5", digest[:2], digest[2:]).is_file()
+    remotes = [config.get(section, "url", fallback="") for section in _remotes(config)]
+    return ["cache"] * cached + [shown(url) for url in remotes]
+
+
+def dvc_config(root: Path) -> configparser.RawConfigParser:
+    """DVC's settings of a checkout, and where its cache is; paths are absolute."""
+    config = configparser.RawConfigParser()
+    config.read([root / ".dvc/config", root / ".dvc/config.local"])
+    if not config.has_option("cache", "dir"):
+        config.read_dict({"cache": {"dir": "cache"}})
+    for section, key in (("cache", "dir"), *((remote, "url") for remote in _remotes(config))):
+        path = config.get(section, key, fallback="://")
+        if "://" not in path:
+            absolute = os.path.normpath(root / ".dvc" / Path(path).expanduser())
+            config.set(section, key, absolute)
+    return config
+
+
+def _remotes(config: configparser.RawConfigParser) -> list[str]:
+    return [section for section in config.sections() if section.startswith("'remote")]
+
+
+def _commands(run: Run) -> list[str]:
+    """What rebuilds it, in a folder of its own."""
+    tags, run_id = run.data.tags, run.info.run_id
+    base = tags.get("gliotrail.code.base") or tags.get(COMMIT_TAG)
+    if base in {None, "unknown"} or "gliotrail.code.problem" in tags:
+        return []
+    get = f"mlflow artifacts download --run-id {run_id}"
+    from_here = git("remote", "get-url", "origin") or "."
+    commands = [f"git clone {shown(from_here)} rebuilt", "cd rebuilt", f"git checkout {base}"]
+    if tags.get("gliotrail.code.files"):
+        commands += [
+            f"{get} --artifact-path code --dst-path .gliotrail/rebuild",
+            f"for f in .gliotrail/rebuild/code/{CHANGES}; do test ! -s $f || git apply $f; done",
+            f"for f in .gliotrail/rebuild/code/{UNTRACKED}; do test ! -s $f || tar xzf $f; done",
+        ]
+    for name in ("params.yaml", "dvc.lock"):
+        commands.append(f"{get} --artifact-path {name} --dst-path .")
+    commands += ["dvc pull --allow-missing", "dvc repro train"]
+    return commands
+
+
+def _facts(run: Run) -> dict[str, dict[str, Any]]:
+    code = _code(run.data.tags)
+    return {
+        "params": dict(run.data.params),
+        "data": datasets_of(run),
+        "code": {key: code[key] for key in ("commit", "base", "files")},
+        "environment": _with_prefix(run.data.tags, "env."),
+        "metrics": dict(run.data.metrics),
+    }
+
+
+def as_text(value: Any) -> str:
+    """A value for a table's cell."""
+    return value if isinstance(value, str) else json.dumps(value)

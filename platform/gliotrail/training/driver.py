@@ -1,0 +1,371 @@
+"""One training, wherever it runs: the function that `train`'s workers and a sweep's trials call.
+
+It goes on from the run's last final checkpoint, and makes new ones.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from gliotrail.errors import ParamsError, TrackingError, TrainingError
+from gliotrail.imaging.geometry import Box
+from gliotrail.imaging.labels import Labels
+from gliotrail.imaging.patch import read_index
+from gliotrail.imaging.prepared import Prepared, load_prepared, read_labels_patch, read_patch
+from gliotrail.imaging.split import Region, fold_of
+from gliotrail.params import Size
+from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.lineage import cpu_model
+from gliotrail.runs.stop import asked_by
+from gliotrail.segmentation import weights
+from gliotrail.segmentation.loop import SCORE, NotFiniteError, Plan, State, World, fit
+from gliotrail.segmentation.network import Network
+from gliotrail.segmentation.sampling import (
+    FUSED_FROM_VOXELS,
+    Mixture,
+    Patches,
+    Phantoms,
+    Source,
+)
+from gliotrail.segmentation.unet import initialize
+from gliotrail.segmentation.validation import validate, validate_synthetic
+from gliotrail.synthesis.tumours import (
+    Anatomy,
+    Floats,
+    Mask,
+    Style,
+    read_anatomy,
+    read_shape,
+    shape_path,
+    synthesize,
+)
+from gliotrail.training.inputs import Training
+
+CHECKPOINT_EVERY_S: Final = 60.0
+NOT_FINITE_FILE: Final = "not_finite.json"
+"""An artifact: what led to a loss or a gradient that is no finite number."""
+
+OnEpoch = Callable[[dict[str, float]], None]
+"""Is told, on every worker, the number of each `epoch` that ends, from 1, and its SCORE."""
+
+
+def made_on(world: World) -> dict[str, str]:
+    """What a training's bits depend on beside its inputs; kept with each checkpoint."""
+    on_gpu = world.device.type == "cuda"
+    return {
+        "workers": str(world.workers),
+        "threads": str(torch.get_num_threads()),
+        "cpu": f"{cpu_model()} ({torch.backends.cpu.get_cpu_capability()})",
+        "gpu": torch.cuda.get_device_name(world.device) if on_gpu else "none",
+        "torch": torch.__version__,
+    }
+
+
+def plan_of(training: Training) -> Plan:
+    """Steps and rates for the loop."""
+    section = training.section
+    return Plan.of(
+        epochs=section.epochs,
+        epoch_voxels=section.epoch_voxels,
+        size_vox=training.size_vox,
+        batch_size=section.batch_size,
+        warmup=section.warmup,
+        learning_rate=training.learning_rate,
+        weight_decay=section.weight_decay,
+        average=section.average,
+        keep=section.keep,
+        loss=section.loss,
+        precision=section.precision,
+    )
+
+
+def run_training(
+    training: Training,
+    run: RunFolder,
+    world: World,
+    on_epoch: OnEpoch | None = None,
+    until: int | None = None,
+) -> State:
+    """Train to the plan's end, from the last final checkpoint if there is one.
+
+    Every worker calls it; worker 0 writes the run's folder. A run that is asked to stop (see
+    `tracking.stop`) makes a checkpoint of its last step.
+
+    Args:
+        until: the epoch to stop after, if that is not the plan's last.
+
+    Raises:
+        TrainingError, DataError, ParamsError: as the loop, the data and the params have it.
+        TrackingError: the checkpoint is damaged, or a newer attempt has taken the run.
+    """
+    section, plan = training.section, plan_of(training)
+    _check_precision(section.precision, world.device)
+    prepared = data_of(training)
+    source = source_of(training, prepared)
+    judged = synthetic_scans(training)
+    model = first_network(training)
+    if section.freeze == "encoder":
+        for part in model.encoder:
+            part.requires_grad_(False)
+    # before `restore`: no older one may go on
+    writer = Writer(run, made_on(world)) if world.rank == 0 else None
+    state = restore(run)
+    shown: dict[Region, Labels] = {}
+    last_checkpoint_s = time.monotonic()
+
+    def show(region: Region, labels_IJK: Labels) -> None:
+        if writer is not None and not shown:  # one picture: hundreds of scans would not fit
+            shown[region] = labels_IJK
+
+    def judge(network: torch.nn.Module) -> Mapping[str, float]:
+        assert isinstance(network, Network)
+        if prepared is None:
+            return validate_synthetic(network, judged, training.threshold, world, "val")
+        synthetic = validate_synthetic(network, judged, training.threshold, world) if judged else {}
+        real = validate(
+            network,
+            prepared.cases,
+            prepared.split.validation,
+            section.standardize,
+            training.threshold,
+            world,
+            watch=show,
+        )
+        return real | synthetic
+
+    def report(step: int, metrics: Mapping[str, float], snapshot: Callable[[], State]) -> None:
+        nonlocal last_checkpoint_s
+        epoch_ends = SCORE in metrics
+        if writer is not None and step > writer.last_step:  # others were taken before
+            writer.write(step, metrics)
+            if epoch_ends or time.monotonic() - last_checkpoint_s > CHECKPOINT_EVERY_S:
+                for region, labels_IJK in shown.items():
+                    assert prepared is not None
+                    title = f"{region.case}, validation, step {step} of {plan.steps}"
+                    writer.attach("validation.png", _draw(prepared, region, labels_IJK, title))
+                writer.begin_checkpoint(step, to_bytes(snapshot()))
+                last_checkpoint_s = time.monotonic()
+        shown.clear()
+        if epoch_ends and on_epoch is not None:
+            if writer is not None:
+                writer.finish_checkpoint()  # what is told is never more than what is kept
+            on_epoch({"epoch": step // plan.steps_per_epoch, SCORE: metrics[SCORE]})
+
+    try:
+        state = fit(
+            model,
+            source,
+            plan,
+            judge,
+            report,
+            world,
+            state,
+            lambda: asked_by(run) is not None,
+            until and until * plan.steps_per_epoch,
+        )
+        if writer is not None and state.step > writer.last_step:
+            writer.checkpoint(state.step, to_bytes(state))
+        return state
+    except NotFiniteError as error:
+        if writer is not None:
+            run.attach(NOT_FINITE_FILE, json.dumps(error.led_there, indent=1).encode())
+        raise
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _check_precision(precision: str, device: torch.device) -> None:
+    """Refuse bfloat16 where it is only imitated: on a CPU that is a hundred times slower.
+
+    Raises:
+        ParamsError: it would be.
+    """
+    if precision != "bfloat16":
+        return
+    if device.type == "cuda":
+        has, instead = torch.cuda.is_bf16_supported(including_emulation=False), "float16"
+    else:
+        can = torch.cpu.get_capabilities()
+        has, instead = any(can.get(n) for n in ("avx512_bf16", "amx_bf16", "bf16")), "float32"
+    if not has:
+        raise ParamsError(
+            "train.precision: bfloat16",
+            wanted=f"a {device.type.replace('cuda', 'gpu').upper()} that computes with it",
+            got=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
+            do=f"take {instead}",
+        )
+
+
+def data_of(training: Training) -> Prepared | None:
+    """The prepared data, split as the training's fold has it; None if nothing real is used.
+
+    Raises:
+        DataError: as `load_prepared`.
+        ParamsError: as `fold_of`.
+    """
+    if training.prepared is None:
+        return None
+    prepared = load_prepared(training.prepared)
+    if training.fold is None:
+        return prepared
+    return replace(prepared, split=fold_of(prepared.split, *training.fold))
+
+
+def spacing_of(prepared: Prepared | None) -> tuple[float, float, float]:
+    """Of the training cases, which `prepare` found to be alike; without any, of synthetic ones."""
+    if prepared is None:
+        return weights.CUBE_MM
+    i, j, k = (round(mm, 3) for mm in prepared.cases[prepared.split.training[0]].spacing_mm)
+    return i, j, k
+
+
+def source_of(training: Training, prepared: Prepared | None) -> Source:
+    """Real patches, synthetic ones, or both, as `train.rehearsal` says."""
+    section, phantoms = training.section, training.phantoms
+    if prepared is not None:
+        index = read_index(training.index_path).only(prepared.split.training)
+        fused = section.epochs * section.epoch_voxels >= FUSED_FROM_VOXELS
+        real = Patches(
+            index, prepared.cases, section.augment, section.standardize, section.seed, fused
+        )
+        if not section.rehearsal:
+            return real
+    anatomies, shapes = _synthetic(training.synthetic, phantoms.anatomies, phantoms.shapes)
+    style, size_vox = Style(phantoms.spans), training.size_vox
+    synthetic = Phantoms(anatomies, shapes, style, phantoms.healthy, size_vox, section.seed)
+    return Mixture(real, synthetic, section.rehearsal) if prepared else synthetic
+
+
+def synthetic_scans(training: Training) -> list[tuple[Floats, Labels, Mask]]:
+    """The synthetic scans that it is judged on: image (C, I, J, K), labels, where unknown."""
+    judged = training.judged
+    if judged is None:
+        return []
+    anatomies, shapes = _synthetic(training.synthetic, judged.anatomies, judged.shapes)
+    scans = []
+    for number in range(judged.scans):
+        rng = np.random.default_rng((judged.seed, number))
+        anatomy, shape = anatomies[number % len(anatomies)], shapes[number % len(shapes)]
+        scans.append(synthesize(anatomy, shape, judged.size, rng, Style(judged.spans)))
+    return scans
+
+
+@cache
+def _synthetic(
+    folder: Path, anatomies: tuple[str, ...], shapes: tuple[str, ...]
+) -> tuple[list[Anatomy], list[Labels]]:
+    """Kept for the next trial in this process: they take seconds to read."""
+    return (
+        [read_anatomy(folder / name) for name in anatomies],
+        [read_shape(shape_path(folder, name)) for name in shapes],
+    )
+
+
+def first_network(training: Training) -> Network:
+    """The network with its first weights, which `trainable.check` has found to fit."""
+    if training.init:
+        model, _ = weights.load(training.init)
+    else:
+        model = weights.build(training.section.model)
+        initialize(model, training.section.seed)
+    model.window_vox = window_of(training)
+    return model
+
+
+def window_of(training: Training) -> Size | None:
+    """What a network that normalises is shown at a time: as much as in training."""
+    return None if training.section.model.name == "unet3d" else training.size_vox
+
+
+def _draw(prepared: Prepared, region: Region, predicted_IJK: Labels, title: str) -> bytes:
+    """A validation region: truth, prediction, and where they part."""
+    # matplotlib takes a second to import, and only worker 0 draws, after the first epoch
+    from gliotrail.report.figures import figure_png
+    from gliotrail.report.overlays import draw_prediction, pick_slices
+
+    case = prepared.cases[region.case]
+    box = region.box or Box((0, 0, 0), case.ras_shape_vox)
+    image_CIJK, labels_IJK = read_patch(case, box, "brain"), read_labels_patch(case, box)
+    drawing = draw_prediction(
+        image_CIJK,
+        labels_IJK,
+        predicted_IJK,
+        pick_slices(labels_IJK, 4),
+        case.spacing_mm,
+        title,
+        first_k=box.start_vox[2],
+    )
+    return figure_png(drawing)
+
+
+def restore(run: RunFolder) -> State | None:
+    """The state of the last final checkpoint, its checksum compared; None where there is none.
+
+    That is before the first, and where all states of a run were given up to make room: its steps
+    are then taken again, and not written down again.
+
+    Raises:
+        TrackingError: the checkpoint is damaged.
+    """
+    history = run.history()
+    if not (history and run.states()):
+        return None
+    return from_bytes(history[-1].state(), history[-1].folder)
+
+
+def result(training: Training, run: RunFolder) -> tuple[State, bytes]:
+    """The last state of a training that came to its plan's end, and the weights file it gives.
+
+    Raises:
+        TrainingError: it didn't come to its end.
+    """
+    state, steps = restore(run), plan_of(training).steps
+    if state is None or state.step < steps:
+        got = f"{state.step if state else 0} of {steps} steps"
+        raise TrainingError("training stopped early", got=got, do="run it again: it goes on")
+    section = training.section
+    description = weights.Description(
+        model=section.model,
+        window=window_of(training),
+        standardize=section.standardize,
+        spacing_mm=spacing_of(data_of(training)),
+    )
+    return state, weights.to_bytes(state.weights("kept"), description)
+
+
+def to_bytes(state: State) -> bytes:
+    """A state as safetensors; its few numbers go in as tensors of one element."""
+    numbers = {
+        "step": torch.tensor(state.step, dtype=torch.int64),
+        "kept_score": torch.tensor(state.kept_score, dtype=torch.float64),
+        "kept_step": torch.tensor(state.kept_step, dtype=torch.int64),
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
+    return save_tensors(tensors | numbers)
+
+
+def from_bytes(content: bytes, where: object = None) -> State:
+    """The inverse of `to_bytes`. Nothing is unpickled.
+
+    Raises:
+        TrackingError: it is no such state.
+    """
+    try:
+        tensors = load_tensors(content)
+        step = int(tensors.pop("step").item())
+        kept_score = float(tensors.pop("kept_score").item())
+        kept_step = int(tensors.pop("kept_step").item())
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise TrackingError("no checkpoint", where=where, got=repr(error)) from None
+    return State(step, tensors, kept_score, kept_step)

@@ -1,0 +1,214 @@
+"""What a training is. It is known by its inputs: params, data, patch index, code.
+
+Its folder (see `tracking.journal`) is named by their hash, so that an interrupted one is found
+again and goes on, a finished one is not run twice, and a changed one starts afresh.
+
+Nothing here imports torch or MLflow: Ray starts while they are imported.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gliotrail.errors import DataError, ParamsError
+from gliotrail.files import sha256
+from gliotrail.params import (
+    FROM_SWEEP,
+    Judged,
+    Params,
+    Pretrain,
+    Rehearsed,
+    Size,
+    Train,
+    format_size,
+    validate,
+)
+from gliotrail.paths import state_dir
+from gliotrail.runs.journal import RunFolder
+from gliotrail.runs.lineage import code_digest, digest_of
+from gliotrail.synthesis.tumours import FILES, LESION_FILE, shape_path
+from gliotrail.training.first_weights import initial_weights
+
+_DRIVER: Final = Path(__file__).with_name("driver.py")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training's inputs, every choice made. Cheap to send to a worker.
+
+    section: `train` of params.yaml, with a learning rate and a patch size.
+    threshold: of a voxel's class, where the validation data are judged.
+    phantoms, judged: the synthetic tumours that are rehearsed, and those that it is judged on
+        (none in a sweep's trials, where they would decide nothing, and where intensities are
+        standardised in another way than theirs).
+    synthetic: the folder of anatomies and shapes they are made from.
+    init: the weights file that it starts from, if any.
+    prepared, patches: the stages' outputs; none when nothing real is trained on.
+    fold: its number and how many there are, if validation is a fold of the training cases.
+    digests: of the files, as they were when the training was made.
+    member: of which population, if it may take over from the others (see `population`).
+    """
+
+    section: Train
+    threshold: float
+    phantoms: Rehearsed
+    judged: Judged | None
+    synthetic: Path
+    init: Path | None
+    prepared: Path | None
+    patches: Path
+    digests: Mapping[str, str]
+    fold: tuple[int, int] | None = None
+    member: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        params: Params,
+        section: Train,
+        prepared: Path | None = Path("data/prepare"),
+        patches: Path = Path("data/patch"),
+        synthetic: Path = Path("data/pretrain"),
+    ) -> "Training":
+        """With the data and the code as they are now.
+
+        Raises:
+            ParamsError, DataError, WeightsError, TrackingError: data or weights that aren't there,
+                or a patch size that isn't among `patch.sizes`.
+        """
+        init = initial_weights(section.init)
+        files = synthetic_files(params.pretrain, synthetic)
+        digests = {
+            "code": code_digest(_DRIVER),
+            "synthetic": digest_of([[str(p.relative_to(synthetic)), sha256(p)] for p in files]),
+        }
+        if prepared:
+            digests["data"] = prepared_digest(prepared)
+        if init:
+            digests["init"] = sha256(init)
+        made = cls(
+            section,
+            params.evaluate.threshold,
+            params.pretrain.phantoms,
+            params.pretrain.validation if section.standardize == "brain" else None,
+            synthetic.resolve(),
+            init and init.resolve(),
+            prepared and prepared.resolve(),
+            patches.resolve(),
+            digests,
+        )
+        # an index may lie there from before
+        if prepared and made.size_vox not in params.patch.sizes:
+            raise made._not_prepared()
+        return made
+
+    @property
+    def learning_rate(self) -> float:
+        """The largest of the training."""
+        assert not isinstance(self.section.learning_rate, str)
+        return self.section.learning_rate
+
+    @property
+    def size_vox(self) -> Size:
+        """The patches' size."""
+        assert not isinstance(self.section.patch_size, str)
+        return self.section.patch_size
+
+    @property
+    def voxels_per_step(self) -> int:
+        """Of all workers' patches together."""
+        return self.section.batch_size * math.prod(self.size_vox)
+
+    @property
+    def index_path(self) -> Path:
+        """The patch index of this training's size."""
+        return self.patches / format_size(self.size_vox) / "index.parquet"
+
+    def inputs(self) -> dict[str, Any]:
+        """All that the result depends on, as plain values.
+
+        Raises:
+            ParamsError: the patch size isn't prepared.
+        """
+        inputs = {
+            "train": self.section.model_dump(mode="json"),
+            "threshold": self.threshold,
+            "phantoms": self.phantoms.model_dump(mode="json"),
+            **({"judged": self.judged.model_dump(mode="json")} if self.judged else {}),
+            **({"fold": list(self.fold)} if self.fold else {}),
+            **({"member": self.member} if self.member else {}),
+            **self.digests,
+        }
+        if self.prepared is None:
+            return inputs
+        if not self.index_path.is_file():
+            raise self._not_prepared()
+        return inputs | {"patches": sha256(self.index_path)}
+
+    def _not_prepared(self) -> ParamsError:
+        size = format_size(self.size_vox)
+        return ParamsError(
+            f"patch size {size}: not prepared",
+            where=self.index_path,
+            do=f"add {size} to patch.sizes and run `dvc repro patch`",
+        )
+
+    def folder(self) -> RunFolder:
+        """Where this training is kept, now and when it goes on.
+
+        Raises:
+            ParamsError: the patch size isn't prepared.
+        """
+        return RunFolder(state_dir() / "runs" / digest_of(self.inputs()))
+
+
+def prepared_digest(folder: Path) -> str:
+    """One hash of the prepared data: the split, and each case's raw files, box and statistics.
+
+    Raises:
+        DataError: the stage `prepare` has not been run.
+    """
+    paths = [folder / "split.json", *sorted(folder.glob("cases/*/case.json"))]
+    if not paths[0].is_file():
+        raise DataError("no such file", where=paths[0], do="run `dvc repro prepare` first")
+    return digest_of([[path.relative_to(folder).as_posix(), sha256(path)] for path in paths])
+
+
+def synthetic_files(section: Pretrain, folder: Path) -> list[Path]:
+    """What synthetic tumours are made from.
+
+    Raises:
+        DataError: an anatomy or a shape that isn't there.
+    """
+    heads = dict.fromkeys(section.phantoms.anatomies + section.validation.anatomies)
+    paths = [folder / head / file for head in heads for file in (*FILES.values(), LESION_FILE)]
+    shapes = dict.fromkeys(section.phantoms.shapes + section.validation.shapes)
+    paths += [shape_path(folder, name) for name in shapes]
+    for path in paths:
+        if not path.is_file():
+            raise DataError("no such file", where=path, do="look at pretrain in params.yaml")
+    return paths
+
+
+def with_changes(params: Params, changes: Mapping[str, Any], where: object) -> Train:
+    """The section `train` with other values, checked like params.yaml.
+
+    Args:
+        where: what they come from, for messages.
+
+    Raises:
+        ParamsError: a key that `train` hasn't, or a value that it can't have.
+    """
+    for key, value in changes.items():
+        if value == FROM_SWEEP:
+            raise ParamsError(f"train.{key}: can't be {FROM_SWEEP}", where=where)
+    values = params.model_dump(mode="json")
+    values["train"] |= changes
+    return validate(values, where).train
+
+
+def data_paths(*sizes: str) -> list[str]:
+    """The versioned data of trainings on patches of these sizes, as dvc.lock names them."""
+    return ["data/fetch", "data/prepare", *(f"data/patch/{size}" for size in sizes)]

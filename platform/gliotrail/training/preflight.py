@@ -1,0 +1,96 @@
+"""What can't be trained rightly, refused before anything starts."""
+
+from collections.abc import Sequence
+
+from gliotrail.errors import ParamsError, WeightsError
+from gliotrail.imaging.geometry import by_mm, same_spacing
+from gliotrail.imaging.prepared import Prepared
+from gliotrail.params import Model, Train, format_size
+from gliotrail.segmentation import weights
+from gliotrail.segmentation.unet import check_size, receptive_radius_vox, stride
+from gliotrail.training.driver import data_of, spacing_of, window_of
+from gliotrail.training.inputs import Training
+
+
+def check(trainings: Sequence[Training]) -> None:
+    """Refuse what can't be trained, before anything starts. All are on the same data.
+
+    Raises:
+        ParamsError: a size that the network can't halve; a budget of no step; no validation data,
+            or data that the network sees while it is trained; synthetic tumours that don't fit.
+        DataError: as `load_prepared`.
+        WeightsError: first weights of another network, other channels or classes, or other scans.
+    """
+    prepared = data_of(trainings[0])
+    if prepared and not prepared.split.validation:
+        do = "name cases, a share or a block in prepare.split.validation"
+        raise ParamsError("no validation data to judge a training on", do=do)
+    for training in trainings:
+        depth = training.section.model.depth
+        check_size(training.size_vox, depth)
+        if window_of(training) and set(training.size_vox) == {stride(depth)}:
+            wanted = f"more than {stride(depth)} along some axis, or nothing is left to normalise"
+            raise ParamsError("patch size", wanted=wanted, got=format_size(training.size_vox))
+        if 2 * training.section.epoch_voxels < training.voxels_per_step:
+            size = format_size(training.size_vox)
+            wanted = f"one step's, {training.section.batch_size} x {size}, or more"
+            raise ParamsError("epoch_voxels", wanted=wanted, got=training.section.epoch_voxels)
+        _check_init(training, spacing_of(prepared))
+        if prepared:
+            _check_margin(training, prepared)
+            _check_rehearsal(training.section, spacing_of(prepared))
+
+
+def _check_margin(training: Training, prepared: Prepared) -> None:
+    """Of a network that is shown what lies around a validation block: it may be no training data.
+
+    Raises:
+        ParamsError: it sees farther than the block's margin.
+    """
+    if window_of(training):
+        return
+    radius_vox = receptive_radius_vox(training.section.model.depth)
+    for region in prepared.split.validation:
+        if region.box is not None:
+            kept_out = prepared.split.kept_out[region.case]
+            margin_vox = region.box.start_vox[0] - kept_out.start_vox[0]
+            if margin_vox < radius_vox:
+                wanted = f"at least {radius_vox}, which is how far the network sees"
+                key = "prepare.split.validation.margin_vox"
+                raise ParamsError(key, wanted=wanted, got=margin_vox)
+
+
+def _check_init(training: Training, own_mm: tuple[float, float, float]) -> None:
+    """Raise WeightsError if what the first weights are of is not what is trained."""
+    if training.init is None:
+        return
+    section, or_not = training.section, "or take `train.init: scratch`"
+    _, told = weights.load(training.init)
+    if told.model != section.model:
+        wanted, got = _shown(section.model), _shown(told.model)
+        do = f"change train.model, {or_not}"
+    elif told.standardize != section.standardize:
+        wanted, got = f"standardize {section.standardize}", told.standardize
+        do = f"set train.standardize to {got}"
+    elif not same_spacing(told.spacing_mm, own_mm):
+        wanted, got = f"scans of {by_mm(own_mm)}", by_mm(told.spacing_mm)
+        do = f"resample the scans, {or_not}"
+    else:
+        return
+    what = f"train.init: {section.init}"
+    raise WeightsError(what, where=training.init, wanted=wanted, got=got, do=do)
+
+
+def _check_rehearsal(section: Train, own_mm: tuple[float, float, float]) -> None:
+    """Raise ParamsError if synthetic tumours would be of other spacing or intensities."""
+    alike = section.standardize == "brain" and same_spacing(weights.CUBE_MM, own_mm)
+    if section.rehearsal and not alike:
+        raise ParamsError(
+            "train.rehearsal",
+            wanted=f"0: synthetic tumours are of {by_mm(weights.CUBE_MM)}, standardize brain",
+            got=f"{section.rehearsal:g} beside scans of {by_mm(own_mm)}, {section.standardize}",
+        )
+
+
+def _shown(model: Model) -> str:
+    return f"{model.name}, depth {model.depth}, base_filters {model.base_filters}"

@@ -1,0 +1,62 @@
+"""What a terminal shows of a run while it goes on: read from the run's own journal."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from gliotrail.imaging.labels import REGIONS
+from gliotrail.progress import meanwhile, progress, say
+from gliotrail.runs.journal import Point, RunFolder, parse_lines
+from gliotrail.segmentation.loop import SCORE
+
+
+@contextmanager
+def watching(run: RunFolder, steps: int, what: str, every_s: float = 0.5) -> Iterator[None]:
+    """Show steps as they are taken, and a line for each validation."""
+    shown, journal = 0, Journal()
+    with progress(steps, what, "steps") as advance:
+
+        def look() -> None:
+            nonlocal shown
+            by_step: dict[int, dict[str, float]] = {}
+            for point in journal.news(run):
+                by_step.setdefault(point.step, {})[point.key] = point.value
+            for step, values in by_step.items():
+                if step > shown:  # a new attempt may take some steps again
+                    advance(step - shown)
+                    shown = step
+                    if SCORE in values:
+                        say(f"step {step}/{steps}: {describe(values)}")
+
+        with meanwhile(look, every_s):
+            yield
+
+
+class Journal:
+    """Reads on in the newest attempt's journal."""
+
+    def __init__(self) -> None:
+        self._path, self._read_bytes = Path(), 0
+
+    def news(self, run: RunFolder) -> list[Point]:
+        """The points since the last call."""
+        newest = max((run.root / "attempts").glob("*.jsonl"), default=None)
+        if newest is None:
+            return []
+        if newest != self._path:
+            self._path, self._read_bytes = newest, 0
+        with newest.open("rb") as file:
+            file.seek(self._read_bytes)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]  # the last line may be half written
+        self._read_bytes += len(whole)
+        return parse_lines(whole)
+
+
+def describe(values: Mapping[str, float]) -> str:
+    """What a validation found, in one line."""
+    dice = [
+        f"{name} {values[key]:.3f}" for name in REGIONS if (key := f"val/dice_{name}") in values
+    ]
+    mean, loss = values[SCORE], values["val/soft_dice_loss"]
+    return f"validation Dice {' '.join(dice)}, mean {mean:.3f}, soft Dice loss {loss:.3f}"

@@ -1,0 +1,249 @@
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import ray
+
+from gliotrail.cluster.connection import Resources, nodes, share_out, total, workers_wanted
+from gliotrail.cluster.trials import (
+    CONCURRENT,
+    TRIAL_CPUS,
+    TRIAL_GPUS,
+    TRIAL_WORKERS,
+    resources,
+)
+from gliotrail.errors import ClusterError, ParamsError
+from tests.support.projects import ROOT
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "two", " ", "²", "9" * 9, "1 2"])
+def test_a_number_of_workers_that_is_none_is_told(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLIOTRAIL_WORKERS", text)
+    with pytest.raises(ParamsError) as told:
+        workers_wanted()
+    assert str(told.value) == f"GLIOTRAIL_WORKERS: wanted a whole number above 0, got {text!r}"
+
+
+def test_the_number_of_workers_is_the_environments_affair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIOTRAIL_WORKERS", "12")
+    assert workers_wanted() == (12, None)
+    monkeypatch.setenv("GLIOTRAIL_WORKERS", "1:4")
+    assert workers_wanted() == (4, 1)
+    for text in (None, ""):
+        if text is None:
+            monkeypatch.delenv("GLIOTRAIL_WORKERS")
+        else:
+            monkeypatch.setenv("GLIOTRAIL_WORKERS", text)
+        assert workers_wanted() == (None, None)
+
+
+@pytest.mark.parametrize("text", ["4:1", "0:1", "1:", ":2", "1:2:3", "1: 2"])
+def test_a_span_of_workers_that_is_none_is_told(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIOTRAIL_WORKERS", text)
+    with pytest.raises(ParamsError, match="wanted the fewest and the most, such as 1:4, got"):
+        workers_wanted()
+
+
+SMALL, BIG, WITH_GPUS = {"CPU": 2.0}, {"CPU": 16.0}, {"CPU": 16.0, "GPU": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("there", "workers", "shared"),
+    [
+        ([SMALL], None, Resources(2, 1, 0)),
+        ([SMALL], 1, Resources(1, 2, 0)),
+        ([{"CPU": 1.0}], None, Resources(1, 1, 0)),
+        ([BIG], None, Resources(2, 8, 0)),
+        ([BIG], 3, Resources(3, 5, 0)),
+        ([SMALL] * 3, 2, Resources(2, 2, 0)),  # 3 cores each fit on no machine
+        ([SMALL] * 3, 4, Resources(4, 1, 0)),
+        ([BIG, SMALL], 2, Resources(2, 8, 0)),
+        ([WITH_GPUS], None, Resources(4, 4, 1)),
+        ([WITH_GPUS, BIG], None, Resources(4, 4, 1)),  # cores of the machine with the GPUs
+        ([WITH_GPUS] * 2, 2, Resources(2, 16, 1)),
+    ],
+)
+def test_workers_share_the_machines(
+    there: list[dict[str, float]], workers: int | None, shared: Resources
+) -> None:
+    assert share_out(there, workers) == shared
+
+
+@pytest.mark.parametrize(
+    ("there", "fewest", "most", "cpus"),
+    [([SMALL] * 2, 1, 2, 2), ([SMALL], 1, 2, 1), ([SMALL], 1, 4, 1), ([BIG, SMALL], 2, 32, 1)],
+)
+def test_as_many_workers_as_there_can_be_share_the_machines(
+    there: list[dict[str, float]], fewest: int, most: int, cpus: int
+) -> None:
+    assert share_out(there, most, fewest) == Resources(most, cpus, 0, fewest)
+    with pytest.raises(ClusterError, match="wanted 19 to 32 workers of 1 CPU, got a cluster of 18"):
+        share_out([BIG, SMALL], 32, 19)
+
+
+@pytest.mark.parametrize(
+    ("there", "workers", "wanted", "got"),
+    [
+        ([SMALL], 3, "3 workers of 1 CPU", "2 CPUs and 0 GPUs"),
+        ([], None, "1 workers of 1 CPU", "0 CPUs and 0 GPUs"),
+        ([WITH_GPUS], 5, "5 workers of 1 CPU and 1 GPU", "16 CPUs and 4 GPUs"),
+        ([{"CPU": 0.0, "GPU": 1.0}], 1, "1 workers of 1 CPU and 1 GPU", "0 CPUs and 1 GPUs"),
+    ],
+)
+def test_what_can_never_start_is_told_at_once(
+    there: list[dict[str, float]], workers: int | None, wanted: str, got: str
+) -> None:
+    with pytest.raises(ClusterError) as told:
+        share_out(there, workers)
+    assert str(told.value) == (
+        f"training can never start: wanted {wanted}, got a cluster of {got};"
+        " lower GLIOTRAIL_WORKERS"
+    )
+
+
+def test_the_cluster_of_this_machine_has_its_cores(ray_cluster: None) -> None:
+    (node,) = nodes()
+    assert total([node], "CPU") == 2
+
+
+ASK = """
+import ray
+ray.init("{address}", logging_level="critical", log_to_driver=False)
+print("got in:", ray.cluster_resources()["CPU"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("known", "gets_in"),
+    [
+        ({}, True),
+        ({"RAY_AUTH_TOKEN": "0" * 64}, False),
+        ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}, False),
+    ],
+)
+def test_only_who_has_the_token_gets_in(
+    known: dict[str, str], gets_in: bool, ray_cluster: None
+) -> None:
+    address = ray.get_runtime_context().gcs_address
+    done = subprocess.run(
+        [sys.executable, "-c", ASK.format(address=address)],
+        env=os.environ | {"RAY_NUM_REDIS_GET_RETRIES": "1"} | known,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ("got in: 2" in done.stdout) == gets_in
+    assert (done.returncode == 0) == gets_in
+
+
+CONNECT = """
+from gliotrail.cluster.connection import cluster
+from gliotrail.errors import one_line_errors
+with one_line_errors(), cluster() as connected:
+    connected()
+"""
+
+
+def dead_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("address", ["DEAD", "ray://DEAD", "127.0.0.1:99999", "ray:nonsense"])
+def test_an_address_where_no_cluster_answers_is_one_line(address: str) -> None:
+    address = address.replace("DEAD", dead_address())
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECT],
+        cwd=ROOT, env=os.environ | {"RAY_ADDRESS": address}, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: RAY_ADDRESS={address}: no Ray cluster answers: got ")
+
+
+def test_a_cluster_of_this_machine_that_does_not_start_is_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECT],
+        cwd=ROOT, env=os.environ | {"RAY_TMPDIR": "/proc/none"}, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: Ray does not start: got ")
+    assert line.endswith("; the same command goes on")
+
+
+# a sweep's trials
+
+
+@pytest.mark.parametrize(
+    ("there", "trials", "workers", "cpus", "most", "each", "at_once"),
+    [
+        ([SMALL], 4, None, None, None, Resources(1, 1, 0), 2),
+        ([SMALL], 4, None, None, "1", Resources(1, 2, 0), 1),
+        ([SMALL], 4, None, "2", None, Resources(1, 2, 0), 1),
+        ([BIG], 4, None, "3", None, Resources(1, 3, 0), 4),
+        ([BIG], 9, None, "3", None, Resources(1, 3, 0), 5),
+        ([BIG], 9, None, "3", "2", Resources(1, 3, 0), 2),
+        ([WITH_GPUS], 9, None, None, None, Resources(1, 4, 1), 4),
+        ([WITH_GPUS, BIG], 9, None, "8", None, Resources(1, 8, 1), 2),
+        ([SMALL], 4, "2", None, None, Resources(2, 1, 0), 1),
+        ([BIG], 4, "2", None, "3", Resources(2, 2, 0), 3),
+        ([BIG], 9, "2", "3", None, Resources(2, 3, 0), 2),
+        ([SMALL] * 3, 9, "2", "2", None, Resources(2, 2, 0), 1),
+        ([WITH_GPUS] * 2, 9, "3", None, None, Resources(3, 5, 1), 2),
+    ],
+)
+def test_trials_share_the_machines(
+    there: list[dict[str, float]],
+    trials: int,
+    workers: str | None,
+    cpus: str | None,
+    most: str | None,
+    each: Resources,
+    at_once: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(TRIAL_WORKERS, workers or "")
+    monkeypatch.setenv(TRIAL_CPUS, cpus or "")
+    monkeypatch.setenv(CONCURRENT, most or "")
+    assert resources(there, trials) == (each, at_once)
+
+
+def test_trials_may_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRIAL_GPUS, "0.5")
+    assert resources([WITH_GPUS], 9) == (Resources(1, 2, 0.5), 8)
+    assert resources([WITH_GPUS], 9)[0].describe() == "1 workers of 2 CPU and 0.5 GPU"
+    assert resources([SMALL], 9) == (Resources(1, 1, 0), 2)
+    for text in ("0", "0.0", "2", "-1", "half", "1e-3"):
+        monkeypatch.setenv(TRIAL_GPUS, text)
+        with pytest.raises(ParamsError, match=r"wanted a share of a GPU, such as 0\.5, got"):
+            resources([WITH_GPUS], 9)
+    monkeypatch.setenv(TRIAL_GPUS, "0.5")
+    monkeypatch.setenv(TRIAL_WORKERS, "2")
+    with pytest.raises(ParamsError, match="GLIOTRAIL_TRIAL_GPUS: wanted 1 for 2 workers a trial"):
+        resources([WITH_GPUS], 9)
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "wanted", "lower"),
+    [
+        ("1", "17", "1 workers of 17 CPU", "CPUS"),
+        ("3", "8", "3 workers of 8 CPU", "WORKERS"),
+        ("21", "", "21 workers of 1 CPU", "WORKERS"),
+    ],
+)
+def test_a_trial_that_can_never_fit_is_refused_at_once(
+    workers: str, cpus: str, wanted: str, lower: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRIAL_WORKERS, workers)
+    monkeypatch.setenv(TRIAL_CPUS, cpus)
+    with pytest.raises(ClusterError) as told:
+        resources([BIG, SMALL, SMALL], 4)
+    assert str(told.value) == (
+        f"a trial can never start: wanted {wanted}, got machines of"
+        f" 16 CPUs and 0 GPUs / 2 CPUs and 0 GPUs; lower GLIOTRAIL_TRIAL_{lower}"
+    )

@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+
+from gliotrail.paths import git, main_checkout, state_dir
+from tests.support.projects import Project
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small git repository with a worktree beside it."""
+    project = Project(tmp_path_factory.mktemp("main") / "checkout")
+    (project.root / "platform").mkdir(parents=True)
+    project.run("git", "init", "--quiet")
+    project.run("git", "commit", "--quiet", "--allow-empty", "--message", "first")
+    project.run("git", "worktree", "add", "--quiet", "../worktree")
+    return project.root
+
+
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("GLIOTRAIL_STATE", raising=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(folder)
+    return state_dir()
+
+
+def test_state_is_in_the_main_checkout_wherever_one_stands(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (".", "platform", "../worktree", ".dvc/tmp/exps/tmpabc", ".dvc/tmp/exps/x/data"):
+        assert in_folder(checkout / folder, monkeypatch) == checkout / ".gliotrail"
+
+
+def test_a_temporary_experiment_that_is_a_clone_of_its_own_leads_to_the_main_checkout_too(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkout / ".dvc/tmp/exps/standalone"
+    folder.mkdir(parents=True)
+    git("init", "--quiet", cwd=folder)
+    assert in_folder(folder, monkeypatch) == checkout / ".gliotrail"
+
+
+def test_outside_a_checkout_state_is_here_and_the_environment_has_the_last_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert in_folder(tmp_path / "elsewhere", monkeypatch) == tmp_path / "elsewhere/.gliotrail"
+    monkeypatch.setenv("GLIOTRAIL_STATE", "relative/place")
+    assert state_dir() == tmp_path / "elsewhere/relative/place"
+
+
+def test_without_git_there_is_no_checkout_and_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git("rev-parse", "HEAD") == ""
+    assert main_checkout(tmp_path) == tmp_path
