@@ -1,0 +1,1 @@
+"""What a data set says it is: channels, classes and nested regions."""
