@@ -112,7 +112,7 @@ GOOD = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "spleen"}}
         ({"modality": {"0": "T1c", "1": "T1gd"}}, "modality: wanted each channel once, got T1c"),
         ({"modality": {"0": "??"}}, "modality 0: wanted a name of letters and digits"),
         ({"labels": {"1": "spleen"}}, "labels: wanted a background of 0"),
-        ({"labels": {"background": 0}}, "classes: got []"),
+        ({"labels": {"background": 0}}, "classes: got ()"),
         ({"labels": {"background": 0, "a": 300}}, "labels a: wanted codes from 0 to 255, got 300"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "labels: wanted each code once, got 1"),
         ({"labels": {"background": 0, "a": 1, "A": 2}}, "the class or region a is there twice"),

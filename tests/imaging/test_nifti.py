@@ -8,7 +8,8 @@ import pytest
 
 from gliotrail.errors import DataError
 from gliotrail.imaging import nifti
-from gliotrail.imaging.header import read_header
+from gliotrail.imaging.geometry import spacing_mm
+from gliotrail.imaging.header import odd_in, read_header
 from gliotrail.imaging.nifti import (
     in_ras,
     read_channels,
@@ -78,6 +79,51 @@ def test_slope_and_intercept_are_honoured(image: Path) -> None:
     poke(image, 112, "<ff", 0.5, -3.0)
     assert np.array_equal(read_image(image).array, raw * 0.5 - 3)
     assert np.array_equal(read_image(image).array, nib.load(image).get_fdata())
+
+
+def test_a_quaternion_rounded_to_float32_is_read(tmp_path: Path) -> None:
+    """b, c, d of a real export: their squares' sum is 1 + 4.8e-7."""
+    path = save(tmp_path / "scan.nii.gz", np.ones((3, 4, 5), np.int16), OBLIQUE)
+    bcd = np.float32([0.1, 0.3, 0.9487])
+    bcd = (bcd / np.sqrt(np.square(bcd.astype(float)).sum()) * (1 + 2.4e-7)).astype(np.float32)
+    poke(path, 252, "<hhfff", 1, 0, *bcd.tolist())
+    poke(path, 76, "<f", 1)
+    with pytest.raises(ValueError, match="w2 should be positive"):
+        nib.load(path)
+    affine = read_header(path).affine
+    assert np.allclose(affine[:3, :3].T @ affine[:3, :3], np.diag(np.square(spacing_mm(affine))))
+
+
+def test_a_quaternion_far_from_one_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "scan.nii.gz", np.ones((3, 4, 5), np.int16), OBLIQUE)
+    poke(path, 252, "<hhfff", 1, 0, 0.8, 0.8, 0.8)
+    with pytest.raises(DataError, match="affine"):
+        read_header(path)
+
+
+def test_pixdim_0_of_0_means_1_and_is_told(tmp_path: Path) -> None:
+    path = save(tmp_path / "scan.nii.gz", np.ones((3, 4, 5), np.int16))
+    poke(path, 252, "<hhfff", 1, 0, 0, 0, 0)
+    poke(path, 76, "<f", 0)
+    assert np.array_equal(read_header(path).affine, np.eye(4))
+    assert read_header(path).odd == ("pixdim[0] is 0, which means 1",)
+
+
+def test_forms_that_disagree_are_told_once_and_kept(tmp_path: Path) -> None:
+    """The sform says RAS, the qform its left-right mirror image."""
+    paths = [tmp_path / f"{name}.nii.gz" for name in "ab"]
+    for path in paths:
+        file = nib.Nifti1Image(np.ones((3, 4, 5), np.int16), np.eye(4))
+        file.set_qform(np.diag([-1, 1, 1, 1]), 1)
+        nib.save(file, path)
+    odd = odd_in(map(read_header, paths))
+    assert odd == [
+        f"{paths[0]} and 1 more: sform and qform disagree; the sform is used, both are kept"
+    ]
+    write_labels(tmp_path / "m.nii.gz", np.ones((3, 4, 5), np.uint8), read_image(paths[0], 1))
+    mask = nib.load(tmp_path / "m.nii.gz")
+    assert np.array_equal(mask.get_sform(), np.eye(4))
+    assert np.array_equal(mask.get_qform(), np.diag([-1, 1, 1, 1]))
 
 
 def test_a_header_extension_is_passed_over(image: Path) -> None:

@@ -7,13 +7,14 @@ NIfTI-2 data format, nifti.nimh.nih.gov.
 import gzip
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 from nibabel.spatialimages import HeaderDataError
 
 from gliotrail.errors import DataError
@@ -28,6 +29,8 @@ _FARTHEST_MM = 1e6  # a kilometre: no scanner is as large
 _SMALLEST_TRIPLE_PRODUCT = 1e-3  # of the three axes as unit vectors: below, they lie in a plane
 _MILLIMETRES_OR_UNKNOWN = (0, 2)
 _FORM_CODES = range(6)  # of qform and sform; nobody knows what others mean
+_QUATERNION_ROUNDING = 1e-5  # how far b, c, d's squares may exceed 1: each is a float32
+_FORMS_APART_VOX = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,7 @@ class Header:
     scale: slope and intercept, where the file's numbers are not yet the values.
     affine: voxel indices -> xyz_mm (the sform if it is set, else the qform, as in nibabel).
     raw: the header's own 348 (NIfTI-1) or 540 (NIfTI-2) bytes.
+    odd: what is unusual in it though it can be read, each in words.
     """
 
     path: Path
@@ -47,6 +51,7 @@ class Header:
     scale: tuple[float, float] | None
     affine: Affine
     raw: bytes
+    odd: tuple[str, ...] = ()
 
     @property
     def shape_vox(self) -> Vox3:
@@ -95,8 +100,7 @@ def check_same_grid(header: Header, like: Header) -> None:
     if header.shape_vox != like.shape_vox:
         wanted = f"{by(like.shape_vox)} as {like.path}"
         raise DataError("shape", where=header.path, wanted=wanted, got=by(header.shape_vox))
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in like.shape_vox], [1])).reshape(4, -1)
-    apart_mm = float(np.abs((header.affine - like.affine)[:3] @ corners).max())
+    apart_mm = float(np.abs((header.affine - like.affine)[:3] @ _corners(like.shape_vox)).max())
     if apart_mm > 0.01 * min(spacing_mm(like.affine)):
         got = f"voxels up to {apart_mm:.3g} mm away"
         raise DataError("affine", where=header.path, wanted=f"that of {like.path}", got=got)
@@ -187,14 +191,17 @@ def take_header(path: Path, stream: BinaryIO, limit_bytes: int) -> Header:
     # the end of the longer one shows whether line ends were converted on the way
     if magic not in {b"n+1\0", b"n+2\0\r\n\x1a\n"} or int(fields["sizeof_hdr"]) != len(raw):
         raise DataError("format", where=path, wanted="NIfTI in one file", got=f"magic {magic!r}")
+    shape = _shape(fields, path)
+    affine, odd = _affine(fields, path, shape)
     header = Header(
         path=path,
-        shape=_shape(fields, path),
+        shape=shape,
         dtype=_dtype(fields, path),
         offset_bytes=_offset_bytes(fields, path, len(raw)),
         scale=_scale(fields, path),
-        affine=_affine(fields, path),
+        affine=affine,
         raw=raw,
+        odd=odd,
     )
     if header.memory_bytes > limit_bytes:
         wanted = f"at most {limit_bytes / 2**30:g} GiB of voxels"
@@ -256,7 +263,8 @@ def _scale(fields: Any, path: Path) -> tuple[float, float] | None:
     return None if (slope, inter) == (1, 0) else (slope, inter)
 
 
-def _affine(fields: Any, path: Path) -> Affine:
+def _affine(fields: Any, path: Path, shape: tuple[int, ...]) -> tuple[Affine, tuple[str, ...]]:
+    """The affine, and what is odd about it."""
     for code in ("sform_code", "qform_code"):
         if int(fields[code]) not in _FORM_CODES:
             wanted = f"0 to {_FORM_CODES[-1]}"
@@ -267,9 +275,18 @@ def _affine(fields: Any, path: Path) -> Affine:
     units = int(fields["xyzt_units"]) & 7
     if units not in _MILLIMETRES_OR_UNKNOWN:
         raise DataError("units of length", where=path, wanted="2 (mm)", got=units)
+    fields, odd = fields.copy(), []
+    fields.quaternion_threshold = -_QUATERNION_ROUNDING
+    if float(fields["pixdim"][0]) == 0 and int(fields["qform_code"]):
+        fields["pixdim"][0] = 1  # as the format has it
+        odd.append("pixdim[0] is 0, which means 1")
     try:
         with np.errstate(all="ignore"):  # what comes out is looked at below
             affine = np.asarray(fields.get_best_affine(), np.float64)
+            if int(fields["sform_code"]) and int(fields["qform_code"]):
+                apart_vox = _apart_vox(affine, fields, shape)
+                if apart_vox > _FORMS_APART_VOX:
+                    odd.append("sform and qform disagree; the sform is used, both are kept")
     except (HeaderDataError, ValueError) as error:
         raise DataError("affine", where=path, got=str(error)) from None
     if not (np.abs(affine) <= _FARTHEST_MM).all():  # nor NaN
@@ -281,4 +298,31 @@ def _affine(fields: Any, path: Path) -> Affine:
     ):
         got = str(affine[:3, :3].round(4).tolist())
         raise DataError("affine", where=path, wanted="three axes, not in a plane", got=got)
-    return affine
+    return affine, tuple(odd)
+
+
+def _apart_vox(affine: Affine, fields: Any, shape: tuple[int, ...]) -> float:
+    """How far the qform puts a corner from where the affine does; 0 where it says nothing."""
+    try:
+        other = np.asarray(fields.get_qform(), np.float64)
+    except (HeaderDataError, ValueError):
+        return 0.0  # nobody asks it
+    apart_mm = np.abs((other - affine)[:3] @ _corners(shape)).max()
+    return float(apart_mm / max(min(spacing_mm(affine)), 1e-6))
+
+
+def _corners(shape: Sequence[int]) -> npt.NDArray[np.int64]:
+    """The eight corner voxels' indices, with a 1 below each (4, 8)."""
+    return np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]], [1])).reshape(4, -1)
+
+
+def odd_in(headers: Iterable[Header]) -> list[str]:
+    """A line for each kind of oddity: what it is, in how many files, and the first of them."""
+    found: dict[str, list[Path]] = {}
+    for header in headers:
+        for what in header.odd:
+            found.setdefault(what, []).append(header.path)
+    return [
+        f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {what}"
+        for what, paths in found.items()
+    ]
