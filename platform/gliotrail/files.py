@@ -3,44 +3,45 @@
 import csv
 import errno
 import fcntl
+import glob
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-_NUMPYS_FULL_DISK = re.compile(r"^\d+ requested and \d+ written$")
+from gliotrail.progress import say
+
+_NUMPYS_FULL_DISK: Final = re.compile(r"^\d+ requested and \d+ written$")
+_OLD, _HEX = ".old", "[0-9a-f]"
+_IN_THE_WAY: Final = (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A free name beside `path` to write a file or a folder to; renamed to `path` at the end.
 
-    On any error what was written is removed and what was at `path` before stays as it was.
+    On any error what was written is removed and what was at `path` before stays as it was. Several
+    may write the same `path` at once, in threads, processes or on hosts that share the disk: each
+    writes beside the others, and the last one's is what stays.
 
     Raises:
         OSError: the disk is full, or may not be written to; it names a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (path.with_name(f".{path.name}.{end}") for end in ("partial", "old.partial"))
-    # left by a process that was killed, perhaps between the two renames below
-    _remove(partial)
-    if old.exists() and not path.exists():
-        old.rename(path)
-    _remove(old)
+    _clear(path)
+    own, lock = _own_folder(path)
+    partial = own / path.name
     try:
         yield partial
-        if path.is_dir() and not path.is_symlink():  # a folder can't be renamed onto another
-            path.rename(old)
-            partial.rename(path)
-            _remove(old)
-        else:
-            partial.replace(path)
+        _put(partial, path)
     except OSError as error:
         if error.errno is None and _NUMPYS_FULL_DISK.search(str(error)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
@@ -48,7 +49,59 @@ def replacing(path: Path) -> Iterator[Path]:
             error.filename = str(path)
         raise
     finally:
-        _remove(partial)
+        _give_back(own, path)
+        shutil.rmtree(own, ignore_errors=True)
+        os.close(lock)
+
+
+def _own_folder(path: Path) -> tuple[Path, int]:
+    """A new folder beside `path`, and the descriptor that locks it while its writer lives."""
+    while True:
+        own = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        own.mkdir()
+        try:
+            lock = os.open(own, os.O_RDONLY)
+        except FileNotFoundError:  # another writer cleared it before it was locked
+            continue
+        with suppress(OSError):  # not every network's disk locks folders
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if own.exists():
+            return own, lock
+        os.close(lock)
+
+
+def _put(partial: Path, path: Path) -> None:
+    """Rename; a folder can't be renamed onto another, which has to go out of the way first."""
+    for n in count():
+        try:
+            partial.rename(path)
+            return
+        except OSError as error:
+            if error.errno not in _IN_THE_WAY:
+                raise
+        with suppress(FileNotFoundError):  # another writer took it out of the way
+            path.rename(partial.with_name(f"{_OLD}{n}"))
+
+
+def _clear(path: Path) -> None:
+    """Remove what writers of `path` left that were killed, perhaps between the two renames."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{_HEX * 8}.partial"):
+        with suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where one lives
+                _give_back(left, path)
+                _remove(left)
+            finally:
+                os.close(descriptor)
+
+
+def _give_back(own: Path, path: Path) -> None:
+    """Put back what went out of the way, if nothing has taken its place."""
+    for old in sorted(own.glob(f"{_OLD}*"))[-1:]:
+        if not path.exists():
+            with suppress(OSError):  # another writer was quicker
+                old.rename(path)
 
 
 def _remove(path: Path) -> None:
@@ -84,15 +137,38 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
 
 def write_durably(path: Path, content: bytes) -> None:
     """Write a file and see it onto the disk: after power loss it is whole or not there at all."""
+    new = [folder for folder in path.parents if not folder.exists()]
     with replacing(path) as partial, partial.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    folder = os.open(path.parent, os.O_RDONLY)
+    for folder in [path.parent, *(folder.parent for folder in new)]:
+        _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    """See a folder's names onto the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> Any | None:
+    """A file of ours; None where it is absent, or empty or cut as after power loss, which is told.
+
+    What a full disk or power loss spoilt counts as never written, and is written anew.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return json.loads(content)
+    except ValueError:
+        say(f"{path}: spoilt ({len(content)} bytes that are no JSON); it counts as never written")
+        return None
 
 
 @contextmanager

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from gliotrail.files import (
     csv_bytes,
     csv_rows,
     locked,
+    read_json,
     replacing,
     sha256,
     write_durably,
@@ -50,7 +52,7 @@ def test_on_an_error_what_was_there_stays(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("n", [1, 2, 3])
 def test_killed_between_the_renames_of_a_folder_the_next_one_finds_the_old_or_new(
     n: int, tmp_path: Path
 ) -> None:
@@ -78,6 +80,49 @@ def test_killed_between_the_renames_of_a_folder_the_next_one_finds_the_old_or_ne
     make(tmp_path / "folder", "three")
     assert content(tmp_path / "folder") == {"a": "three"}
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def write_many(path: Path, kind: str, writer: int) -> int:
+    """Write one name 25 times; how many of them failed."""
+    failed = 0
+    for n in range(25):
+        text = f"{writer} {n} " * 500
+        try:
+            if kind == "folder":
+                make(path, text)
+            else:
+                with replacing(path) as partial:
+                    partial.write_text(text)
+        except OSError:
+            failed += 1
+    return failed
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_several_may_write_one_name_at_once(kind: str, tmp_path: Path) -> None:
+    """In threads, and in processes."""
+    path = tmp_path / "name"
+    with ThreadPoolExecutor(4) as threads, ProcessPoolExecutor(4, FORK) as processes:
+        pools = (processes, threads)  # forked first
+        writers = [pool.submit(write_many, path, kind, n) for pool in pools for n in range(4)]
+        assert [writer.result() for writer in writers] == [0] * 8
+    words = (path / "a" if kind == "folder" else path).read_text().split()
+    assert words == words[:2] * 500
+    assert [p.name for p in tmp_path.iterdir()] == ["name"]
+
+
+def test_what_is_spoilt_counts_as_never_written_and_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.json"
+    assert read_json(path) is None
+    assert capsys.readouterr().err == ""
+    for spoilt in (b"", b'{"a": 1', b"\xff\xfe"):
+        path.write_bytes(spoilt)
+        assert read_json(path) is None
+        assert f"{path}: spoilt ({len(spoilt)} bytes" in capsys.readouterr().err
+    path.write_text('{"a": 1}')
+    assert read_json(path) == {"a": 1}
 
 
 def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
