@@ -11,16 +11,17 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from gliotrail.progress import say
 
 _NUMPYS_FULL_DISK: Final = re.compile(r"^\d+ requested and \d+ written$")
 _OLD, _HEX = ".old", "[0-9a-f]"
+T = TypeVar("T")
 _IN_THE_WAY: Final = (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 
 
@@ -74,7 +75,7 @@ def _put(partial: Path, path: Path) -> None:
     """Rename; a folder can't be renamed onto another, which has to go out of the way first."""
     for n in count():
         try:
-            partial.rename(path)
+            partial.replace(path)
             return
         except OSError as error:
             if error.errno not in _IN_THE_WAY:
@@ -111,11 +112,18 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Indented JSON with sorted keys: equal values are equal bytes. NaN is refused."""
+def write_json(path: Path, value: Any, durably: bool = False) -> None:
+    """Indented JSON with sorted keys: equal values are equal bytes. NaN is refused.
+
+    Args:
+        durably: as `write_durably`: for what a later decision depends on.
+    """
+    content = (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    if durably:
+        write_durably(path, content)
+        return
     with replacing(path) as partial:
-        text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
+        partial.write_bytes(content)
 
 
 def csv_bytes(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -133,6 +141,17 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def parsed_rows(path: Path, parse: Callable[[Mapping[str, str]], T]) -> Iterator[T]:
+    """The rows of a log of ours, up to the first that is spoilt, which is told."""
+    for n, row in enumerate(csv_rows(path), 1):
+        try:
+            made = parse(row)
+        except (ValueError, KeyError, TypeError):
+            say(f"{path}: row {n} is spoilt; from there on it counts as never written")
+            return
+        yield made
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,16 +58,20 @@ def test_killed_between_the_renames_of_a_folder_the_next_one_finds_the_old_or_ne
     n: int, tmp_path: Path
 ) -> None:
     def die() -> None:
-        rename, seen = Path.rename, 0
+        seen = 0
 
-        def counted(path: Path, target: Path) -> Path:
-            nonlocal seen
-            seen += 1
-            if seen == n:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return rename(path, target)
+        def counted(call: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+            def wrapped(path: Path, target: Path) -> Path:
+                nonlocal seen
+                seen += 1
+                if seen == n:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(path, target)
 
-        Path.rename = counted  # type: ignore[method-assign]
+            return wrapped
+
+        for name in ("rename", "replace"):
+            setattr(Path, name, counted(getattr(Path, name)))
         make(tmp_path / "folder", "two")
 
     make(tmp_path / "folder", "one")

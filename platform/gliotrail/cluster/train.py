@@ -10,7 +10,7 @@ from gliotrail.cluster.autoscaling import when_there_are
 from gliotrail.cluster.connection import cluster, share_out, workers_wanted
 from gliotrail.cluster.job_inputs import mirror_of
 from gliotrail.errors import ParamsError, TrainingError
-from gliotrail.files import csv_bytes, replacing, write_json
+from gliotrail.files import csv_bytes, replacing, write_durably, write_json
 from gliotrail.params import FROM_SWEEP, Params, Train
 from gliotrail.progress import say
 from gliotrail.runs.journal import (
@@ -118,8 +118,7 @@ def finish(training: Training, run: RunFolder) -> None:
     from gliotrail.training.driver import result
 
     state, model = result(training, run)
-    with replacing(run.root / MODEL_FILE) as partial:
-        partial.write_bytes(model)
+    write_durably(run.root / MODEL_FILE, model)  # its end tells that it is there
     run.attach("curves.png", _curves(run))
     run.end("FINISHED", "trained to the end", {"score": state.kept_score, "step": state.kept_step})
 

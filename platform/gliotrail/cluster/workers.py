@@ -3,7 +3,6 @@
 Nothing here imports MLflow: a worker is ready seconds sooner without it.
 """
 
-import json
 import os
 import re
 import shutil
@@ -38,7 +37,7 @@ from gliotrail.cluster.connection import WORKERS, Resources, is_own
 from gliotrail.cluster.fixed_scaling import Fixed
 from gliotrail.cluster.job_inputs import bring_inputs, mirror_of
 from gliotrail.errors import GliotrailError, TrainingError
-from gliotrail.files import write_json
+from gliotrail.files import read_json, write_json
 from gliotrail.paths import state_dir
 from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.mirror import following, sending
@@ -49,7 +48,7 @@ from gliotrail.training.inputs import Training
 _FAILURES_SURVIVED: Final = 3
 _LOSSES_SURVIVED: Final = 100  # of machines that come and go
 _FAILED: Final = "failed.json"
-_RESERVED: Final = "reserved"
+_RESERVED: Final = "reserved.json"
 
 
 class _Trainer(TorchTrainer):
@@ -106,8 +105,8 @@ def fit_on_workers(
                 if not left:
                     raise _told("Ray's controller failed", error) from error
                 _give_back_all()
-    if failed.is_file():
-        told = json.loads(failed.read_text())
+    told = read_json(failed)
+    if told is not None:
         # the run keeps the whole chain: see `RunFolder.end`
         raise TrainingError(told["error"]) from RuntimeError(told["traceback"])
 
@@ -157,9 +156,10 @@ def give_back(run: RunFolder) -> None:
     Ray would keep it reserved for them until the whole sweep ends.
     """
     path = run.root / _RESERVED
-    if path.is_file():
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(path.read_text()))))
-        path.unlink()
+    reserved = read_json(path)
+    if reserved is not None:
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(reserved)))
+    path.unlink(missing_ok=True)
 
 
 def _give_back_all() -> None:
@@ -218,7 +218,7 @@ def _work(config: dict[str, Any]) -> None:
         return
     held = get_current_placement_group()
     if rank == 0 and held is not None:
-        (run.root / _RESERVED).write_text(held.id.hex())
+        write_json(run.root / _RESERVED, held.id.hex())
     world = World(
         rank,
         workers,

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gliotrail.errors import TrackingError
-from gliotrail.files import locked, write_durably
+from gliotrail.files import locked, read_json, write_durably
 from gliotrail.runs.disk_budget import budget_bytes, bytes_of_lately
 
 MODEL_FILE: Final = "model.safetensors"
@@ -136,10 +136,18 @@ class RunFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._read_ns = 0  # when what the run is was written down that was found whole
 
     def has_begun(self) -> bool:
         """Whether it is written down what the run is."""
-        return (self.root / RUN_FILE).is_file()
+        path = self.root / RUN_FILE
+        try:
+            written_ns = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        if written_ns != self._read_ns and read_json(path) is not None:
+            self._read_ns = written_ns
+        return written_ns == self._read_ns
 
     def begin(
         self, description: Mapping[str, Any], artifacts: Mapping[str, bytes] | None = None
@@ -172,7 +180,7 @@ class RunFolder:
         """
         if not self.has_begun():
             raise TrackingError("no run", where=self.root, wanted=f"a folder with a {RUN_FILE}")
-        return dict(json.loads((self.root / RUN_FILE).read_text()))
+        return dict(read_json(self.root / RUN_FILE) or {})
 
     def history(self) -> list[Checkpoint]:
         """The surviving chain of final checkpoints, oldest first.
@@ -237,8 +245,8 @@ class RunFolder:
 
     def ended(self) -> dict[str, Any] | None:
         """How the run ended; None while it goes on."""
-        path = self.root / _ENDED
-        return dict(json.loads(path.read_text())) if path.is_file() else None
+        ended = read_json(self.root / _ENDED)
+        return ended and dict(ended)
 
     def ended_ns(self) -> int | None:
         """When it was written down how the run ended; None while it goes on."""
@@ -388,7 +396,8 @@ def _read_manifest(path: Path) -> Checkpoint:
         more = {key: manifest[key] for key in ("left_out", "made_on") if key in manifest}
         return Checkpoint(path.parent, step, previous, sha256, **more)
     except (ValueError, KeyError, TypeError):
-        raise TrackingError("damaged manifest", where=path) from None
+        do = f"remove {path.parent}, if it is the newest, to go on from the checkpoint before"
+        raise TrackingError("damaged manifest", where=path, do=do) from None
 
 
 def _newest_attempt(root: Path) -> int:

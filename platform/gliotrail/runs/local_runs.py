@@ -1,12 +1,12 @@
 """The runs on this machine's disk: their sizes, and what the tracking server lacks of them."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gliotrail.errors import TrackingError
+from gliotrail.files import read_json
 from gliotrail.paths import state_dir
 from gliotrail.runs.addresses import tracking_uri
 from gliotrail.runs.disk_budget import bytes_of
@@ -49,7 +49,8 @@ def runs_dir() -> Path:
 def all_runs() -> list[RunFolder]:
     """Every run that has begun, sweeps before their trials."""
     runs = [RunFolder(path.parent) for path in sorted(runs_dir().glob("*/run.json"))]
-    return sorted(runs, key=lambda run: run.describe().get("parent") is not None)
+    begun = [run for run in runs if run.has_begun()]
+    return sorted(begun, key=lambda run: run.describe().get("parent") is not None)
 
 
 def notes_path(run: RunFolder) -> Path:
@@ -60,8 +61,7 @@ def notes_path(run: RunFolder) -> Path:
 
 def read_notes(run: RunFolder) -> dict[str, Any]:
     """What the tracking server was told; empty before the first time."""
-    path = notes_path(run)
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return dict(read_json(notes_path(run)) or {})
 
 
 def look_at(run: RunFolder) -> Spooled:

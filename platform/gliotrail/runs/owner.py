@@ -4,7 +4,6 @@ On its own machine a process is known by the boot, its number and its start, whi
 has together. From elsewhere there is only its heartbeat, a counter that goes up: see `Watch`.
 """
 
-import json
 import os
 import re
 import socket
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from gliotrail.errors import ParamsError, TrackingError
-from gliotrail.files import locked, write_json
+from gliotrail.files import locked, read_json, write_json
 from gliotrail.progress import say
 from gliotrail.runs.journal import RunFolder
 
@@ -24,6 +23,7 @@ HEARTBEAT: Final = "GLIOTRAIL_HEARTBEAT_S"
 _DEFAULT_S: Final = 30.0
 _INTERVALS: Final = 3
 _OWNER, _BEAT, _LOCK = "owner.json", "beat", "owner.lock"
+_BEAT_BYTES: Final = 40
 _HELD: Final[dict[Path, RunFolder]] = {}
 
 
@@ -93,11 +93,8 @@ def is_alive(owner: Owner) -> bool | None:
 
 def owner_of(run: RunFolder) -> Owner | None:
     """The process that holds a run or held it when it was killed; None once it let go."""
-    path = run.root / _OWNER
-    try:
-        return Owner(**json.loads(path.read_text()))
-    except FileNotFoundError:
-        return None
+    said = read_json(run.root / _OWNER)
+    return said and Owner(**said)
 
 
 def claim(
@@ -136,7 +133,7 @@ def claim(
         now = owner_of(run)
         if now not in (None, mine) and (now != holder or is_alive(now)):
             raise _held(run, now)
-        write_json(run.root / _OWNER, asdict(mine))
+        write_json(run.root / _OWNER, asdict(mine), durably=True)
     _HELD[run.root] = run
 
 
@@ -185,14 +182,22 @@ def heartbeat_s() -> float:
 def beat_of(run: RunFolder) -> str:
     """A run's heartbeat, such as `17 every 30 s`; empty before the first."""
     path = run.root / _BEAT
-    return path.read_text() if path.is_file() else ""
+    found = re.match(rb"\d+ every [\d.]+ s", path.read_bytes()) if path.is_file() else None
+    return found[0].decode() if found else ""
 
 
 def beat(run: RunFolder) -> str:
-    """One more; each differs from all before, whichever process they were of."""
+    """One more; each differs from all before, whichever process they were of.
+
+    It takes the place of the one before in the same file: that works on a full disk, too.
+    """
     count = int(beat_of(run).partition(" ")[0] or 0) + 1
     text = f"{count} every {heartbeat_s():g} s"
-    (run.root / _BEAT).write_text(text)
+    file = os.open(run.root / _BEAT, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        os.pwrite(file, text.ljust(_BEAT_BYTES).encode(), 0)
+    finally:
+        os.close(file)
     return text
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
-from gliotrail.files import csv_bytes, csv_rows, write_durably
+from gliotrail.files import csv_bytes, parsed_rows, write_durably
 from gliotrail.params import Sweep
 from gliotrail.search.proposals import Trial
 
@@ -42,7 +42,7 @@ class Halving:
 
     def __init__(self, sweep: Sweep, log: Path) -> None:
         self._sweep, self._log = sweep, log
-        self.decisions = [_parse(row) for row in csv_rows(log)]
+        self.decisions = list(parsed_rows(log, _parse))
         self._made = {(d.trial, d.rung): d for d in self.decisions}
 
     def rungs(self, number: int) -> tuple[int, list[int]]:

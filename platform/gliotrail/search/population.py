@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from gliotrail.files import csv_bytes, csv_rows, write_durably
+from gliotrail.files import csv_bytes, parsed_rows, write_durably
 from gliotrail.runs.journal import Writer
 from gliotrail.search.proposals import Proposals, Trial
 from gliotrail.search.space import Point
@@ -52,7 +52,7 @@ class Population:
         self._proposals, self._log = proposals, log
         self._members = {trial.name: trial for trial in proposals.trials}
         self._running: set[str] = set()
-        self.decisions = [_parse(row) for row in csv_rows(log)]
+        self.decisions = list(parsed_rows(log, _parse))
 
     def parts(self) -> Iterator[Trial | None]:
         """What is to be trained, an epoch each; None while others have to come to its end first."""

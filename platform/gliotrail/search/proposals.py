@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gliotrail.errors import ParamsError
-from gliotrail.files import write_durably
+from gliotrail.files import read_json, write_durably
 from gliotrail.params import FROM_SWEEP, Params, Train, format_size
 from gliotrail.paths import state_dir
 from gliotrail.runs.journal import RunFolder
@@ -148,4 +148,4 @@ class Proposals:
         return with_changes(self._params, changes(self._params, point), where="sweep.space")
 
     def _recorded(self) -> list[Point]:
-        return list(json.loads(self._asked.read_text())) if self._asked.is_file() else []
+        return list(read_json(self._asked) or [])

@@ -69,19 +69,19 @@ def deliver(run: RunFolder, server: MlflowClient, stop: Callable[[], bool] = lam
         TrackingError: the folder is damaged, or the run above this one is not in MLflow.
     """
     with locked(run.root / "delivery.lock"):
-        notes, told = notes_path(run), read_notes(run)
-        seen = _on_server(server, told["run_id"]) if "run_id" in told else None
+        notes, told, description = notes_path(run), read_notes(run), run.describe()
+        known = "run_id" in told and told.get("id", description["id"]) == description["id"]
+        seen = _on_server(server, told["run_id"]) if known else None
         if seen is None:
             told = {}  # none yet; or a new database at the same address, or the run was deleted
 
         def note(**changes: Any) -> None:
             told.update(changes)
-            write_json(notes, told)
+            write_json(notes, told, durably=True)
 
-        description = run.describe()
         if seen is None:
             seen = _make_run(server, run, description)
-            note(run_id=str(seen.info.run_id))
+            note(run_id=str(seen.info.run_id), id=description["id"])
         # the end is read first: what came before it is told before it
         run_id, ended, owner = str(told["run_id"]), run.ended(), owner_of(run)
         if owner and ended is None and told.get("owner") != asdict(owner):

@@ -273,7 +273,7 @@ def _take_over(made: RunFolder, state: Path, found: Reproduction) -> RunFolder:
         REPRODUCES_TAG: found.run,
         _VERDICT_TAG: found.verdict,
     }
-    write_json(made.root / RUN_FILE, says)
+    write_json(made.root / RUN_FILE, says, durably=True)
     shutil.rmtree(made.root / "delivered", ignore_errors=True)
     files = says["tags"].get("gliotrail.code.files")
     if files:
