@@ -110,19 +110,11 @@ class Checkpoint:
         return content
 
     def state(self) -> bytes:
-        """All that the next step depends on, of the newest checkpoint.
-
-        Raises:
-            TrackingError: as `read`.
-        """
+        """All that the next step depends on, of the newest checkpoint; raises as `read`."""
         return self.read(_STATE, do=f"remove {self.folder} to go on from the checkpoint before")
 
     def segment(self) -> bytes:
-        """The journal since the checkpoint before.
-
-        Raises:
-            TrackingError: as `read`.
-        """
+        """The journal since the checkpoint before; raises as `read`."""
         return self.read("segment.jsonl")
 
     def pictures(self) -> list[Path]:
@@ -136,18 +128,15 @@ class RunFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._read_ns = 0  # when what the run is was written down that was found whole
+        self._read_ns: int | None = None  # when what the run is was written, found whole
 
     def has_begun(self) -> bool:
         """Whether it is written down what the run is."""
         path = self.root / RUN_FILE
-        try:
-            written_ns = path.stat().st_mtime_ns
-        except FileNotFoundError:
-            return False
+        written_ns = _written_ns(path)
         if written_ns != self._read_ns and read_json(path) is not None:
             self._read_ns = written_ns
-        return written_ns == self._read_ns
+        return written_ns is not None and written_ns == self._read_ns
 
     def begin(
         self, description: Mapping[str, Any], artifacts: Mapping[str, bytes] | None = None
@@ -173,11 +162,7 @@ class RunFolder:
         return total_ms / 1000
 
     def describe(self) -> dict[str, Any]:
-        """What the run is.
-
-        Raises:
-            TrackingError: there is no such run.
-        """
+        """What the run is; TrackingError where there is no such run."""
         if not self.has_begun():
             raise TrackingError("no run", where=self.root, wanted=f"a folder with a {RUN_FILE}")
         return dict(read_json(self.root / RUN_FILE) or {})
@@ -250,10 +235,7 @@ class RunFolder:
 
     def ended_ns(self) -> int | None:
         """When it was written down how the run ended; None while it goes on."""
-        try:
-            return (self.root / _ENDED).stat().st_mtime_ns
-        except FileNotFoundError:
-            return None
+        return _written_ns(self.root / _ENDED)
 
     def is_finished(self) -> bool:
         """Whether the run came to its plan's end."""
@@ -384,6 +366,13 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def _written_ns(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
 def _attempt_and_step(name: str) -> tuple[int, int]:
     step, _, attempt = name.partition("-")
     return int(attempt), int(step)
@@ -396,7 +385,7 @@ def _read_manifest(path: Path) -> Checkpoint:
         more = {key: manifest[key] for key in ("left_out", "made_on") if key in manifest}
         return Checkpoint(path.parent, step, previous, sha256, **more)
     except (ValueError, KeyError, TypeError):
-        do = f"remove {path.parent}, if it is the newest, to go on from the checkpoint before"
+        do = f"remove {path.parent}, if it is the newest"
         raise TrackingError("damaged manifest", where=path, do=do) from None
 
 
