@@ -7,13 +7,14 @@ from gliotrail import params
 from gliotrail.errors import ParamsError, one_line_errors
 from gliotrail.imaging.patch import patch
 from gliotrail.imaging.prepared import load_prepared
+from gliotrail.param_types import Size, parse_size
 from gliotrail.paths import state_dir
 from gliotrail.report.patch_sheet import draw_sample
 
 
-def _size() -> params.Size:
+def _size() -> Size:
     try:
-        return params.parse_size(" ".join(sys.argv[1:]))
+        return parse_size(" ".join(sys.argv[1:]))
     except ValueError as error:
         raise ParamsError(str(error), where="pipelines.patch") from None
 

@@ -5,15 +5,12 @@ names the key and the nearest known one. Where a run happens (workers, addresses
 """
 
 import difflib
-import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeGuard
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -26,69 +23,20 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from gliotrail.errors import ParamsError
+from gliotrail.param_types import (
+    Count,
+    Number,
+    PatchSize,
+    PatchSizeOrSweep,
+    Probability,
+    RateOrSweep,
+    Seed,
+    Vox3,
+)
 from gliotrail.plain_yaml import read_yaml
 
 LARGEST_BYTES = 50_000
 """A longer params.yaml is refused: it would be read for minutes."""
-FROM_SWEEP = "from_sweep"
-
-Size = tuple[int, int, int]
-"""A patch's size in voxels along i, j, k."""
-
-
-def parse_size(text: object) -> Size:
-    """`48x48x16` -> (48, 48, 16). Digits and two x, no spaces, no zero.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if isinstance(text, str) and re.fullmatch(r"[1-9]\d{0,3}x[1-9]\d{0,3}x[1-9]\d{0,3}", text):
-        i, j, k = (int(part) for part in text.split("x"))
-        return i, j, k
-    raise ValueError(f"a patch size such as 48x48x16 is wanted, got {text!r}")
-
-
-def format_size(size: Size) -> str:
-    """(48, 48, 16) -> `48x48x16`."""
-    return "x".join(str(n) for n in size)
-
-
-def _size_or_sweep(value: object) -> Size | str:
-    return FROM_SWEEP if value == FROM_SWEEP else parse_size(value)
-
-
-def _size_text(value: Size | str) -> str:
-    return value if isinstance(value, str) else format_size(value)
-
-
-def _rate_or_sweep(value: object) -> float | str:
-    if value == FROM_SWEEP:
-        return FROM_SWEEP
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1:
-        return float(value)
-    raise ValueError(f"a number above 0 and at most 1, or {FROM_SWEEP}, is wanted, got {value!r}")
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("a finite number is wanted")
-    return value
-
-
-PatchSize = Annotated[Size, PlainValidator(parse_size), PlainSerializer(format_size)]
-PatchSizeOrSweep = Annotated[
-    Size | str, PlainValidator(_size_or_sweep), PlainSerializer(_size_text)
-]
-RateOrSweep = Annotated[float | str, PlainValidator(_rate_or_sweep)]
-Number = Annotated[float, BeforeValidator(_finite)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Vox3 = Annotated[
-    tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]],
-    Field(strict=False),
-]
 
 
 class Section(BaseModel):
@@ -145,6 +93,15 @@ class Prepare(Section):
     """How raw scans become arrays."""
 
     split: Split
+
+
+class Picture(Section):
+    """What is drawn of the prepared data.
+
+    animations: a GIF through each case's slices, which hundreds of cases take long to draw.
+    """
+
+    animations: bool
 
 
 class Patch(Section):
@@ -323,6 +280,7 @@ class Params(Section):
 
     fetch: Fetch
     prepare: Prepare
+    picture: Picture
     patch: Patch
     sweep: Sweep
     pretrain: Pretrain

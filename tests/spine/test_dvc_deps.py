@@ -7,16 +7,11 @@ from ruamel.yaml import YAML
 
 from gliotrail.params import Params
 from gliotrail.plain_yaml import read_yaml
-from tests.spine.dvc_deps import code_of, import_graph, written_anew
+from tests.spine.dvc_deps import code_of, written_anew
 from tests.support.known import has_key
 from tests.support.projects import ROOT
 
 WRITTEN = ("outs", "metrics", "plots")
-
-
-@pytest.fixture(scope="module")
-def imports():
-    return import_graph()
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +61,12 @@ def paths_of(stage, *kinds):
     return [str(next(iter(entry)) if isinstance(entry, dict) else entry) for entry in entries]
 
 
-def faults(name, stage, imports, values):
+def faults(name, stage, values):
     """What is wrong with one stage, one line each."""
     if not stage["cmd"].split("#")[0].startswith(f"python -m pipelines.{name}"):
         yield f"{name}: cmd is not python -m pipelines.{name}: {stage['cmd']}"
         return
-    real, listed = code_of(name, imports), listed_code(stage)
+    real, listed = code_of(name), listed_code(stage)
     yield from (f"{name}: imports {path}, not in its deps" for path in sorted(real - listed))
     yield from (f"{name}: doesn't import its dep {path}" for path in sorted(listed - real))
     keys = listed_keys(stage)
@@ -87,15 +82,15 @@ def faults(name, stage, imports, values):
             yield f"{name}: writes {path}, outside its folder"
 
 
-def test_every_stage_depends_on_what_it_imports_and_reads(stages, imports):
+def test_every_stage_depends_on_what_it_imports_and_reads(stages):
     values = read_yaml(ROOT / "params.yaml")
-    found = [fault for name in stages for fault in faults(name, stages[name], imports, values)]
+    found = [fault for name in stages for fault in faults(name, stages[name], values)]
     assert not found, "\n" + "\n".join(found)
 
 
-def test_the_listed_code_is_as_generated(imports):
+def test_the_listed_code_is_as_generated():
     text = (ROOT / "dvc.yaml").read_text()
-    assert text == written_anew(text, imports), "run `make deps`"
+    assert text == written_anew(text), "run `make deps`"
 
 
 def test_stage_script_and_section_have_one_name(stages):
@@ -120,17 +115,17 @@ def folder_of(path):
 
 
 @pytest.fixture
-def good(imports):
+def good():
     return {
         "cmd": "python -m pipelines.fetch",
-        "deps": sorted(code_of("fetch", imports)),
+        "deps": sorted(code_of("fetch")),
         "params": ["fetch"],
         "outs": [{"data/fetch": {"persist": False}}],
     }
 
 
-def test_a_faultless_stage_has_no_fault(good, imports):
-    assert list(faults("fetch", good, imports, {"fetch": {"source": "demo"}})) == []
+def test_a_faultless_stage_has_no_fault(good):
+    assert list(faults("fetch", good, {"fetch": {"source": "demo"}})) == []
 
 
 @pytest.mark.parametrize(
@@ -148,11 +143,11 @@ def test_a_faultless_stage_has_no_fault(good, imports):
     ],
     ids=str,
 )
-def test_a_planted_fault_is_found(change, fault, good, imports):
+def test_a_planted_fault_is_found(change, fault, good):
     stage = {**good, **{key: value for key, value in change.items() if "+" not in key}}
     stage["deps"] = [*stage["deps"], *change.get("deps+", [])]
     values = {"fetch": {"source": "demo"}, "prepare": {}}
-    assert any(fault in found for found in faults("fetch", stage, imports, values))
+    assert any(fault in found for found in faults("fetch", stage, values))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from gliotrail.cluster.train import run_tracked
 from gliotrail.errors import ParamsError
 from gliotrail.files import replacing, sha256
 from gliotrail.imaging.labels import REGIONS
-from gliotrail.params import FROM_SWEEP, Params
+from gliotrail.param_types import FROM_SWEEP
+from gliotrail.params import Params
 from gliotrail.runs.journal import MODEL_FILE, RunFolder
 from gliotrail.training.inputs import Training, synthetic_files
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import gliotrail
+from gliotrail.code_graph import code_hash, imported_by
 from gliotrail.errors import ClusterError, DataError, ParamsError, Stopped
 from gliotrail.files import replacing
 from gliotrail.paths import JOB
@@ -215,9 +216,9 @@ def _inputs(stage: str) -> list[str]:
 
 def _name(stage: str, words: Sequence[str], digests: Mapping[str, str]) -> str:
     """Of a stage's job, without the number of its attempt."""
-    from gliotrail.runs.lineage import code_digest, digest_of
+    from gliotrail.runs.lineage import digest_of
 
-    code = code_digest(*Path(gliotrail.__file__).parent.glob("*/*.py"))
+    code = code_hash(imported_by(f"gliotrail.cluster.{stage}").values())
     inputs = [digests, read_yaml(Path("params.yaml")), code]
     return f"{_PREFIX}{'-'.join([stage, *words])}-{digest_of(inputs)}"
 

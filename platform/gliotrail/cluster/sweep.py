@@ -13,7 +13,8 @@ from gliotrail.cluster.autoscaling import when_there_are
 from gliotrail.cluster.connection import cluster
 from gliotrail.cluster.job_inputs import mirror_of
 from gliotrail.errors import TrainingError
-from gliotrail.params import Params, format_size
+from gliotrail.param_types import format_size
+from gliotrail.params import Params
 from gliotrail.progress import say
 from gliotrail.runs.lineage import Origin, describe
 from gliotrail.runs.stop import asked_by, stop_if_asked

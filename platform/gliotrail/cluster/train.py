@@ -11,7 +11,8 @@ from gliotrail.cluster.connection import cluster, share_out, workers_wanted
 from gliotrail.cluster.job_inputs import mirror_of
 from gliotrail.errors import ParamsError, TrainingError
 from gliotrail.files import csv_bytes, replacing, write_durably, write_json
-from gliotrail.params import FROM_SWEEP, Params, Train
+from gliotrail.param_types import FROM_SWEEP
+from gliotrail.params import Params, Train
 from gliotrail.progress import say
 from gliotrail.runs.journal import (
     JOURNAL_FILE,

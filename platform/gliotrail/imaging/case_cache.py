@@ -18,25 +18,24 @@ from typing import Any, Final
 
 import psutil
 
+from gliotrail.code_graph import code_hash, imported_by
 from gliotrail.files import replacing, write_json
 
 _RECORD: Final = "record.json"
 
 
-def key_of(*parts: Any) -> str:
-    """A hash of plain values and of the code that makes something of them."""
-    return hashlib.sha256(json.dumps([_code(), *parts], sort_keys=True).encode()).hexdigest()
+def key_of(module: str, *parts: Any) -> str:
+    """A hash of plain values and of the code that makes something of them.
+
+    Args:
+        module: the dotted name of the one that does; what it imports counts as well.
+    """
+    return hashlib.sha256(json.dumps([_code(module), *parts], sort_keys=True).encode()).hexdigest()
 
 
 @cache
-def _code() -> str:
-    """A hash of the rooms that make files of cases, as they lie on the disk."""
-    package = Path(__file__).parents[1]
-    content = hashlib.sha256()
-    for place in ("*.py", "imaging/*.py", "report/*.py"):
-        for path in sorted(package.glob(place)):
-            content.update(f"{path.name}\n".encode() + path.read_bytes())
-    return content.hexdigest()
+def _code(module: str) -> str:
+    return code_hash(imported_by(module).values())
 
 
 def made(

@@ -27,7 +27,7 @@ from gliotrail.imaging.geometry import Box, Vox3, vox3
 from gliotrail.imaging.labels import CLASSES
 from gliotrail.imaging.prepared import Prepared, PreparedCase, read_labels_patch
 from gliotrail.imaging.split import box_to_json
-from gliotrail.params import Size, format_size
+from gliotrail.param_types import Size, format_size
 from gliotrail.progress import progress
 
 Ints = npt.NDArray[np.int64]
@@ -132,7 +132,7 @@ def _kept_or_drawn(
     case, kept_out = prepared.cases[name], prepared.split.kept_out.get(name)
     settings = section.model_dump(mode="json", exclude={"sizes"})
     asked = [name, settings, size, kept_out and box_to_json(kept_out)]
-    key = key_of(*asked, case.image_sha256, case.label_sha256)
+    key = key_of(__name__, *asked, case.image_sha256, case.label_sha256)
 
     def draw() -> dict[str, Any]:
         return {"rows": [part.tolist() for part in _draw(section, case, size, kept_out)]}

@@ -149,7 +149,7 @@ def _job(case: Case, channel_order: Sequence[int], folder: Path, memory: Path | 
         "image_sha256": sha256(case.image),
         "label_sha256": sha256(case.label) if case.label else None,
     }
-    key = key_of(case.name, list(channel_order), hashes)
+    key = key_of(__name__, case.name, list(channel_order), hashes)
     names = ("image.npy", "case.json", *(["labels.npy"] if case.label else []))
     folder.mkdir(parents=True)
     return _Job(case, channel_order, hashes, key, [folder / name for name in names], memory)

@@ -73,20 +73,22 @@ class _Seen(NamedTuple):
     volumes_ml: Mapping[str, float] | None
 
 
-def draw_data(prepared: Prepared, out: Path, memory: Path | None = None) -> None:
+def draw_data(
+    prepared: Prepared, out: Path, memory: Path | None = None, animations: bool = True
+) -> None:
     """Write the pictures of `prepare`'s output to the folder `out`, the same bytes every time.
 
     `cases/NAME.png` is three planes of four channels through the largest tumour slices, NAME.gif
     goes through the slices; `contact_sheet_1.png` and so on are all cases, `intensities.png` is
     each channel before and after standardising, `volumes.png` and `volumes.csv` are the tumours.
-    A case's pictures are kept in `memory` for the next run (see `imaging.kept`).
+    A case's pictures are kept in `memory` for the next run (see `imaging.case_cache`).
     """
     cases, part = list(prepared.cases.values()), partial(part_of, prepared.split)
     most_C = np.max([case.mean_C + 4 * case.std_C for case in cases], axis=0)
     with replacing(out) as folder, progress(len(cases), "draw", "cases") as advance:
         (folder / "cases").mkdir(parents=True)
         seen, keys = [], []
-        work = partial(_draw_one, folder / "cases", prepared.split, most_C, memory)
+        work = partial(_draw_one, folder / "cases", prepared.split, most_C, memory, animations)
         for key, one in _over(cases, work):
             keys.append(key)
             seen.append(one)
@@ -133,16 +135,21 @@ def _draw_one(
     split: Split,
     most_C: npt.NDArray[np.float64],
     memory: Path | None,
+    animations: bool,
     case: PreparedCase,
 ) -> tuple[str, _Seen]:
-    """Write a case's two pictures, or link what an earlier run kept."""
-    key = key_of(case.name, case.image_sha256, case.label_sha256, part_of(split, case.name))
-    files = [folder / f"{case.name}.{kind}" for kind in ("png", "gif")]
-    made(memory, key, files, partial(_write_pictures, folder, split, case))
+    """Write a case's pictures, or link what an earlier run kept."""
+    kinds = ("png", "gif") if animations else ("png",)
+    hashes = case.image_sha256, case.label_sha256
+    key = key_of(__name__, case.name, *hashes, part_of(split, case.name), *kinds)
+    files = [folder / f"{case.name}.{kind}" for kind in kinds]
+    made(memory, key, files, partial(_write_pictures, folder, split, animations, case))
     return key, look_at(case, most_C)
 
 
-def _write_pictures(folder: Path, split: Split, case: PreparedCase) -> dict[str, Any]:
+def _write_pictures(
+    folder: Path, split: Split, animations: bool, case: PreparedCase
+) -> dict[str, Any]:
     image_CIJK, labels_IJK = case.image_CIJK, case.labels_IJK
     ml, part = volumes_ml(case), part_of(split, case.name)
     title = f"{case.name}, {part or 'in no part of the split'}"
@@ -150,10 +157,11 @@ def _write_pictures(folder: Path, split: Split, case: PreparedCase) -> dict[str,
     start_vox = case.box.start_vox
     drawing = draw_case(image_CIJK, labels_IJK, case.spacing_mm, told, first_vox=start_vox)
     save_figure(drawing, folder / f"{case.name}.png")
-    write_gif(
-        image_CIJK, labels_IJK, folder / f"{case.name}.gif", case.spacing_mm, title,
-        first_k=start_vox[2],
-    )  # fmt: skip
+    if animations:
+        write_gif(
+            image_CIJK, labels_IJK, folder / f"{case.name}.gif", case.spacing_mm, title,
+            first_k=start_vox[2],
+        )  # fmt: skip
     return {}
 
 

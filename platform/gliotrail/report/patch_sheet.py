@@ -8,7 +8,7 @@ import numpy as np
 from gliotrail.imaging.geometry import Box, vox3
 from gliotrail.imaging.patch import PatchIndex
 from gliotrail.imaging.prepared import Prepared, read_labels_patch, read_patch
-from gliotrail.params import format_size
+from gliotrail.param_types import format_size
 from gliotrail.report.figures import save_figure
 from gliotrail.report.overlays import draw_patches
 

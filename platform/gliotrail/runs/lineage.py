@@ -13,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-import gliotrail
 from gliotrail.paths import git
 from gliotrail.plain_yaml import read_yaml
 from gliotrail.runs.code_snapshot import code_now
@@ -127,21 +126,6 @@ def dvc_digests(lock: Path = Path("dvc.lock")) -> dict[str, str]:
         for out in stage.get("outs", ())
         if "md5" in out
     }
-
-
-def code_digest(*more: Path) -> str:
-    """One hash of the code that decides what a training gives: imaging, segmentation, params.
-
-    Where a run happens and what is drawn of it (the other rooms) change no weight; `more` are
-    files of theirs that do.
-    """
-    root = Path(gliotrail.__file__).parent
-    sources = [root / "params.py", *(root / "imaging").glob("*.py")]
-    sources += [*(root / "segmentation").glob("*.py"), *more]
-    digest = hashlib.sha256()
-    for path in sorted(sources):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def digest_of(values: Any) -> str:

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from gliotrail.errors import ParamsError
 from gliotrail.files import read_json, write_durably
-from gliotrail.params import FROM_SWEEP, Params, Train, format_size
+from gliotrail.param_types import FROM_SWEEP, format_size
+from gliotrail.params import Params, Train
 from gliotrail.paths import state_dir
 from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.lineage import digest_of

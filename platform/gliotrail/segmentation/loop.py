@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gliotrail.errors import TrainingError
-from gliotrail.params import Size
+from gliotrail.param_types import Size
 from gliotrail.segmentation.losses import LOSSES
 from gliotrail.segmentation.sampling import Batch, Source, batches
 

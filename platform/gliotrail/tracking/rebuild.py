@@ -15,7 +15,7 @@ from mlflow.entities import Run
 from ruamel.yaml import YAML
 
 from gliotrail.errors import TrackingError
-from gliotrail.params import FROM_SWEEP
+from gliotrail.param_types import FROM_SWEEP
 from gliotrail.paths import git, main_checkout
 from gliotrail.plain_yaml import read_yaml
 from gliotrail.runs.code_snapshot import CHANGES, UNTRACKED

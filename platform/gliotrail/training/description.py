@@ -7,7 +7,7 @@ from typing import Any
 
 from gliotrail.imaging.labels import CHANNELS, CLASSES
 from gliotrail.imaging.split import fold_of, split_from_json
-from gliotrail.params import format_size
+from gliotrail.param_types import format_size
 from gliotrail.report.figures import figure_png
 from gliotrail.report.network import draw_network, draw_table, layer_rows, parameter_table
 from gliotrail.runs.lineage import Origin, describe

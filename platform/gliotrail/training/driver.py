@@ -23,7 +23,7 @@ from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.patch import read_index
 from gliotrail.imaging.prepared import Prepared, load_prepared, read_labels_patch, read_patch
 from gliotrail.imaging.split import Region, fold_of
-from gliotrail.params import Size
+from gliotrail.param_types import Size
 from gliotrail.runs.journal import RunFolder, Writer
 from gliotrail.runs.lineage import cpu_model
 from gliotrail.runs.stop import asked_by

@@ -1,6 +1,6 @@
 """What a training is. It is known by its inputs: params, data, patch index, code.
 
-Its folder (see `tracking.journal`) is named by their hash, so that an interrupted one is found
+Its folder (see `runs.journal`) is named by their hash, so that an interrupted one is found
 again and goes on, a finished one is not run twice, and a changed one starts afresh.
 
 Nothing here imports torch or MLflow: Ray starts while they are imported.
@@ -12,26 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from gliotrail.code_graph import result_code
 from gliotrail.errors import DataError, ParamsError
 from gliotrail.files import sha256
-from gliotrail.params import (
-    FROM_SWEEP,
-    Judged,
-    Params,
-    Pretrain,
-    Rehearsed,
-    Size,
-    Train,
-    format_size,
-    validate,
-)
+from gliotrail.param_types import FROM_SWEEP, Size, format_size
+from gliotrail.params import Judged, Params, Pretrain, Rehearsed, Train, validate
 from gliotrail.paths import state_dir
 from gliotrail.runs.journal import RunFolder
-from gliotrail.runs.lineage import code_digest, digest_of
+from gliotrail.runs.lineage import digest_of
 from gliotrail.synthesis.tumours import FILES, LESION_FILE, shape_path
 from gliotrail.training.first_weights import initial_weights
 
-_DRIVER: Final = Path(__file__).with_name("driver.py")
+_DRIVER: Final = "gliotrail.training.driver"
 
 
 @dataclass(frozen=True)
@@ -81,7 +73,7 @@ class Training:
         init = initial_weights(section.init)
         files = synthetic_files(params.pretrain, synthetic)
         digests = {
-            "code": code_digest(_DRIVER),
+            "code": result_code(_DRIVER),
             "synthetic": digest_of([[str(p.relative_to(synthetic)), sha256(p)] for p in files]),
         }
         if prepared:

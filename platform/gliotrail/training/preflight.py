@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from gliotrail.errors import ParamsError, WeightsError
 from gliotrail.imaging.geometry import by_mm, same_spacing
 from gliotrail.imaging.prepared import Prepared
-from gliotrail.params import Model, Train, format_size
+from gliotrail.param_types import format_size
+from gliotrail.params import Model, Train
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.unet import check_size, receptive_radius_vox, stride
 from gliotrail.training.driver import data_of, spacing_of, window_of

@@ -1,0 +1,101 @@
+"""Which code decides a result: a module, and all of the package that it imports.
+
+The same graph names the code that a stage of dvc.yaml depends on (`make deps` writes it there), and
+gives the hash that a training or a prepared case is known by.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+PACKAGE: Final = Path(__file__).parent
+RESULT_ROOMS: Final = ("dataset", "params", "imaging", "synthesis", "segmentation", "training")
+"""What can change a model's weights. The rest keeps, tells, draws or places what they do."""
+
+
+def imported_by(module: str, roots: Mapping[str, Path] | None = None) -> dict[str, Path]:
+    """A module and all that it imports, directly and through others, with their files.
+
+    Imports inside functions count, those for type checkers alone don't, nor do packages' own files
+    (`__init__.py`), which hold no code.
+
+    Args:
+        module: its dotted name.
+        roots: the top packages that are followed; by default gliotrail alone.
+    """
+    roots = roots or {PACKAGE.name: PACKAGE}
+    found: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = _file(name, roots)
+        if path is not None and name not in found:
+            found[name] = path
+            waiting += _imports(path)
+    return dict(sorted(found.items()))
+
+
+def result_code(module: str, *more: Path) -> str:
+    """One hash of the code that decides what a module computes; comments and docstrings don't.
+
+    Args:
+        more: files beside the package that count as well.
+    """
+    prefixes = tuple(f"{PACKAGE.name}.{room}" for room in RESULT_ROOMS)
+    files = [path for name, path in imported_by(module).items() if name.startswith(prefixes)]
+    return code_hash([*files, *more])
+
+
+def code_hash(files: Iterable[Path]) -> str:
+    """One hash of what Python files do: names, comments and docstrings of no file change it."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        name = path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else Path(path.name)
+        digest.update(name.as_posix().encode() + b"\0" + _meaning(path).encode() + b"\0")
+    return digest.hexdigest()
+
+
+@cache
+def _meaning(path: Path) -> str:
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):  # a string alone, a docstring for one, does nothing
+            node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _file(name: str, roots: Mapping[str, Path]) -> Path | None:
+    """A module's file; None where it is a package, a name within a module, or another's."""
+    top, *rest = name.split(".")
+    path = roots[top].joinpath(*rest).with_suffix(".py") if top in roots and rest else None
+    return path if path is not None and path.is_file() else None
+
+
+@cache
+def _imports(path: Path) -> tuple[str, ...]:
+    return tuple(_names(ast.parse(path.read_bytes())))
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.module:
+            yield child.module
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        else:
+            yield from _names(child)
