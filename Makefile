@@ -36,7 +36,7 @@ echo "$$key" >"$(1)/.installed"
 echo "installation took $$SECONDS s"
 endef
 
-.PHONY: help setup demo pictures ui docs test demo-test chaos hostile browser-test cluster-test reproduce-test tracking-cost sweep-cost gpu-check bench check deps fmt services peers audit sbom clean python
+.PHONY: help setup demo pictures ui docs test coverage demo-test chaos hostile browser-test cluster-test reproduce-test tracking-cost sweep-cost gpu-check bench check deps fmt services peers audit sbom clean python
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -59,6 +59,9 @@ docs: setup ## build the documents as a site in site/, and the reference from th
 
 test: setup ## all tests but the long ones; ARGS="tests/imaging -x" chooses
 	@pytest $(PROCESSES) $(ARGS)
+
+coverage: setup ## which lines of the package `make test` runs: a table, and pages in htmlcov/
+	@pytest $(PROCESSES) --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
 
 demo-test: setup ## the demo in a temporary clone, with its time and peak memory
 	@pytest -m long -s tests/spine/test_demo.py $(ARGS)
@@ -144,6 +147,6 @@ services: ## install the Debian packages that some tests need (browser, PostgreS
 		apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null
 
 clean: ## remove caches; data, results, runs and .venv stay
-	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache site dist
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov site dist
 	find platform pipelines tests -name __pycache__ -prune -exec rm -rf {} +
 	echo "left alone: data/, results/, .gliotrail/ (runs), .dvc/cache, .venv"

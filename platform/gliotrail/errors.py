@@ -4,9 +4,12 @@
 'labelsTr/A.nii.gz: shape: wanted (240, 240, 50), got (240, 240)'
 """
 
+import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from typing import Any, Final, NoReturn
 
 _LONGEST: Final = 500
@@ -95,7 +98,8 @@ class Stopped(GliotrailError):  # noqa: N818 - nothing went wrong
 def one_line_errors() -> Iterator[None]:
     """End the process with exit code 1 and one line, without a traceback.
 
-    So it is for a GliotrailError, and for what the machine refuses: disk, memory, permission.
+    A GliotrailError ends so, and what the machine refuses: disk, memory, permission; and a library
+    of an extra that is not installed.
     """
     try:
         yield
@@ -103,6 +107,11 @@ def one_line_errors() -> Iterator[None]:
         _end(str(error), error.code)
     except GliotrailError as error:
         _end(str(error))
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        if (extra := _extra_with(missing)) is None:
+            raise
+        _end(f"{missing} is not installed: `pip install 'gliotrail[{extra}]'`")
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         _end(f"{place}{error.strerror or error}; the same command goes on once that is mended")
@@ -112,6 +121,16 @@ def one_line_errors() -> Iterator[None]:
         _end("there is not enough memory; the same command goes on once there is")
     except KeyboardInterrupt:
         _end("stopped by Ctrl-C; the same command goes on", 130)
+
+
+def _extra_with(module: str) -> str | None:
+    """The smallest extra of pyproject.toml that installs a module, if one does."""
+    packages: defaultdict[str, set[str]] = defaultdict(set)
+    for line in metadata.requires("gliotrail") or []:
+        if found := re.match(r"([\w-]+).*extra == ['\"](\w+)['\"]", line):
+            packages[found[2]].add(found[1].replace("-", "_"))
+    extras = [extra for extra, names in packages.items() if module in names]
+    return min(extras, key=lambda extra: len(packages[extra]), default=None)
 
 
 def _end(line: str, code: int = 1) -> NoReturn:

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -131,6 +132,8 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) 
     """Open MLflow's pages on what was recorded (seen from this machine only)."""
     from gliotrail.runs.addresses import shown, tracking_uri
 
+    if find_spec("mlflow") is None:
+        raise ModuleNotFoundError(name="mlflow")
     print("in MLflow switch to 'Model training', at the top on the left")
     if tracking_uri().startswith(("http://", "https://")):
         print(f"MLflow's pages: {shown(tracking_uri())} (a server that runs already)")

@@ -127,7 +127,11 @@ def _trained(name: str) -> "tuple[Trained, float]":
 
     if ":/" not in name:
         return load(Path(name)), THRESHOLD
-    from gliotrail.tracking.registry import fetch_weights, threshold_of
+    try:
+        from gliotrail.tracking.registry import fetch_weights, threshold_of
+    except ModuleNotFoundError:
+        do = "registered models need `pip install 'gliotrail[track]'`"
+        raise ParamsError("--model", wanted="a weights file", got=name, do=do) from None
 
     with tempfile.TemporaryDirectory() as folder:
         return load(fetch_weights(name, Path(folder))), threshold_of(name, THRESHOLD)
