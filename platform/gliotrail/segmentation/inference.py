@@ -1,16 +1,16 @@
-"""Whole-scan prediction, exact and in bounded memory.
+"""Whole-scan prediction in bounded memory.
 
-The network has no normalisation, so an output depends on the input only within its receptive
-field: a slab computed with a halo of that radius equals the same voxels of one pass over the whole
-prepared array (the brain's box, padded at its far end to whole strides). Outside the brain's box
-there is no tissue, hence no tumour.
+A U-Net without normalisation is computed in blocks (see `blocks`): the same numbers as one pass
+over the whole prepared array (the brain's box, padded at its far end to whole strides). A box of
+the scan is seen with a margin of the network's receptive field. Outside the brain's box there is no
+tissue, hence no tumour.
 
 A network with normalisation is not exact that way: each voxel's output depends on all that is seen
 with it. It sees windows of the size of its patches, which overlap by half, and their probabilities
 are averaged with Gaussian weights (as nnU-Net does, arXiv:1904.08128), by MONAI.
 """
 
-from collections.abc import Callable, Iterator
+import math
 from typing import Any, Final, cast
 
 import numpy as np
@@ -21,11 +21,14 @@ from torch import Tensor
 from gliotrail.imaging.geometry import Box, vox3
 from gliotrail.imaging.labels import CLASSES, Labels
 from gliotrail.imaging.prepared import PreparedCase, case_of_array, read_patch
+from gliotrail.segmentation.blocks import FLOATS, predict_in_blocks
 from gliotrail.segmentation.network import Network
-from gliotrail.segmentation.unet import receptive_radius_vox, stride
+from gliotrail.segmentation.unet import UNet3d, receptive_radius_vox, stride
 
-SLAB_VALUES: Final = 48_000_000
-"""Voxels of a slab, halo included, times base filters: 32 bytes each, about 1.5 GiB."""
+CPU_BYTES: Final = 1_536_000_000
+"""Of features at a time, on a CPU."""
+_OF_FREE: Final = 0.5  # of a GPU's memory; cuDNN takes as much again for itself
+_MOST_WINDOWS: Final = 16
 
 
 def predict_box(
@@ -33,23 +36,30 @@ def predict_box(
     case: PreparedCase,
     box: Box,
     standardize: str,
-    slab_values: int = SLAB_VALUES,
+    most_bytes: int | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Probabilities (classes, I, J, K) for a box of the scan (RAS+ voxels)."""
+    """Probabilities (classes, I, J, K) for a box of the scan (RAS+ voxels).
+
+    Args:
+        most_bytes: as `forward`.
+    """
     probabilities = np.zeros((len(CLASSES), *box.size_vox), np.float32)
-    for slab, seen in _slabs(model, box.meet(case.box), case.box, slab_values):
-        image_CIJK = read_patch(case, seen, standardize)
-        inside = slab.shifted([-s for s in seen.start_vox])
-        placed = slab.shifted([-s for s in box.start_vox])
-        probabilities[:, *placed.slices] = forward(model, image_CIJK)[:, *inside.slices]
+    wanted = box.meet(case.box)
+    if 0 in wanted.size_vox:
+        return probabilities
+    seen = _with_halo(wanted, case.box, model.depth) if model.window_vox is None else wanted
+    inside = wanted.shifted([-s for s in seen.start_vox])
+    placed = wanted.shifted([-s for s in box.start_vox])
+    seen_CIJK = forward(model, read_patch(case, seen, standardize), most_bytes)
+    probabilities[:, *placed.slices] = seen_CIJK[:, *inside.slices]
     return probabilities
 
 
 def predict_case(
-    model: Network, case: PreparedCase, standardize: str, slab_values: int = SLAB_VALUES
+    model: Network, case: PreparedCase, standardize: str, most_bytes: int | None = None
 ) -> npt.NDArray[np.float32]:
     """Probabilities (classes, I, J, K) for a whole scan, on its RAS+ grid."""
-    return predict_box(model, case, Box((0, 0, 0), case.ras_shape_vox), standardize, slab_values)
+    return predict_box(model, case, Box((0, 0, 0), case.ras_shape_vox), standardize, most_bytes)
 
 
 def segment_array(
@@ -77,47 +87,52 @@ def to_labels(probabilities_CIJK: npt.NDArray[np.float32], threshold: float) -> 
 
 
 @torch.inference_mode()
-def forward(model: Network, image_CIJK: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Image (C, I, J, K) -> probabilities (classes, I, J, K), in one pass or by windows."""
+def forward(
+    model: Network, image_CIJK: npt.NDArray[np.float32], most_bytes: int | None = None
+) -> npt.NDArray[np.float32]:
+    """Image (C, I, J, K) -> probabilities (classes, I, J, K), in one pass, blocks or windows.
 
-    def predict(image: Tensor) -> Tensor:
-        return model(image.contiguous(memory_format=torch.channels_last_3d)).sigmoid()  # type: ignore[no-any-return]
-
+    Args:
+        most_bytes: that features take at a time; None is CPU_BYTES on a CPU, on a GPU half of what
+            is free there.
+    """
     weight = next(model.parameters())
+    most_bytes = _room_bytes(weight.device) if most_bytes is None else most_bytes
     image = torch.from_numpy(image_CIJK)[None].to(weight.device, weight.dtype)
-    probabilities = (
-        predict(image) if model.window_vox is None else _by_windows(model, image, predict)
-    )
+    if model.window_vox is None:
+        assert isinstance(model, UNet3d)
+        image = image.contiguous(memory_format=torch.channels_last_3d)
+        probabilities = predict_in_blocks(model, image, most_bytes)
+    else:
+        probabilities = _by_windows(model, image, most_bytes)
     return probabilities[0].float().cpu().numpy()
 
 
-def _by_windows(model: Network, image: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
+def _room_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return CPU_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(_OF_FREE * (free + held))
+
+
+def _by_windows(model: Network, image: Tensor, most_bytes: int) -> Tensor:
     from monai.inferers.utils import sliding_window_inference
 
     size_vox = model.window_vox
     assert size_vox is not None
-    merged = sliding_window_inference(image, size_vox, 1, predict, overlap=0.5, mode="gaussian")
+    of_one = math.prod(size_vox) * FLOATS * model.base_filters * image.element_size()
+    on_gpu = image.device.type == "cuda"  # a CPU is as busy with one
+    at_once = min(_MOST_WINDOWS, max(1, most_bytes // of_one)) if on_gpu else 1
+
+    def predict(windows: Tensor) -> Tensor:
+        return model(windows.contiguous(memory_format=torch.channels_last_3d)).sigmoid()  # type: ignore[no-any-return]
+
+    merged = sliding_window_inference(
+        image, size_vox, at_once, predict, overlap=0.5, mode="gaussian"
+    )
     assert isinstance(merged, Tensor)
     return merged
-
-
-def _slabs(model: Network, wanted: Box, whole: Box, slab_values: int) -> Iterator[tuple[Box, Box]]:
-    """Cut `wanted` along i, so that each piece with its halo fits: the piece, and with its halo."""
-    if 0 in wanted.size_vox:
-        return
-    if model.window_vox is not None:
-        yield wanted, wanted
-        return
-    depth = model.depth
-    i, j, k = _with_halo(wanted, whole, depth).size_vox
-    thickness = slab_values // model.base_filters // (j * k)
-    if thickness < i:
-        halo = receptive_radius_vox(depth) + stride(depth)
-        thickness = max(stride(depth), thickness - 2 * halo)
-    for start in range(wanted.start_vox[0], wanted.stop_vox[0], thickness):
-        stop = min(start + thickness, wanted.stop_vox[0])
-        slab = Box((start, *wanted.start_vox[1:]), (stop, *wanted.stop_vox[1:]))
-        yield slab, _with_halo(slab, whole, depth)
 
 
 def _with_halo(box: Box, whole: Box, depth: int) -> Box:

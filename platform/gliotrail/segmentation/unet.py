@@ -65,18 +65,25 @@ class UNet3d(Network):
             ParamsError: a side that is not a multiple of the stride.
         """
         check_size(tuple(image_BCIJK.shape[2:]), self.depth)
-        x = image_BCIJK
-        skips = []
-        for level, pair in enumerate(self.down):
-            first, second = pair.children()
-            x = F.max_pool3d(x, 2) if level else x
-            x = F.relu(second(F.relu(first(x))))
-            skips.append(x)
-        skips.pop()
-        for pair in self.up:
-            first, second = pair.children()
-            x = F.relu(second(F.relu(self._over_upsampled(first, x, skips.pop()))))
-        return self.head(x)  # type: ignore[no-any-return]
+        return self.head(self.from_level(0, image_BCIJK))  # type: ignore[no-any-return]
+
+    def from_level(self, level: int, x: Tensor) -> Tensor:
+        """What a level and all below it make of the level's input."""
+        skip = self.descend(level, x)
+        if level == self.depth - 1:
+            return skip
+        low = self.from_level(level + 1, F.max_pool3d(skip, 2))
+        return self.ascend(level, low, skip)
+
+    def descend(self, level: int, x: Tensor) -> Tensor:
+        """A level's two convolutions on the way down: its skip."""
+        first, second = self.down[level].children()
+        return F.relu(second(F.relu(first(x))))
+
+    def ascend(self, level: int, low: Tensor, skip: Tensor) -> Tensor:
+        """A level's two convolutions on the way up, over what the level below gave and the skip."""
+        first, second = self.up[self.depth - 2 - level].children()
+        return F.relu(second(F.relu(self._over_upsampled(first, low, skip))))
 
     @property
     def encoder(self) -> Sequence[nn.Module]:
