@@ -39,6 +39,8 @@ ENVIRONMENT = {
     "GLIOTRAIL_CACHE_GB": "What a node's cache of data by hash may take; 200.",
     "GLIOTRAIL_CONCURRENT_TRIALS": "Trials of a sweep at a time; else one a GPU, or core.",
     "GLIOTRAIL_DISK_GB": "What all runs of a checkout may take; 20.",
+    "GLIOTRAIL_GPUS": "Of each worker: `auto` (a GPU if the cluster has or can start any), 0, 1, or"
+    " for a sweep's one-worker trials a share such as 0.5; `auto`.",
     "GLIOTRAIL_HEARTBEAT_S": "Seconds between the heartbeats of a process with a run; 30.",
     "GLIOTRAIL_JOB": "Set in a stage that runs as a Ray job; not for users.",
     "GLIOTRAIL_ORIGIN": "Set in a Ray job: commit and code of what sent it; not for users.",
@@ -46,11 +48,13 @@ ENVIRONMENT = {
     "GLIOTRAIL_STATE": "Where runs in progress, caches and the tracking database are; `.gliotrail`"
     " of the main checkout. A job on a cluster has `~/.cache/gliotrail`; set in the environment of"
     " Ray's machines, it is another path there, the same on all.",
+    "GLIOTRAIL_TEST_GPU_IS_CPU": "For tests alone: a worker with a GPU of Ray's computes on its"
+    " CPU.",
     "GLIOTRAIL_TRIAL_CPUS": "Cores of each worker of a sweep's trial.",
-    "GLIOTRAIL_TRIAL_GPUS": "Share of a GPU that a sweep's trial takes, such as 0.5.",
+    "GLIOTRAIL_TRIAL_GPUS": "The former name of GLIOTRAIL_GPUS: refused.",
     "GLIOTRAIL_TRIAL_WORKERS": "Workers of each trial of a sweep; 1.",
-    "GLIOTRAIL_WORKERS": "Workers of a training, or the fewest and the most, `1:4`; else one for"
-    " each GPU of the cluster, or two.",
+    "GLIOTRAIL_WORKERS": "Workers of a training, or the fewest and the most, `1:4`; at most"
+    " `train.batch_size`; else one for each GPU that is up, or without GPUs two.",
 }
 """Gliotrail's own. What is in the code and not here, or the reverse, is an error."""
 OF_OTHERS = {

@@ -3,7 +3,6 @@
 A difference is |a - b| / |b|, with the norms of whole tensors (L2), b being the CPU's in float32.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ import torch.multiprocessing
 from torch import Tensor
 
 from gliotrail.cluster.connection import cluster, nodes
-from gliotrail.cluster.trials import TRIAL_GPUS, resources
+from gliotrail.cluster.trials import resources
 from gliotrail.segmentation.inference import forward
 from gliotrail.segmentation.loop import SCORE, Plan, State, World, fit, gradients_and_losses
 from gliotrail.segmentation.sampling import Batch, Sample, batches
@@ -218,10 +217,9 @@ def _device(backend: str, number: int) -> torch.device:
 
 def halves() -> Row:
     """How many trials of half a GPU don't run beside each other, of those that could."""
-    os.environ[TRIAL_GPUS] = "0.5"
     with cluster() as connected:
         connected()
-        wanted, at_once = resources(nodes(), 2 * torch.cuda.device_count())
+        wanted, at_once = resources(nodes(), 2 * torch.cuda.device_count(), 0.5)
         task = ray.remote(**{f"num_{k.lower()}s": n for k, n in wanted.per_worker().items()})
         spans = ray.get([task(_half).remote() for _ in range(at_once)])
     beside = [begin for begin, _ in spans if begin < min(end for _, end in spans)]

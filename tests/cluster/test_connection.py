@@ -6,11 +6,17 @@ import sys
 import pytest
 import ray
 
-from gliotrail.cluster.connection import Resources, nodes, share_out, total, workers_wanted
+from gliotrail.cluster.connection import (
+    Resources,
+    check_shares,
+    nodes,
+    share_out,
+    total,
+    workers_wanted,
+)
 from gliotrail.cluster.trials import (
     CONCURRENT,
     TRIAL_CPUS,
-    TRIAL_GPUS,
     TRIAL_WORKERS,
     resources,
 )
@@ -65,12 +71,44 @@ SMALL, BIG, WITH_GPUS = {"CPU": 2.0}, {"CPU": 16.0}, {"CPU": 16.0, "GPU": 4.0}
         ([WITH_GPUS], None, Resources(4, 4, 1)),
         ([WITH_GPUS, BIG], None, Resources(4, 4, 1)),  # cores of the machine with the GPUs
         ([WITH_GPUS] * 2, 2, Resources(2, 16, 1)),
+        ([WITH_GPUS], None, Resources(2, 8, 0)),  # GLIOTRAIL_GPUS=0
+        ([WITH_GPUS], 5, Resources(5, 3, 0)),
     ],
 )
 def test_workers_share_the_machines(
     there: list[dict[str, float]], workers: int | None, shared: Resources
 ) -> None:
-    assert share_out(there, workers) == shared
+    assert share_out(there, workers, of_a_gpu=shared.gpus_per_worker) == shared
+
+
+def test_nobody_says_how_many_workers_then_each_has_a_patch() -> None:
+    eight = [{"CPU": 32.0, "GPU": 8.0}]
+    assert share_out(eight, None, of_a_gpu=1, patches=4) == Resources(4, 8, 1)
+    assert share_out(eight, None, of_a_gpu=1, patches=16) == Resources(8, 4, 1)
+    assert share_out([BIG], None, patches=1) == Resources(1, 16, 0)
+    assert share_out(eight, 6, of_a_gpu=1, patches=4).workers == 6  # refused: see check_shares
+
+
+@pytest.mark.parametrize(("workers", "fewest"), [(9, None), (16, 4), (16, 9)])
+def test_more_workers_than_patches_are_refused_with_the_numbers_that_fit(
+    workers: int, fewest: int | None
+) -> None:
+    with pytest.raises(ParamsError) as told:
+        check_shares(workers, fewest, 8, "GLIOTRAIL_WORKERS")
+    assert str(told.value).startswith(
+        "GLIOTRAIL_WORKERS: wanted at most 8, as many as train.batch_size (1, 2, 4, 8 have equal"
+        " shares), got "
+    )
+
+
+def test_uneven_shares_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for workers in (None, 1, 2, 4, 8):
+        check_shares(workers, None, 8, "GLIOTRAIL_WORKERS")
+    assert capsys.readouterr().err == ""
+    check_shares(3, 1, 8, "GLIOTRAIL_WORKERS")
+    assert capsys.readouterr().err.splitlines() == [
+        "GLIOTRAIL_WORKERS: 3 workers share 8 patches, 2 or 3 each; 1, 2, 4, 8 have equal shares"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -92,16 +130,22 @@ def test_as_many_workers_as_there_can_be_share_the_machines(
         ([], None, "1 workers of 1 CPU", "0 CPUs and 0 GPUs"),
         ([WITH_GPUS], 5, "5 workers of 1 CPU and 1 GPU", "16 CPUs and 4 GPUs"),
         ([{"CPU": 0.0, "GPU": 1.0}], 1, "1 workers of 1 CPU and 1 GPU", "0 CPUs and 1 GPUs"),
+        ([BIG], None, "1 workers of 1 CPU and 1 GPU", "16 CPUs and 0 GPUs"),
     ],
 )
 def test_what_can_never_start_is_told_at_once(
     there: list[dict[str, float]], workers: int | None, wanted: str, got: str
 ) -> None:
     with pytest.raises(ClusterError) as told:
-        share_out(there, workers)
+        share_out(there, workers, of_a_gpu="GPU" in wanted)
     assert str(told.value) == (
         f"training can never start: wanted {wanted}, got a cluster of {got};"
         " lower GLIOTRAIL_WORKERS"
+        + (
+            ", or set GLIOTRAIL_GPUS=0 for CPUs"
+            if got.endswith(" 0 GPUs") and "GPU" in wanted
+            else ""
+        )
     )
 
 
@@ -210,22 +254,14 @@ def test_trials_share_the_machines(
     monkeypatch.setenv(TRIAL_WORKERS, workers or "")
     monkeypatch.setenv(TRIAL_CPUS, cpus or "")
     monkeypatch.setenv(CONCURRENT, most or "")
-    assert resources(there, trials) == (each, at_once)
+    assert resources(there, trials, each.gpus_per_worker) == (each, at_once)
 
 
-def test_trials_may_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(TRIAL_GPUS, "0.5")
-    assert resources([WITH_GPUS], 9) == (Resources(1, 2, 0.5), 8)
-    assert resources([WITH_GPUS], 9)[0].describe() == "1 workers of 2 CPU and 0.5 GPU"
-    assert resources([SMALL], 9) == (Resources(1, 1, 0), 2)
-    for text in ("0", "0.0", "2", "-1", "half", "1e-3"):
-        monkeypatch.setenv(TRIAL_GPUS, text)
-        with pytest.raises(ParamsError, match=r"wanted a share of a GPU, such as 0\.5, got"):
-            resources([WITH_GPUS], 9)
-    monkeypatch.setenv(TRIAL_GPUS, "0.5")
-    monkeypatch.setenv(TRIAL_WORKERS, "2")
-    with pytest.raises(ParamsError, match="GLIOTRAIL_TRIAL_GPUS: wanted 1 for 2 workers a trial"):
-        resources([WITH_GPUS], 9)
+def test_trials_may_share_a_gpu() -> None:
+    assert resources([WITH_GPUS], 9, 0.5) == (Resources(1, 2, 0.5), 8)
+    assert resources([WITH_GPUS], 9, 0.5)[0].describe() == "1 workers of 2 CPU and 0.5 GPU"
+    with pytest.raises(ClusterError, match="or set GLIOTRAIL_GPUS=0 for CPUs"):
+        resources([SMALL], 9, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +278,7 @@ def test_a_trial_that_can_never_fit_is_refused_at_once(
     monkeypatch.setenv(TRIAL_WORKERS, workers)
     monkeypatch.setenv(TRIAL_CPUS, cpus)
     with pytest.raises(ClusterError) as told:
-        resources([BIG, SMALL, SMALL], 4)
+        resources([BIG, SMALL, SMALL], 4, 0)
     assert str(told.value) == (
         f"a trial can never start: wanted {wanted}, got machines of"
         f" 16 CPUs and 0 GPUs / 2 CPUs and 0 GPUs; lower GLIOTRAIL_TRIAL_{lower}"

@@ -114,6 +114,7 @@ def train_here(patch: pytest.MonkeyPatch, fit: Callable[[Training, RunFolder], o
     of_train = "gliotrail.cluster.train"
     patch.setattr(f"{of_train}.cluster", lambda: nullcontext(lambda: None))
     patch.setattr("gliotrail.cluster.autoscaling.nodes", list)
+    patch.setattr("gliotrail.cluster.gpus.nodes", list)
     patch.setattr(f"{of_train}.share_out", lambda *_: None)
     patch.setattr(
         "gliotrail.cluster.workers.fit_on_workers", lambda training, run, _: fit(training, run)
@@ -138,6 +139,7 @@ def try_here(patch: pytest.MonkeyPatch) -> None:
     of_sweep = "gliotrail.cluster.sweep"
     patch.setattr(f"{of_sweep}.cluster", lambda: nullcontext(lambda: None))
     patch.setattr("gliotrail.cluster.autoscaling.nodes", lambda: [{"CPU": 2}])
+    patch.setattr("gliotrail.cluster.gpus.nodes", list)
     patch.setattr("gliotrail.cluster.trials.run_trials", run)
 
 

@@ -15,6 +15,8 @@ from gliotrail.progress import say
 
 _PATIENCE_S: Final = 600.0
 _FIRST_REPORT_S: Final = 10.0
+_ASKED_FOR_S: Final = 20.0
+"""An autoscaler looks every five seconds; one that has just started takes some more."""
 _STATUS: Final = "__autoscaling_status"
 _FIXED: Final = "node_"
 """What Ray calls the type of a machine that no autoscaler has started, its id behind it."""
@@ -61,6 +63,33 @@ def when_there_are(
                 return choose(nodes())
             except ClusterError as error:
                 problem = error
+    finally:
+        request_resources(bundles=[])
+
+
+def can_start_gpus(look: Callable[[], object] = lambda: None) -> bool:
+    """Whether the cluster's autoscaler has a type of machine with a GPU, and room for one.
+
+    Ray lists no types: it is asked for a GPU, and what it has no type for, it doesn't start.
+
+    Args:
+        look: called each second; what it raises ends the wait.
+    """
+    if not _grows():
+        return False
+    from ray.autoscaler.sdk import request_resources
+
+    before = on_the_way() or {}
+    ends_s = time.monotonic() + _ASKED_FOR_S
+    request_resources(bundles=[{"GPU": 1.0}])
+    try:
+        while time.monotonic() < ends_s:
+            look()
+            coming = on_the_way() or {}
+            if total(nodes(), "GPU") or any(n > before.get(name, 0) for name, n in coming.items()):
+                return True
+            time.sleep(1)
+        return False
     finally:
         request_resources(bundles=[])
 

@@ -19,6 +19,7 @@ import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from gliotrail.errors import ClusterError, ParamsError
+from gliotrail.progress import say
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports block up to 2 s with the default
@@ -36,6 +37,7 @@ _LOCAL_SETTINGS = {
 }
 _SHM = "/dev/shm"  # noqa: S108 - Ray's place for it
 WORKERS = "GLIOTRAIL_WORKERS"
+GPUS = "GLIOTRAIL_GPUS"
 
 
 @dataclass(frozen=True)
@@ -166,33 +168,35 @@ def share_out(
     nodes: Sequence[Node],
     workers: int | None,
     at_least: int | None = None,
-    of_a_gpu: float = 1,
+    of_a_gpu: float = 0,
+    patches: int | None = None,
 ) -> Resources:
-    """What each worker of one training gets: a GPU where there are some, and its share of cores.
+    """What each worker of one training gets: its share of cores, and of a GPU.
 
     Args:
         nodes: the cluster's.
-        workers: how many; None is one a GPU, or else two, one on a single core.
+        workers: how many; None is one for each GPU, or without GPUs two, one on a single core.
         at_least: with how many it may begin, and go on, if there can't be more.
         of_a_gpu: the share of one that each gets.
+        patches: of a step; if nobody says how many workers, there are no more than these.
 
     Raises:
         ClusterError: the cluster, as it is now, can't give so much.
     """
     cpus, gpus = total(nodes, "CPU"), total(nodes, "GPU")
-    workers = workers or gpus or max(1, min(2, cpus))
-    of_one = of_a_gpu if gpus else 0
+    most = max(1, gpus if of_a_gpu else min(2, cpus))
+    workers = workers or min(most, patches or most)
     for now in range(workers, (at_least or workers) - 1, -1):
         # the most cores that each can have, a worker being on one machine
         for cpus_per_worker in range(max(1, cpus // now), 0, -1):
-            wanted = Resources(workers, cpus_per_worker, of_one, at_least)
+            wanted = Resources(workers, cpus_per_worker, of_a_gpu, at_least)
             if fitting(nodes, wanted) >= now:
                 return wanted
     raise ClusterError(
         "training can never start",
-        wanted=Resources(workers, 1, of_one, at_least).describe(),
+        wanted=Resources(workers, 1, of_a_gpu, at_least).describe(),
         got=f"a cluster of {cpus} CPUs and {gpus} GPUs",
-        do=f"lower {WORKERS}",
+        do=f"lower {WORKERS}" + (f", or set {GPUS}=0 for CPUs" if of_a_gpu > gpus else ""),
     )
 
 
@@ -218,6 +222,26 @@ def workers_wanted() -> tuple[int | None, int | None]:
     if parts is None or int(parts[1]) > int(parts[2]):
         raise ParamsError(WORKERS, wanted="the fewest and the most, such as 1:4", got=repr(text))
     return int(parts[2]), int(parts[1])
+
+
+def check_shares(workers: int | None, at_least: int | None, batch_size: int, name: str) -> None:
+    """Refuse more workers than a step has patches: some would have no work.
+
+    Args:
+        name: the variable that says how many.
+
+    Raises:
+        ParamsError: there are more.
+    """
+    fitting = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+    even = f"{', '.join(map(str, fitting))} have equal shares"
+    for number in dict.fromkeys((at_least, workers)):
+        if number and number > batch_size:
+            wanted = f"at most {batch_size}, as many as train.batch_size ({even})"
+            raise ParamsError(name, wanted=wanted, got=f"{number} workers")
+    if workers and batch_size % workers:
+        shares = f"{batch_size // workers} or {batch_size // workers + 1}"
+        say(f"{name}: {workers} workers share {batch_size} patches, {shares} each; {even}")
 
 
 def whole_number(name: str) -> int | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gliotrail.cluster.autoscaling import when_there_are
-from gliotrail.cluster.connection import cluster
+from gliotrail.cluster.connection import check_shares, cluster
 from gliotrail.cluster.job_inputs import mirror_of
 from gliotrail.errors import TrainingError
 from gliotrail.param_types import format_size
@@ -97,18 +97,30 @@ def _run(
     parent = proposals.parent
     with cluster() as connected:
         # seconds of imports, while Ray starts
-        from gliotrail.cluster.trials import bundles, end_if_stopped, resources, run_trials
+        from gliotrail.cluster.gpus import decide, gpus_wanted
+        from gliotrail.cluster.trials import (
+            TRIAL_WORKERS,
+            bundles,
+            end_if_stopped,
+            resources,
+            run_trials,
+            trial_workers,
+        )
         from gliotrail.search.live_table import watching_sweep
         from gliotrail.training.description import describe_training
         from gliotrail.training.preflight import check
 
         check(proposals.probes)
+        smallest = min(training.section.batch_size for training in proposals.probes)
+        check_shares(trial_workers(), None, smallest, TRIAL_WORKERS)
+        gpus = gpus_wanted(trial_workers())
         origin = Origin.now()
         described = _describe(params, proposals, origin)
         connected()
+        of_a_gpu = decide(gpus, "sweep", lambda: stop_if_asked(parent))
         wanted, at_once = when_there_are(
-            lambda there: resources(there, proposals.total),
-            bundles(),
+            lambda there: resources(there, proposals.total, of_a_gpu),
+            bundles(of_a_gpu),
             lambda: stop_if_asked(parent),
         )
         if not parent.has_begun():

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Final
 
 from gliotrail.cluster.autoscaling import when_there_are
-from gliotrail.cluster.connection import cluster, share_out, workers_wanted
+from gliotrail.cluster.connection import (
+    WORKERS,
+    Resources,
+    check_shares,
+    cluster,
+    share_out,
+    workers_wanted,
+)
 from gliotrail.cluster.job_inputs import mirror_of
 from gliotrail.errors import ParamsError, TrainingError
 from gliotrail.files import csv_bytes, replacing, write_durably, write_json
@@ -80,6 +87,7 @@ def _fit(
 ) -> None:
     with cluster() as connected:
         # seconds of imports, while Ray starts
+        from gliotrail.cluster.gpus import decide, gpus_wanted
         from gliotrail.cluster.workers import fit_on_workers
         from gliotrail.runs.lineage import Origin
         from gliotrail.training.description import describe_training, starting_artifacts
@@ -88,6 +96,8 @@ def _fit(
         from gliotrail.training.watch import watching
 
         check([training])
+        batch_size, gpus = training.section.batch_size, gpus_wanted()
+        check_shares(*workers, batch_size, WORKERS)
         if not run.has_begun():
             described = describe_training(training, Origin.now(), experiment, kind)
             run.begin(described, starting_artifacts(training))
@@ -96,9 +106,10 @@ def _fit(
             mirror.begin()
         connected()
         stop_if_asked(run)
+        of_a_gpu = decide(gpus, kind, lambda: stop_if_asked(run))
         wanted = when_there_are(
-            lambda there: share_out(there, *workers),
-            [{"CPU": 1.0}] * (workers[0] or 1),
+            lambda there: share_out(there, *workers, of_a_gpu, batch_size),
+            [Resources(1, 1, of_a_gpu).per_worker()] * (workers[0] or 1),
             lambda: stop_if_asked(run),
         )
         with watching(run, plan_of(training).steps, kind):

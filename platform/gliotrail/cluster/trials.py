@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from gliotrail.cluster.connection import (
+    GPUS,
     SETTINGS,
     Node,
     Resources,
@@ -25,50 +25,50 @@ from gliotrail.cluster.connection import (
     total,
     whole_number,
 )
+from gliotrail.cluster.gpus import device_of
 from gliotrail.cluster.job_inputs import bring_inputs, mirror_of
 from gliotrail.cluster.workers import fit_on_workers, give_back
-from gliotrail.errors import ClusterError, GliotrailError, ParamsError
+from gliotrail.errors import ClusterError, GliotrailError
 from gliotrail.paths import state_dir
 from gliotrail.runs.mirror import Mirror, sending, telling_of_stops
 from gliotrail.runs.stop import asked_by, forget, note
 from gliotrail.search.halving import Halving
 from gliotrail.search.proposals import Trial
-from gliotrail.segmentation.loop import SCORE, World, device_here
+from gliotrail.segmentation.loop import SCORE, World
 from gliotrail.training.driver import result, run_training
 
 TRIAL_WORKERS: Final = "GLIOTRAIL_TRIAL_WORKERS"
 TRIAL_CPUS: Final = "GLIOTRAIL_TRIAL_CPUS"
-TRIAL_GPUS: Final = "GLIOTRAIL_TRIAL_GPUS"
 CONCURRENT: Final = "GLIOTRAIL_CONCURRENT_TRIALS"
 _FAILURES_SURVIVED: Final = 3
 
 
-def resources(there: Sequence[Node], trials: int) -> tuple[Resources, int]:
+def resources(there: Sequence[Node], trials: int, of_a_gpu: float) -> tuple[Resources, int]:
     """What each trial takes, and how many run at a time: as many as there are GPUs, or else cores.
 
-    GLIOTRAIL_TRIAL_WORKERS, GLIOTRAIL_TRIAL_CPUS, GLIOTRAIL_TRIAL_GPUS and
-    GLIOTRAIL_CONCURRENT_TRIALS say it otherwise.
+    GLIOTRAIL_TRIAL_WORKERS, GLIOTRAIL_TRIAL_CPUS and GLIOTRAIL_CONCURRENT_TRIALS say it otherwise.
 
     Args:
         there: the cluster's machines.
+        of_a_gpu: the share of one that each worker gets.
 
     Raises:
         ClusterError: the cluster, as it is now, can't ever give so much.
         ParamsError: a variable that is no such number.
     """
-    workers, cpus = whole_number(TRIAL_WORKERS) or 1, whole_number(TRIAL_CPUS)
-    of_a_gpu = _of_a_gpu(workers)
-    wanted = Resources(workers, cpus or 1, of_a_gpu if total(there, "GPU") else 0)
+    workers, cpus = trial_workers(), whole_number(TRIAL_CPUS)
+    wanted = Resources(workers, cpus or 1, of_a_gpu)
     at_once = min(trials, fitting(there, wanted) // workers, whole_number(CONCURRENT) or trials)
     if not at_once:
         machines = [
             f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in there
         ]
+        on_cpus = f", or set {GPUS}=0 for CPUs" if of_a_gpu > total(there, "GPU") else ""
         raise ClusterError(
             "a trial can never start",
             wanted=wanted.describe(),
             got=f"machines of {' / '.join(dict.fromkeys(machines)) or 'nothing'}",
-            do=f"lower {TRIAL_WORKERS if workers > 1 else TRIAL_CPUS}",
+            do=f"lower {TRIAL_WORKERS if workers > 1 else TRIAL_CPUS}{on_cpus}",
         )
     if cpus is None:
         each = share_out(there, at_once * workers, of_a_gpu=of_a_gpu)
@@ -76,26 +76,19 @@ def resources(there: Sequence[Node], trials: int) -> tuple[Resources, int]:
     return wanted, at_once
 
 
-def bundles() -> list[dict[str, float]]:
-    """The least that a trial asks a cluster for that has too little."""
-    workers = whole_number(TRIAL_WORKERS) or 1
-    gpus = _of_a_gpu(workers) if os.environ.get(TRIAL_GPUS) else 0
-    return [Resources(workers, whole_number(TRIAL_CPUS) or 1, gpus).per_worker()] * workers
-
-
-def _of_a_gpu(workers: int) -> float:
-    """The share of a GPU that each worker of a trial gets.
+def trial_workers() -> int:
+    """GLIOTRAIL_TRIAL_WORKERS, or one.
 
     Raises:
-        ParamsError: it is none, or a trial's workers would share one: NCCL refuses that.
+        ParamsError: as `whole_number`.
     """
-    text = os.environ.get(TRIAL_GPUS) or "1"
-    if not re.fullmatch(r"1|0?\.[0-9]{1,4}", text) or not float(text):
-        raise ParamsError(TRIAL_GPUS, wanted="a share of a GPU, such as 0.5", got=repr(text))
-    if workers > 1 and text != "1":
-        do = f"unset {TRIAL_WORKERS} or {TRIAL_GPUS}"
-        raise ParamsError(TRIAL_GPUS, wanted=f"1 for {workers} workers a trial", got=text, do=do)
-    return float(text)
+    return whole_number(TRIAL_WORKERS) or 1
+
+
+def bundles(of_a_gpu: float) -> list[dict[str, float]]:
+    """The least that a trial asks a cluster for that has too little."""
+    workers = trial_workers()
+    return [Resources(workers, whole_number(TRIAL_CPUS) or 1, of_a_gpu).per_worker()] * workers
 
 
 def run_trials(
@@ -261,8 +254,8 @@ def _trial(config: dict[str, Any]) -> None:
             fit_on_workers(training, run, config["wanted"], [callback], trial.until)
         else:
             bring_inputs()
-            device = device_here()
             share = config["wanted"].gpus_per_worker
+            device = device_of(share)
             if device.type == "cuda" and 0 < share < 1:  # the rest is for the trials beside it
                 torch.cuda.set_per_process_memory_fraction(share)
             with sending(mirror):

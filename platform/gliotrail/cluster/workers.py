@@ -35,6 +35,7 @@ from ray.util.placement_group import (
 
 from gliotrail.cluster.connection import WORKERS, Resources, is_own
 from gliotrail.cluster.fixed_scaling import Fixed
+from gliotrail.cluster.gpus import backend_of, device_of
 from gliotrail.cluster.job_inputs import bring_inputs, mirror_of
 from gliotrail.errors import GliotrailError, TrainingError
 from gliotrail.files import read_json, write_json
@@ -126,8 +127,13 @@ def _fit(
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
     trainer = _Trainer(
         _work,
-        train_loop_config={"training": training, "root": str(run.root), "until": until},
-        torch_config=TorchConfig(backend="nccl" if wanted.gpus_per_worker else "gloo"),
+        train_loop_config={
+            "training": training,
+            "root": str(run.root),
+            "until": until,
+            "of_a_gpu": wanted.gpus_per_worker,
+        },
+        torch_config=TorchConfig(backend=backend_of(wanted.gpus_per_worker)),
         scaling_config=ScalingConfig(
             # its stubs don't know of a span
             num_workers=(wanted.at_least, wanted.workers) if wanted.at_least else wanted.workers,  # type: ignore[arg-type]
@@ -219,13 +225,13 @@ def _work(config: dict[str, Any]) -> None:
     held = get_current_placement_group()
     if rank == 0 and held is not None:
         write_json(run.root / _RESERVED, held.id.hex())
-    world = World(
-        rank,
-        workers,
-        sum_in_place=torch.distributed.all_reduce if workers > 1 else lambda tensor: None,
-        device=get_device(),
-    )
     try:
+        world = World(
+            rank,
+            workers,
+            sum_in_place=torch.distributed.all_reduce if workers > 1 else lambda tensor: None,
+            device=device_of(config["of_a_gpu"], get_device),
+        )
         bring_inputs()
         with sending(mirror_of(run) if rank == 0 else None):
             run_training(training, run, world, ray_report, config["until"])
