@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gliotrail.errors import DataError
@@ -25,6 +25,7 @@ from gliotrail.segmentation.sampling import (
     Phantoms,
     batches,
     change,
+    is_synthetic,
     part_of_step,
 )
 from gliotrail.synthesis.tumours import Style, read_anatomy, read_shape, shape_path
@@ -71,6 +72,38 @@ def test_workers_share_a_step_out_evenly(step: int, batch_size: int, workers: in
     numbers = sorted(n for part in parts for n in part)
     assert numbers == list(range(step * batch_size, (step + 1) * batch_size))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    first=st.integers(0, 10**6),
+    batch_size=st.integers(1, 9),
+    data=st.data(),
+    share=st.sampled_from([0.05, 0.125, 0.25, 1 / 3, 0.5, 0.75, 0.9]) | st.floats(0, 1),
+)
+@example(first=0, batch_size=4, data=None, share=0.25)  # all were rank 3's
+@example(first=0, batch_size=3, data=None, share=0.75)
+def test_no_worker_makes_more_synthetic_samples_than_its_share(
+    first: int, batch_size: int, data: st.DataObject | None, share: float
+) -> None:
+    workers = data.draw(st.integers(1, batch_size)) if data else batch_size
+    for rank in {0, workers // 2, workers - 1}:
+        numbers = [
+            n
+            for step in range(first, first + 100)
+            for n in part_of_step(step, batch_size, rank, workers, share)
+        ]
+        synthetic = sum(is_synthetic(n, share) for n in numbers)
+        assert abs(synthetic - share * len(numbers)) <= 2
+
+
+def test_one_and_two_workers_sum_the_demo_s_samples_as_before() -> None:
+    """Which pair of the four is whose doesn't matter: a + b is b + a, to the last bit."""
+    for step in range(50):
+        n = 4 * step
+        assert part_of_step(step, 4, 0, 1, 0.25) == [n, n + 1, n + 2, n + 3]
+        both = [part_of_step(step, 4, rank, 2, 0.25) for rank in range(2)]
+        assert sorted(both) == [[n, n + 2], [n + 1, n + 3]]
 
 
 def test_each_lap_visits_every_patch_once_in_an_order_of_its_own(patches: Patches) -> None:
@@ -194,10 +227,11 @@ def test_without_numba_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_worker_too_many_gets_empty_batches(patches: Patches) -> None:
     streams = [batches(patches, range(3), 2, rank, 3) for rank in range(3)]
     for step, parts in enumerate(zip(*streams, strict=True)):
-        assert [number_of(batch) for batch in parts] == [[2 * step], [2 * step + 1], []]
-        assert parts[2].image_BCIJK.shape == (0, 4, 16, 16, 8)
-        assert parts[2].targets_BCIJK.shape == (0, 3, 16, 16, 8)
-        assert parts[1].targets_BCIJK.shape == (1, 3, 16, 16, 8)
+        numbers = [number_of(batch) for batch in parts]
+        assert sorted(numbers) == [[], [2 * step], [2 * step + 1]]
+        empty = parts[numbers.index([])]
+        assert empty.image_BCIJK.shape == (0, 4, 16, 16, 8)
+        assert empty.targets_BCIJK.shape == (0, 3, 16, 16, 8)
 
 
 def test_no_steps_are_no_batches(patches: Patches) -> None:

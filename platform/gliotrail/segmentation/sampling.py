@@ -144,9 +144,9 @@ class Mixture:
 
     def sample(self, number: int) -> Sample:
         """Sample n, for any n >= 0. The real ones are in the order that they have alone."""
-        before = math.floor(number * self.share)
-        if math.floor((number + 1) * self.share) > before:
+        if is_synthetic(number, self.share):
             return self.synthetic.sample(number)
+        before = math.floor(number * self.share)
         return replace(self.real.sample(number - before), number=number)
 
     def serve(self, sample: Sample) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
@@ -198,9 +198,36 @@ class Batch:
     samples: tuple[Sample, ...]
 
 
-def part_of_step(step: int, batch_size: int, rank: int, workers: int) -> range:
-    """The numbers of the samples that a worker takes of a step (steps count from 0)."""
-    return range(step * batch_size + rank, (step + 1) * batch_size, workers)
+def part_of_step(
+    step: int, batch_size: int, rank: int, workers: int, share: float = 0
+) -> list[int]:
+    """The numbers of the samples that a worker takes of a step (steps count from 0).
+
+    Samples are dealt in turn, the rarer kind first: it goes on where the step before ended, so that
+    in the long run each worker has its share of the synthetic ones, which take longer to make.
+
+    Args:
+        share: of synthetic samples, see `Mixture`.
+    """
+    numbers = range(step * batch_size, (step + 1) * batch_size)
+    room = [len(numbers[(of - numbers[0]) % workers :: workers]) for of in range(workers)]
+    before = math.floor(numbers[0] * share)
+    rare = [n for n in numbers if is_synthetic(n, share) == (share <= 0.5)]
+    turn = (before if share <= 0.5 else numbers[0] - before) if rare else numbers[0]
+    mine = []
+    for n in (*rare, *(n for n in numbers if n not in rare)):
+        while not room[turn % workers]:
+            turn += 1
+        room[turn % workers] -= 1
+        if turn % workers == rank:
+            mine.append(n)
+        turn += 1
+    return sorted(mine)
+
+
+def is_synthetic(number: int, share: float) -> bool:
+    """Whether sample n of a mixture is synthetic: evenly spread."""
+    return math.floor((number + 1) * share) > math.floor(number * share)
 
 
 def batches(
@@ -217,8 +244,10 @@ def batches(
     """
     pinned = device is not None and device.type == "cuda"
 
+    share = source.share if isinstance(source, Mixture) else 0
+
     def read(step: int) -> Batch:
-        numbers = part_of_step(step, batch_size, rank, workers)
+        numbers = part_of_step(step, batch_size, rank, workers, share)
         samples = tuple(source.sample(number) for number in numbers)
         image, targets = (
             torch.empty(
