@@ -22,6 +22,8 @@ from gliotrail.runs.store import Store
 from tests.support.projects import ROOT, Project, set_params
 from tests.support.ray_head import RayHead
 
+pytestmark = pytest.mark.starts_ray
+
 SENT = Sent("job-1", "train", [], {"data": "0"}, ["out"], {"url": "s3://a", "endpointurl": "b"},
             {}, {}, None, {})  # fmt: skip
 

@@ -1,11 +1,16 @@
 """Seconds per room of tests/ against its budget, and a last line that counts in plain words.
 
-`make test` runs two processes: in one the rooms that start Ray or run whole pipelines, so that no
-two of those compete; in the other the rest, file by file, until both are at their end.
+`make test` runs two processes: in one the files whose tests ask for Ray or a whole pipeline, so
+that no two of those compete; in the other the rest, file by file, until both are at their end. In
+CI a room that takes twice its budget fails the run.
 """
 
+import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Generator, Mapping
+from functools import cache
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -37,11 +42,8 @@ ROOM_OF_FOLDER = {
 }
 ROOM_OF_FIXTURE = {"reproduced": "spine"}
 """Made once, for whoever asks first; charged to one room whoever that is."""
-OF_PIPELINES = (
-    *("tests/spine", "tests/cli", "tests/training", "tests/search", "tests/cluster"),
-    "tests/tracking/test_lineage.py",
-)
-"""What starts Ray, or takes the one `dvc repro` of a session."""
+OF_RAY = re.compile(r"\b(ray_cluster|reproduced|reproduced_copy|starts_ray)\b")
+"""Fixtures and the marker of tests that start Ray, or take the one `dvc repro` of a session."""
 
 SECONDS = pytest.StashKey[defaultdict[str, float]]()
 ELSEWHERE = "(charged elsewhere)"
@@ -49,6 +51,7 @@ ELSEWHERE = "(charged elsewhere)"
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start all rooms at zero."""
+    config.addinivalue_line("markers", "starts_ray: a Ray of its own, beside no other")
     config.stash[SECONDS] = defaultdict(float)
 
 
@@ -57,19 +60,26 @@ def room_of(folder: str) -> str:
     return ROOM_OF_FOLDER.get(folder, folder)
 
 
+@cache
+def starts_ray(path: Path) -> bool:
+    """Whether a file's tests ask for Ray. By its text: xdist's controller knows names alone."""
+    return OF_RAY.search(path.read_text(encoding="utf-8")) is not None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole pipelines first: they take longest."""
-    items.sort(key=lambda item: not item.nodeid.startswith(OF_PIPELINES))
+    """Files that start Ray first: they take longest."""
+    items.sort(key=lambda item: not starts_ray(item.path))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Whole pipelines all in one process; of the rest each file."""
+    """All files that start Ray in one process; of the rest each file."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "pipelines" if nodeid.startswith(OF_PIPELINES) else nodeid.partition("::")[0]
+            file = nodeid.partition("::")[0]
+            return "starts_ray" if starts_ray(config.rootpath / file) else file
 
     return Scheduler(config, log)
 
@@ -135,6 +145,11 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, Any, Any]:
     if (told := getattr(session.config, "workeroutput", None)) is not None:
         told["seconds"] = dict(session.config.stash[SECONDS])
     result = yield
+    seconds = session.config.stash[SECONDS]
+    twice = [name for name, budget_s in BUDGET_S.items() if seconds.get(name, 0) > 2 * budget_s]
+    if twice and told is None and os.environ.get("GLIOTRAIL_CI"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f"over twice their budgets: {', '.join(twice)}")
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and not session.config.option.collectonly:
         n = Counter({kind: len(reports) for kind, reports in reporter.stats.items()})
