@@ -28,14 +28,25 @@ def read_yaml(path: Path, limit_bytes: int = LARGEST_BYTES) -> Any:
     if n_bytes > limit_bytes:
         raise ParamsError("bytes", where=path, wanted=f"<= {limit_bytes}", got=n_bytes)
     try:
-        text = path.read_text(encoding="utf-8")
-        _check_plain(text, path)
-        return YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        return parse_yaml(path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
         raise ParamsError("not YAML", where=path, got=str(error).split("\n")[0]) from None
 
 
-def _check_plain(text: str, path: Path) -> None:
+def parse_yaml(text: str, where: object) -> Any:
+    """The same of a text.
+
+    Raises:
+        ParamsError: not YAML, too deep, or more than plain values.
+    """
+    try:
+        _check_plain(text, where)
+        return YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, RecursionError, ValueError) as error:
+        raise ParamsError("not YAML", where=where, got=str(error).split("\n")[0]) from None
+
+
+def _check_plain(text: str, path: object) -> None:
     """Before anything is built of it: its cost grows with the square of the depth."""
     brackets = text.count("[") + text.count("{")
     if brackets > _MOST_BRACKETS:  # which are looked through before there is an event

@@ -21,7 +21,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from gliotrail.report.viewer import viewer_html
-from gliotrail.tracking.client import BEST_FIRST, COLUMNS, SCORE, TRAINING, VIEW_NAME
+from gliotrail.tracking.experiment_page import BEST_FIRST, COLUMNS, SCORE, TRAINING, VIEW_NAME
 from tests.support.browser import Browser
 from tests.support.projects import Reproduced
 from tests.support.services import MlflowServer

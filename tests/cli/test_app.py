@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from typer.main import get_command
 from tests.cli.conftest import Ended
 
 Gliotrail = Callable[..., Ended]
-PRINT_NO_RESULT = {"ui", "sweep", "submit"}
+PRINT_NO_RESULT = {"ui", "sweep", "submit", "try"}
 """One serves pages until it is ended; the others run stages, whose results are files."""
 
 
@@ -58,3 +59,8 @@ def test_a_shell_completes_commands(shell: str) -> None:
         text=True,
     )
     assert "show" in done.stdout
+
+
+def test_the_version_is_that_of_the_package(gliotrail: Gliotrail) -> None:
+    ended = gliotrail("--version")
+    assert (ended.code, ended.out.strip()) == (0, f"gliotrail {metadata.version('gliotrail')}")

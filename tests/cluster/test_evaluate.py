@@ -23,6 +23,7 @@ from gliotrail.segmentation.loop import World
 from gliotrail.segmentation.score import score
 from gliotrail.tracking.client import client, existing_run
 from gliotrail.tracking.delivery import deliver
+from gliotrail.tracking.evaluation_run import held_out
 from gliotrail.tracking.registry import MODEL, champion, threshold_of
 from gliotrail.training.description import describe_training, starting_artifacts
 from gliotrail.training.driver import run_training
@@ -151,9 +152,16 @@ def test_there_is_a_picture_of_each_patient(evaluated: Evaluated) -> None:
 
 
 def test_mlflow_gets_scores_and_files_under_few_keys(evaluated: Evaluated) -> None:
-    of, metrics = evaluated.told(), evaluated.metrics()
-    scores = {key: value for key, _, value, _ in of["points"] if key.startswith("test/")}
+    of, metrics, server = evaluated.told(), evaluated.metrics(), client()
+    run = existing_run(server, EXPERIMENT, evaluated.run.describe()["id"])
+    scores = held_out(server, run)
     assert scores == measures_of(metrics)
+    # the training's own page would have a chart of a single dot for each
+    assert not [key for key, *_ in of["points"] if key.startswith("test/")]
+    below = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+    (judged,) = server.search_runs([run.info.experiment_id], below)
+    assert (judged.info.status, judged.data.tags["gliotrail.kind"]) == ("FINISHED", "evaluation")
+    assert of["tags"]["gliotrail.held_out_dice"] == f"{metrics['mean_regions']:.3f}"
     assert scores["test/dice_WT"] == metrics["WT"]["dice"]
     assert scores["test/dice_mean_regions"] == metrics["mean_regions"]
     assert len(scores) <= 27
@@ -263,14 +271,23 @@ def test_what_is_missing_is_told_and_earlier_outputs_stay(
     edit_json(fewer / "dataset.json", lambda told: told["training"].pop())
     with pytest.raises(DataError, match="raw: no scan of BRATS_119; run `dvc repro prepare` again"):
         evaluate(evaluated.params, crops.prepared, fewer, evaluated.trained, evaluated.out)
+    assert snapshot(evaluated.out) == outputs
+
+
+def test_without_held_out_patients_the_model_is_registered_and_told_as_unmeasured(
+    evaluated: Evaluated, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crops, out = evaluated.crops, tmp_path / "out"
     shutil.copytree(crops.prepared, tmp_path / "prepare")
     split = json.loads((tmp_path / "prepare/split.json").read_text())
     (tmp_path / "prepare/split.json").write_text(json.dumps(split | {"test": []}))
-    with pytest.raises(DataError, match=r"no held-out patients; set prepare\.split\.test"):
-        evaluate(
-            evaluated.params, tmp_path / "prepare", crops.raw, evaluated.trained, evaluated.out
-        )
-    assert snapshot(evaluated.out) == outputs
+    evaluate(evaluated.params, tmp_path / "prepare", crops.raw, evaluated.trained, out)
+    assert "it is not measured on held-out patients" in capsys.readouterr().err
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (metrics["cases"], metrics["mean_regions"], measures_of(metrics)) == (0, None, {})
+    assert {path.name for path in out.iterdir()} == {
+        path.name for path in evaluated.out.iterdir()
+    }  # DVC wants all of its outputs
 
 
 # DVC

@@ -11,6 +11,7 @@ import pytest
 
 from gliotrail.runs import code_snapshot as code_module
 from gliotrail.runs.code_snapshot import CHANGES, UNTRACKED, Code, code_dir, code_now
+from gliotrail.runs.lineage import provenance
 
 Git = Callable[..., str]
 
@@ -176,3 +177,90 @@ def test_a_remote_of_another_history_is_no_base(git: Git, tmp_path: Path) -> Non
     git("checkout", "--quiet", "--orphan", "other")
     git("commit", "--quiet", "--message", "Other")
     assert code_now().problem == "no remote branch has any commit of it"
+
+
+SETTINGS = {
+    "diff.noprefix": "true",
+    "diff.mnemonicPrefix": "true",
+    "diff.srcPrefix": "old/",
+    "diff.dstPrefix": "new/",
+    "diff.relative": "true",
+    "diff.renames": "copies",
+    "diff.context": "0",
+    "diff.interHunkContext": "9",
+    "diff.external": "false",
+    "diff.suppressBlankEmpty": "true",
+    "diff.algorithm": "patience",
+    "diff.indentHeuristic": "false",
+    "diff.wordRegex": ".",
+    "diff.colorMoved": "zebra",
+    "diff.wsErrorHighlight": "all",
+    "diff.submodule": "log",
+    "diff.ignoreSubmodules": "all",
+    "diff.orderFile": "order",
+    "diff.statGraphWidth": "3",
+    "diff.autoRefreshIndex": "false",
+    "diff.upper.textconv": "tr a-z A-Z <",
+    "diff.upper.command": "false",
+    "color.ui": "always",
+    "core.quotePath": "false",
+    "core.pager": "false",
+    "apply.whitespace": "error",
+}
+
+
+@pytest.mark.parametrize("setting", [*SETTINGS, "all of them"])
+def test_the_patch_applies_whatever_git_is_configured_to(
+    setting: str, git: Git, tmp_path: Path
+) -> None:
+    here = Path.cwd()
+    (here / ".gitattributes").write_text("*.txt diff=upper\n")
+    (here / "sub").mkdir()
+    (here / "sub/größe.txt").write_text("a\n\nb\n" * 20)
+    (here / "moved.py").write_text("".join(f"line = {n}\n" for n in range(30)))
+    git("add", ".")
+    git("commit", "--quiet", "--message", "More")
+    base = pushed(git, tmp_path)
+    (here / "order").write_text("sub/*\n")
+    for name, value in SETTINGS.items():
+        if setting in {name, "all of them"}:
+            git("config", name, value)
+    (here / "sub/größe.txt").write_text("a\n\nb \n" * 20)
+    (here / "picture.bin").write_bytes(bytes(range(256)))
+    git("mv", "moved.py", "sub/there.py")
+    git("add", "picture.bin")
+    code = code_now()
+    assert (code.base, code.problem) == (base, None)
+    again = rebuilt(git, code, tmp_path / "again", tmp_path / "remote.git")
+    assert contents(again) == contents(here)
+
+
+def test_a_patch_that_does_not_apply_is_told_and_not_kept(
+    git: Git, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("code.py").write_text("two = 2\n")
+    monkeypatch.setattr(code_module, "_DIFF", ("diff", "--no-prefix"))
+    code = code_now()
+    assert code.files == {}
+    assert code.problem is not None
+    assert "does not apply" in code.problem
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a folder away")
+def test_a_checkout_of_another_owner_is_told_as_that(
+    git: Git, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))  # whose git config trusts no folder
+    for path in (Path.cwd(), *Path.cwd().rglob("*")):
+        os.chown(path, 1234, 1234)
+    problem = code_now().problem
+    assert problem is not None
+    assert problem.startswith("git refuses this checkout, since another user owns it")
+    assert f"safe.directory {Path.cwd()}" in problem
+    told = provenance()
+    assert (told["mlflow.source.git.commit"], told["gliotrail.uncommitted_changes"]) == (
+        "unknown",
+        "unknown",
+    )

@@ -7,14 +7,16 @@ from mlflow import MlflowClient
 
 from gliotrail.errors import TrackingError
 from gliotrail.paths import state_dir
-from gliotrail.runs.journal import MODEL_FILE, RunFolder
+from gliotrail.runs.journal import MODEL_FILE, Point, RunFolder
+from gliotrail.tracking.champion import crown, uncrown, versions
 from gliotrail.tracking.client import existing_run
 from gliotrail.tracking.evaluation_record import record_evaluation
+from gliotrail.tracking.evaluation_run import held_out_points
 from gliotrail.tracking.registry import CHAMPION, MODEL, champion
 from tests.support.told import told
 from tests.support.tracked_runs import begun, go_on, model_file
 
-MEASURES = {"test/dice_WT": 0.8, "test/hd95_mm_WT": 4.5}
+MEASURES = {"test/dice_WT": 0.8, "test/hd95_mm_WT": 4.5, "test/dice_mean_regions": 0.7}
 
 
 def trained(seed: int = 7, score: float = 0.5) -> tuple[RunFolder, dict[str, Any]]:
@@ -42,11 +44,14 @@ def test_an_evaluation_adds_scores_files_and_a_version_to_the_run_and_leaves_its
 ) -> None:
     run, says = trained()
     line = record(run, says)
-    assert line == f"{MODEL} version 1: validation Dice 0.500, champion"
+    assert line == f"{MODEL} version 1 (validation Dice 0.500, held out 0.700); it is champion"
     of = told(server, existing_run(server, "tests", says["id"]).info.run_id)
     time_ms = says["ended"]["time_ms"]
-    scores = [point for point in of["points"] if point[0].startswith("test/")]
-    assert scores == [("test/dice_WT", 2, 0.8, time_ms), ("test/hd95_mm_WT", 2, 4.5, time_ms)]
+    known = existing_run(server, "tests", says["id"])
+    assert sorted(held_out_points(server, known), key=lambda point: point.key) == [
+        Point(key, value, 2, time_ms) for key, value in sorted(MEASURES.items())
+    ]
+    assert not [point for point in of["points"] if point[0].startswith("test/")]
     assert "evaluation/run.json" in of["files"]
     assert (of["status"], of["times"][1]) == ("FINISHED", time_ms)
 
@@ -71,6 +76,43 @@ def test_the_champion_stays_or_goes_by_the_validation_score(server: MlflowClient
     assert (str(holder.version), float(holder.tags["gliotrail.score"])) == ("3", 0.6)
 
 
+def planned(says: dict[str, Any], seen: int, planned: int) -> dict[str, Any]:
+    tags = says["tags"] | {"gliotrail.planned_voxels": str(planned)}
+    return says | {"tags": tags, "params": says["params"] | {"epochs": 1, "epoch_voxels": seen}}
+
+
+def test_a_short_run_becomes_champion_only_by_a_person(server: MlflowClient) -> None:
+    whole, says = trained(1, 0.5)
+    record(whole, planned(says, 2_000_000, 2_000_000))
+    short, says = trained(2, 0.9)
+    line = record(short, planned(says, 1_000_000, 2_000_000), caveat="little to go by")
+    assert "the champion stays version 1" in line
+    assert "1.0 million voxels of the 2.0 million planned, so only `gliotrail promote 2`" in line
+    assert line.endswith("; little to go by")
+    told = crown("2")["told"]
+    assert told == (
+        "champion: version 1 (validation Dice 0.500, held out 0.700) -> "
+        "version 2 (validation Dice 0.900, held out 0.700)"
+    )
+    holder = champion(server)
+    assert holder is not None
+    assert str(holder.version) == "2"
+    assert "it is champion" in record(short, planned(says, 1_000_000, 2_000_000))
+    rows = versions()
+    assert [(row["version"], row["aliases"]) for row in rows] == [("2", ["champion"]), ("1", [])]
+    assert rows[0]["held_out_dice"] == {"WT": 0.8, "mean_regions": 0.7}
+    with pytest.raises(TrackingError, match="champion: wanted version 1, got version 2"):
+        uncrown("1")
+    assert uncrown(f"models:/{MODEL}/2")["now"] is None
+    assert champion(server) is None
+
+
+def test_a_short_run_is_no_champion_of_an_empty_registry_either(server: MlflowClient) -> None:
+    run, says = trained(1, 0.5)
+    assert "the champion stays nobody" in record(run, planned(says, 1, 2))
+    assert champion(server) is None
+
+
 def test_on_other_data_the_old_champions_own_weights_are_scored(server: MlflowClient) -> None:
     first, says = trained(1, 0.9)
     record(first, says)
@@ -81,7 +123,8 @@ def test_on_other_data_the_old_champions_own_weights_are_scored(server: MlflowCl
         return 0.3
 
     line = record(*trained(2, 0.4), judged_on="other data", rescore=rescore)
-    assert line.endswith("version 2: validation Dice 0.400, champion")
+    old, new = "version 1 (validation Dice 0.300", "version 2 (validation Dice 0.400"
+    assert f"champion: {old}, held out 0.700) -> {new}, held out 0.700)" in line
     assert seen == [(first.root / MODEL_FILE).read_bytes()]
 
 

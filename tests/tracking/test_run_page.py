@@ -2,8 +2,8 @@ from mlflow import MlflowClient
 
 from gliotrail.runs.journal import Point
 from gliotrail.segmentation import loop
-from gliotrail.tracking.client import SCORE
 from gliotrail.tracking.delivery import deliver
+from gliotrail.tracking.experiment_page import SCORE
 from gliotrail.tracking.run_page import NOTE_TAG, note_of
 from tests.support.tracked_runs import begun, go_on
 

@@ -1,14 +1,17 @@
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from gliotrail.errors import TrackingError
-from gliotrail.files import sha256
+from gliotrail.files import sha256, write_durably
+from gliotrail.runs.code_snapshot import CHANGES, code_dir
 from gliotrail.runs.journal import MODEL_FILE, RunFolder
 from gliotrail.runs.lineage import Origin, describe
 from gliotrail.runs.local_runs import read_notes, runs_dir
+from gliotrail.tracking.client import ID_TAG, experiment_id
 from gliotrail.tracking.delivery import deliver
 from gliotrail.tracking.registry import CHAMPION, MODEL, register
 from gliotrail.tracking.trace import compare, trace
@@ -63,13 +66,14 @@ def test_a_model_leads_to_its_run_params_and_data(
     assert found["parent"] is None
 
 
+@pytest.mark.parametrize("letters", [None, 7])
 @pytest.mark.parametrize("of", ["mlflow", "own", "inputs"])
-def test_a_run_is_found_by_any_of_its_ids(
-    of: str, champion: RunFolder, server: MlflowClient
+def test_a_run_is_found_by_any_of_its_ids_and_by_their_first_letters(
+    of: str, letters: int | None, champion: RunFolder, server: MlflowClient
 ) -> None:
     says, run_id = champion.describe(), read_notes(champion)["run_id"]
     name = {"mlflow": run_id, "own": says["id"], "inputs": says["tags"]["gliotrail.inputs"]}[of]
-    found = trace(name)
+    found = trace(name[:letters])
     assert found["run"]["id"] == run_id
     assert found["model"] is None
 
@@ -147,6 +151,42 @@ def test_the_commands_begin_at_the_commit_that_others_have(
 def test_what_is_not_there_is_one_line(name: str, problem: str, server: MlflowClient) -> None:
     with pytest.raises(TrackingError, match=problem):
         trace(name)
+
+
+def test_letters_that_begin_two_ids_are_told_with_both(server: MlflowClient) -> None:
+    number = experiment_id(server, "tests")
+    runs = [server.create_run(number, tags={ID_TAG: f"abc{n}"}).info.run_id for n in range(2)]
+    with pytest.raises(TrackingError, match="abc: wanted the beginning of one run's id") as told:
+        trace("abc")
+    assert all(run_id in str(told.value) for run_id in runs)
+
+
+def test_a_patch_that_was_recorded_and_does_not_apply_is_told(
+    server: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkout").mkdir()
+    monkeypatch.chdir(tmp_path / "checkout")
+    commit = "git init -q . && mkdir a && echo 1 > a/f && git add . && git commit -qm 1"
+    subprocess.run(commit, shell=True, check=True)
+    Path("a/f").write_text("2\n")
+    base = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    for n, (prefix, problem) in enumerate({"--no-prefix": "does not apply", "-p": None}.items()):
+        patch = subprocess.run(["git", "diff", prefix], capture_output=True, check=True).stdout
+        digest = f"{n}" * 16
+        write_durably(code_dir(digest) / CHANGES, patch)
+        tags = {"gliotrail.code.base": base.stdout.strip(), "gliotrail.code.files": digest}
+        run = RunFolder(runs_dir() / f"{n}")
+        run.begin(describe(Origin(tags, {}), experiment="tests", kind="train", name="one",
+                           params={}, inputs=n, data=[]))  # fmt: skip
+        run_id = deliver(run, server)
+        shutil.rmtree(code_dir(digest))  # as on another machine: MLflow has it
+        found = trace(run_id)
+        if problem is None:
+            assert found["code"]["problem"] is None
+            assert found["commands"]
+        else:
+            assert problem in found["code"]["problem"]
+            assert found["commands"] == []
 
 
 def test_nothing_is_changed_by_looking(champion: RunFolder, server: MlflowClient) -> None:

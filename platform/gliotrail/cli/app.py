@@ -3,16 +3,23 @@
 Stages run by `dvc repro`; these commands look at what came out, or work on single scans and runs.
 """
 
+from importlib import metadata
+from typing import Annotated
+
 import typer
 
-from gliotrail.cli import cluster, data, models, pictures, runs, scans
+from gliotrail.cli import champion, cluster, data, experiments, models, pictures, runs, scans
 from gliotrail.errors import one_line_errors
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 TASKS = {
     "Look at data and results": (pictures.show, pictures.view, models.metrics, models.ui),
     "Segment a scan, measure a mask": (scans.segment, scans.score),
-    "From a model back to its data": (models.trace, models.compare, models.reproduce),
+    "Try another value": (experiments.try_, experiments.experiments),
+    "From a model back to its data": (
+        *(models.trace, models.compare, models.reproduce),
+        *(champion.models, champion.promote, champion.demote),
+    ),
     "Train, and keep order": (cluster.sweep, cluster.submit, runs.app, cluster.doctor, runs.gc),
     "Bring data and weights in and out": (data.data_app, data.patches_app, data.weights_app),
 }
@@ -21,7 +28,22 @@ for task, commands in TASKS.items():
         if isinstance(command, typer.Typer):
             app.add_typer(command, rich_help_panel=task)
         else:
-            app.command(rich_help_panel=task)(command)
+            app.command(command.__name__.strip("_"), rich_help_panel=task)(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"gliotrail {metadata.version('gliotrail')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it, and end.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 def main() -> None:

@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from gliotrail.cli.output import Json, print_json, tell
+from gliotrail.cli.output import Json, print_json, print_table, table_of, tell
 from gliotrail.imaging.labels import CHANNELS, CLASSES
 
 data_app = typer.Typer(name="data", no_args_is_help=True, help="Data sets of scans.")
@@ -87,14 +85,13 @@ def import_keras(
         described = read.description.model_dump(mode="json")
         print_json({"out": str(out), "parameters": total, "layers": layers, **described})
         return
-    table = Table(title=f"U-Net of depth {model.depth}, {model.base_filters} base filters")
-    for column in ("network", "Keras layer", "kernel", "parameters"):
-        table.add_column(column, justify="right" if column == "parameters" else "left")
+    print(f"U-Net of depth {model.depth}, {model.base_filters} base filters")
+    table = table_of("network", "Keras layer", "kernel", "parameters", left=3)
     for row in read.mapped:
         kernel = " x ".join(map(str, row.kernel))
         table.add_row(row.module, row.layer, kernel, f"{row.parameters:,}")
     table.add_section()
     table.add_row("total", "", "", f"{total:,}")
-    Console().print(table)
+    print_table(table)
     print(f"inputs {', '.join(read.description.channels)}, standardised by {standardize}")
     print(f"outputs {', '.join(read.description.classes)}; written to {out}")

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from gliotrail.cli.output import Json, number, print_json
+from gliotrail.cli.output import Json, number, print_json, print_table, table_of
 from gliotrail.errors import DataError
 from gliotrail.imaging.labels import CLASSES, REGIONS
 
@@ -33,7 +31,7 @@ def trace(name: Name, as_json: Json = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table(box=box.SIMPLE, pad_edge=False, show_header=False)
+    table = _facts()
     for kind in ("model", "run", "code", "parent", "environment", "params", "measures"):
         for n, (key, value) in enumerate((found[kind] or {"": "none"}).items()):
             table.add_row("" if n else kind, key, as_text(value))
@@ -41,7 +39,7 @@ def trace(name: Name, as_json: Json = False) -> None:
     for n, data in enumerate(found["data"]):
         where = ", ".join(data["at"]) or "not in the cache, and there is no remote"
         table.add_row("" if n else "data", data["path"], f"{data['digest']} ({where})")
-    Console(soft_wrap=True).print(table)
+    print_table(table)
     if found["commands"]:
         print("to rebuild it:", *found["commands"], sep="\n  ")
     else:
@@ -57,17 +55,31 @@ def compare(first: Name, second: Other, as_json: Json = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    for column in ("", "", first, second):
-        table.add_column(column, overflow="fold")
+    table = table_of("", "", first, second, "difference", left=4)
+    table.columns[1].no_wrap = True  # a key is looked for as it is
     for kind, rows in found.items():
         for n, (key, values) in enumerate(rows.items()):
-            table.add_row("" if n else kind, key, *map(as_text, values))
+            told = [f"{v:.4g}" if isinstance(v, float) else as_text(v) for v in values]
+            table.add_row("" if n else kind, key, *told, _difference(*values))
         table.add_section()
     if any(found.values()):
-        Console().print(table)
+        print_table(table)
     else:
         print("nothing differs")
+
+
+def _facts() -> Table:
+    table = table_of("", "", "", left=3)
+    table.show_header = False
+    return table
+
+
+def _difference(one: object, other: object) -> str:
+    """Of two numbers, which MLflow keeps as text where they are params."""
+    try:
+        return f"{float(str(other)) - float(str(one)):+.4g}"
+    except ValueError:
+        return ""
 
 
 def reproduce(
@@ -91,13 +103,11 @@ def reproduce(
         }
         print_json(asdict(found) | {"parts": parts, "is_identical": found.is_identical})
     else:
-        table = Table(box=box.SIMPLE, pad_edge=False)
-        for column in ("", "numbers", "equal", "largest difference", "at"):
-            table.add_column(column, justify="right" if column in {"numbers", "equal"} else "left")
+        table = table_of("", "numbers", "equal", "largest difference", "at")
         for key, part in found.parts.items():
             largest = f"{part.largest:.3g}"
             table.add_row(key, str(part.n), str(part.n_equal), largest, part.where)
-        Console().print(table)
+        print_table(table)
         print(f"{found.again} reproduces {found.run}: {found.verdict}")
     if not found.is_identical:
         raise typer.Exit(1)
@@ -110,21 +120,26 @@ def metrics(
     """Show the held-out patients' measures, and where to look next."""
     if not path.is_file():
         raise DataError("no such file", where=path, do="run `dvc repro` first")
-    values = json.loads(path.read_text())
+    try:
+        values = json.loads(path.read_bytes())
+        n_cases, loss = int(values["cases"]), values["soft_dice_loss"]
+    except (ValueError, KeyError, TypeError):
+        wanted = "what `dvc repro` writes to results/evaluate/metrics.json"
+        raise DataError("no measures", where=path, wanted=wanted, got="another file") from None
     if as_json:
         print_json(values)
         return
-    table = Table(title=f"held-out patients: {values['cases']}")
-    for column in ("", "Dice", "sensitivity", "specificity", "HD95 mm", "cases with a Dice"):
-        table.add_column(column, justify="right" if column else "left")
+    print(f"held-out patients: {n_cases}")
+    table = table_of("", "Dice", "sensitivity", "specificity", "HD95 mm", "cases")
     for kind, names in (("classes", CLASSES), ("regions", tuple(REGIONS))):
         for name in names:
             row = values[name]
             cells = [number(row[key]) for key in ("dice", "sensitivity", "specificity")]
             table.add_row(name, *cells, number(row["hd95_mm"], 1), str(row["defined"]))
         table.add_row(f"mean of {kind}", number(values[f"mean_{kind}"]), end_section=True)
-    Console().print(table)
-    print(f"whole-scan soft Dice loss {values['soft_dice_loss']:.3f}")
+    print_table(table)
+    print("cases: those with a Dice, which has none where there is nothing to find")
+    print(f"whole-scan soft Dice loss {number(loss)}")
     print("look next: `make ui` opens MLflow; masks and pictures are in results/evaluate")
 
 

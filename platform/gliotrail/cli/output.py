@@ -1,11 +1,18 @@
 """How commands print."""
 
 import json
-from typing import Annotated, Any
+import sys
+from typing import Annotated, Any, Final
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+_WIDEST: Final = 10_000
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -19,6 +26,19 @@ def tell(as_json: bool, values: Any, *lines: str) -> None:
         print_json(values)
     else:
         print(*lines, sep="\n")
+
+
+def table_of(*columns: str, left: int = 1) -> Table:
+    """A table whose first `left` columns are words, the others numbers. Nothing in it is cut."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for n, column in enumerate(columns):
+        table.add_column(column, justify="left" if n < left else "right", overflow="fold")
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table: as wide as it is where another program reads it, else folded to the screen."""
+    Console(width=None if sys.stdout.isatty() else _WIDEST).print(table)
 
 
 def print_json(values: Any) -> None:

@@ -4,10 +4,8 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from gliotrail.cli.output import Json, print_json, tell
+from gliotrail.cli.output import Json, print_json, print_table, table_of, tell
 
 app = typer.Typer(
     name="runs", no_args_is_help=True, help="What was trained, and what MLflow knows of it."
@@ -40,16 +38,15 @@ def status(as_json: Json = False) -> None:
         values = {"runs": [asdict(run) for run in runs], "budget_bytes": budget}
         print_json(values | {"server": shown(tracking_uri())})
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("run", "what", "status", "held by", "step", "disk MB", "not in MLflow"):
-        table.add_column(column, justify="right" if column in {"step", "disk MB"} else "left")
+    table = table_of("run", "what", "status", "held by", "step", "disk MB", "not in MLflow", left=4)
+    table.box, table.columns[0].no_wrap = None, True
     for run in runs:
         waits = f"{run.waiting_checkpoints} checkpoints, {run.waiting_bytes / 1e6:.1f} MB"
         waits = run.problem or ("" if run.is_known else waits)
         size = f"{run.size_bytes / 1e6:.1f}"
         table.add_row(run.folder, run.name, run.status, run.holder, str(run.step), size, waits)
     if runs:
-        Console().print(table)
+        print_table(table)
     total, waiting = sum(run.size_bytes for run in runs), sum(not run.is_known for run in runs)
     print(f"{total / 1e6:.1f} MB of at most {budget / 1e6:.0f} ({BUDGET}) in {runs_dir()}")
     if waiting:
@@ -100,9 +97,8 @@ def gc(
     from gliotrail.tracking.disk_usage import parts
 
     found = parts(days)
-    table = Table(box=None, pad_edge=False)
-    for column in ("what", "MB", "would go" if dry_run else "went", "stays"):
-        table.add_column(column, justify="left" if column in {"what", "stays"} else "right")
+    table = table_of("what", "MB", "would go" if dry_run else "went", "stays")
+    table.box, table.columns[-1].justify = None, "left"
     said = []
     for part in found:
         if not dry_run and part.unneeded_bytes:
@@ -122,7 +118,7 @@ def gc(
         ]
         print_json({"parts": parts_told, "unneeded_bytes": total, "removed": not dry_run})
         return
-    Console().print(table)
+    print_table(table)
     for text in filter(None, said):
         print(text)
     print(f"{total / 1e6:.1f} MB {'would go' if dry_run else 'went'}")

@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from gliotrail.cli.output import Json, number, print_json, tell
+from gliotrail.cli.output import Json, number, print_json, print_table, table_of, tell
 from gliotrail.errors import ParamsError
 from gliotrail.imaging.header import is_packed
 
@@ -37,9 +34,7 @@ def score(
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    for column in ("", "Dice", "sensitivity", "specificity", "HD95 mm", "ref ml", "pred ml"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    table = table_of("", "Dice", "sensitivity", "specificity", "HD95 mm", "ref ml", "pred ml")
     for kind in ("classes", "regions"):
         mean = getattr(found, f"mean_{kind}")
         for name, row in [*getattr(found, kind).items(), (f"mean_{kind}", mean)]:
@@ -48,7 +43,7 @@ def score(
             if row is not mean:
                 cells += [number(row.volume_ref_ml, 1), number(row.volume_pred_ml, 1)]
             table.add_row(name, *cells, end_section=row is mean)
-    Console().print(table)
+    print_table(table)
     for names, where in ((found.empty.ref, ref), (found.empty.pred, pred)):
         if names:
             print(f"no voxel of {', '.join(names)} in {where}")

@@ -5,7 +5,7 @@ the saved mask gives `metrics.json` again.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,7 +68,7 @@ def evaluate(
     section = params.evaluate
     prepared = load_prepared(prepared_folder)
     if not prepared.split.test:
-        raise DataError("no held-out patients", where=prepared_folder, do="set prepare.split.test")
+        say("evaluate: prepare.split.test names no patient: the model is registered unmeasured")
     scans = {case.name: case.image for case in read_dataset(raw).cases}
     if gone := set(prepared.split.test) - set(scans):
         do = "run `dvc repro prepare` again"
@@ -106,7 +106,10 @@ def evaluate(
             page = viewer_html(case, ref_IJK, pred_IJK)
             (partial / "viewers" / f"{name}.html").write_text(page, encoding="utf-8")
             done(1)
-        write_charts(partial / "charts", scores, looks, confusion_rp)
+        if scores:
+            write_charts(partial / "charts", scores, looks, confusion_rp)
+        else:
+            (partial / "charts").mkdir()
         measured = summary(scores, losses)
         write_json(partial / "metrics.json", measured)
         (partial / "measures").mkdir()
@@ -172,8 +175,18 @@ def record(trained: Path, out: Path, prepared: Prepared, section: Evaluate) -> N
         [*shown, out / "metrics.json", out / "cases.json"],
         judged_on=digest_of([MEASURES_VERSION, section.threshold, _validation_inputs(prepared)]),
         rescore=lambda weights: _validation_score(weights, prepared, section),
+        caveat="; ".join(_caveats(prepared)),
     )
     say(told)
+
+
+def _caveats(prepared: Prepared) -> Iterator[str]:
+    """Why the figures are little to go by, if so."""
+    validation = prepared.split.validation
+    if len(validation) == 1 and validation[0].box is not None:
+        yield f"validation is one block of one patient, {validation[0].case}: little to go by"
+    if not prepared.split.test:
+        yield "it is not measured on held-out patients: prepare.split.test names none"
 
 
 def measures_of(metrics: Mapping[str, Any]) -> dict[str, float]:

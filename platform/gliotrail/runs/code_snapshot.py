@@ -9,6 +9,7 @@ import io
 import os
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,14 @@ from gliotrail.progress import say
 LARGEST_BYTES: Final = 20_000_000
 CHANGES: Final = "changes.patch"
 UNTRACKED: Final = "untracked.tar.gz"
+_DIFF: Final = (
+    # each says against what git can be configured to: a patch must apply anywhere
+    *("diff", "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv"),
+    *("--src-prefix=a/", "--dst-prefix=b/", "--no-relative", "--no-renames", "-O/dev/null"),
+    *("--unified=3", "--inter-hunk-context=0", "--submodule=short", "--ignore-submodules=none"),
+)
+_OWNER: Final = "dubious ownership"
+"""What git says of a checkout that another user owns."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +74,15 @@ def code_dir(digest: str) -> Path:
 def _look() -> Code:
     top, head = git("rev-parse", "--show-toplevel"), git("rev-parse", "HEAD")
     if not top or not head:
-        return Code("", {}, "no git checkout")
+        return Code("", {}, unseen())
     root, base = Path(top), _base(head)
     if base is None:
         return Code(head, {}, "no remote branch has any commit of it")
     names = [n for n in _git(root, "ls-files", "-oz", "--exclude-standard").split(b"\0") if n]
     paths = sorted(root / os.fsdecode(name) for name in names)
-    patch = _git(root, "diff", "--binary", "--no-color", "--no-ext-diff", base)
+    patch = _git(root, *_DIFF, base)
+    if not applies(patch, base, root):
+        return Code(base, {}, f"what `git diff` tells of the changes does not apply to {base}")
     n_bytes = len(patch) + sum(path.lstat().st_size for path in paths)
     if n_bytes > LARGEST_BYTES:
         megabytes = f"{n_bytes / 1e6:.0f} MB of at most {LARGEST_BYTES / 1e6:.0f}"
@@ -81,6 +92,39 @@ def _look() -> Code:
     if paths:
         files[UNTRACKED] = _packed(root, paths)
     return Code(base, files)
+
+
+def unseen() -> str:
+    """Why git tells nothing of the current folder."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return "there is no git"
+    if _OWNER in done.stderr:
+        return (
+            "git refuses this checkout, since another user owns it: "
+            f"`git config --global --add safe.directory {Path.cwd()}`"
+        )
+    inside = subprocess.run(["git", "rev-parse"], capture_output=True, check=False).returncode == 0
+    return "a git checkout without a commit" if inside else "no git checkout"
+
+
+def applies(patch: bytes, base: str, root: Path) -> bool:
+    """Whether a patch applies to a commit of the checkout at `root`. No file is touched."""
+    if not patch:
+        return True
+    with tempfile.TemporaryDirectory() as folder:
+        env = {**os.environ, "GIT_INDEX_FILE": f"{folder}/index"}
+        index = subprocess.run(
+            ["git", "read-tree", base], cwd=root, env=env, capture_output=True, check=False
+        )
+        words = ["git", "apply", "--cached", "--check", "--whitespace=nowarn", "-"]
+        done = subprocess.run(
+            words, cwd=root, env=env, input=patch, capture_output=True, check=False
+        )
+    return index.returncode == done.returncode == 0
 
 
 def _base(head: str) -> str | None:

@@ -13,12 +13,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
+from gliotrail.errors import GliotrailError
 from gliotrail.paths import git
-from gliotrail.plain_yaml import read_yaml
+from gliotrail.plain_yaml import parse_yaml, read_yaml
 from gliotrail.runs.code_snapshot import code_now
 from gliotrail.runs.journal import now_ms
 
 _PACKAGES = ("dvc", "mlflow", "numpy", "nibabel", "ray", "safetensors", "scipy", "torch")
+
+PLANNED_TAG: Final = "gliotrail.planned_voxels"
+"""How many voxels `train` sees by params.yaml as it is committed."""
 
 LAYOUT: Final = {"workers": "GLIOTRAIL_WORKERS", "threads": "OMP_NUM_THREADS"}
 """Environment variables that say how a training is spread, by the name that they are told under."""
@@ -40,7 +44,7 @@ class Origin:
     def now(cls) -> "Origin":
         """Of the checkout in the current folder, or of the one that sent this job."""
         told = os.environ.get(ORIGIN)
-        checkout = json.loads(told) if told else code_now().tags()
+        checkout = json.loads(told) if told else code_now().tags() | _planned()
         return cls(provenance() | checkout, dvc_digests())
 
     def of_checkout(self) -> dict[str, str]:
@@ -95,11 +99,11 @@ def describe(
 
 def provenance() -> dict[str, str]:
     """Commit, person, versions, hardware and command, as flat tags."""
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     return {
-        "mlflow.source.git.commit": git("rev-parse", "HEAD") or "unknown",
+        "mlflow.source.git.commit": commit or "unknown",
         "mlflow.user": _user(),
-        "gliotrail.uncommitted_changes": str(bool(changed)).lower(),
+        "gliotrail.uncommitted_changes": str(bool(changed)).lower() if commit else "unknown",
         "env.python": platform.python_version(),
         "env.machine": f"{platform.system()} {platform.machine()}",
         "env.cpu": f"{os.cpu_count()} x {cpu_model()}",
@@ -108,6 +112,15 @@ def provenance() -> dict[str, str]:
         "env.command": " ".join(Path(w).name if w.startswith("/") else w for w in sys.argv),
         **{f"env.{package}": metadata.version(package) for package in _PACKAGES},
     }
+
+
+def _planned() -> dict[str, str]:
+    """By the params.yaml of the newest commit; nothing where there is none that can be read."""
+    try:
+        section = parse_yaml(git("show", "HEAD:./params.yaml"), "params.yaml")["train"]
+        return {PLANNED_TAG: str(int(section["epochs"]) * int(section["epoch_voxels"]))}
+    except (GliotrailError, KeyError, TypeError, ValueError):
+        return {}
 
 
 def _user() -> str:

@@ -1,24 +1,36 @@
 """MLflow's experiments and runs. A run is known by its own id, kept in the tag `gliotrail.id`."""
 
-import json
 import logging
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Run
+from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from gliotrail.errors import TrackingError
 from gliotrail.files import locked
 from gliotrail.paths import state_dir
-from gliotrail.runs.addresses import shown, tracking_uri
+from gliotrail.progress import say
+from gliotrail.runs.addresses import database_uri, shown, tracking_uri
+from gliotrail.tracking.experiment_page import VIEW_TAGS, tags_of
 
 ID_TAG: Final = "gliotrail.id"
+_ADDRESSES: Final = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Tables and columns of MLflow's database that hold places of artifacts."""
 
 
 def client() -> MlflowClient:
@@ -35,9 +47,40 @@ def client() -> MlflowClient:
     if not uri.startswith("sqlite"):
         return MlflowClient(uri)
     with locked(state_dir() / "mlflow.lock"):
+        if uri == database_uri(state_dir()):
+            _follow_a_move(state_dir())
         made = MlflowClient(uri)
         made.search_experiments(max_results=1)
         return made
+
+
+def _follow_a_move(state: Path) -> None:
+    """Mend the addresses of artifacts in the checkout's own database after it was copied or moved.
+
+    MLflow keeps them absolute: pictures and models would go to the old place, without a word.
+    """
+    database, here = state / "mlflow.db", (state / "artifacts").as_uri()
+    if not database.is_file() or not (state / "artifacts").is_dir():
+        return
+    with closing(sqlite3.connect(database)) as connection, connection:
+        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+        if not tables.issuperset(table for table, _ in _ADDRESSES):
+            return  # not set up yet
+        made = connection.execute(
+            "SELECT name, artifact_location FROM experiments WHERE artifact_location LIKE ?",
+            ("%/artifacts/%",),
+        )
+        old = {at.removesuffix(f"/{quote(name)}") for name, at in made if quote(name) in at} - {
+            here
+        }
+        for before in sorted(old):
+            for table, column in _ADDRESSES:
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # noqa: S608
+                    f"WHERE substr({column}, 1, ?) = ?",
+                    (here, len(before) + 1, len(before) + 1, f"{before}/"),
+                )
+            say(f"the checkout was copied or moved: MLflow's artifacts are looked for in {here}")
 
 
 @contextmanager
@@ -55,11 +98,19 @@ def one_line() -> Iterator[None]:
 
 
 def experiment_id(server: MlflowClient, name: str) -> str:
-    """The experiment of that name, made if need be. What a person wrote of it stays."""
+    """The experiment of that name, made if need be. What a person wrote of it stays.
+
+    One that was deleted in MLflow's pages is restored, with its runs: MLflow keeps its name, so
+    that no other could be made.
+    """
     found = server.get_experiment_by_name(name) or _make_experiment(server, name)
     number = str(found.experiment_id)
+    if found.lifecycle_stage == LifecycleStage.DELETED:
+        server.restore_experiment(number)
+        say(f"MLflow's experiment {name} had been deleted: it is restored, with its runs")
     for key, value in tags_of(number).items():
-        if key not in found.tags:
+        known = found.tags.get(key)
+        if known is None or (key.startswith(VIEW_TAGS) and known != value):
             server.set_experiment_tag(number, key, value)
     return number
 
@@ -99,32 +150,3 @@ def existing_run(server: MlflowClient, experiment: str, own_id: str) -> Run:
             do="deliver it with `gliotrail runs sync`",
         )
     return found
-
-
-SCORE: Final = "val/dice_mean_regions"
-"""What runs are sorted and epochs judged by, as `segmentation.loop.SCORE`, which needs torch."""
-VIEW_TAG: Final = "mlflow.sharedViewState.gliotrail"
-VIEW_NAME: Final = "best validation Dice first"
-TRAINING: Final = "workflowType=machine_learning"
-"""Ends an address within MLflow's pages that are for trainings; without it they are for GenAI."""
-BEST_FIRST: Final = f"viewStateShareKey=gliotrail&{TRAINING}"
-"""Ends the address of an experiment's runs that opens the view."""
-COLUMNS: Final = (
-    f"metrics.`{SCORE}`",
-    "metrics.`test/dice_mean_regions`",
-    "params.`learning_rate`",
-    "params.`patch_size`",
-    "params.`init`",
-    "tags.`gliotrail.kind`",
-)
-
-
-def tags_of(number: str) -> dict[str, str]:
-    """The tags of an experiment: that it is for trainings, a description, and the view."""
-    best_first = f"[Best validation Dice first](#/experiments/{number}/runs?{BEST_FIRST})"
-    state = {"orderByKey": COLUMNS[0], "orderByAsc": False, "selectedColumns": COLUMNS}
-    return {
-        "mlflow.experimentKind": "custom_model_development",
-        "mlflow.note.content": f"{best_first}: `{SCORE}`, the mean of WT, TC and ET.",
-        VIEW_TAG: json.dumps({"name": VIEW_NAME, "createdAt": 0, "state": json.dumps(state)}),
-    }

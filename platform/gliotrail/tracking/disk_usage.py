@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 
 from gliotrail.errors import TrackingError
 from gliotrail.paths import git, main_checkout, state_dir
-from gliotrail.runs.addresses import shown, tracking_uri
+from gliotrail.runs.addresses import database_uri, shown, tracking_uri
 from gliotrail.runs.disk_budget import bytes_of
 from gliotrail.runs.journal import RUN_FILE, RunFolder
 from gliotrail.runs.local_runs import all_runs, look_at, read_notes, runs_dir
@@ -103,7 +103,7 @@ def of_mlflow(
     owner, own = "MLflow", state_dir() / "mlflow.db"
     size = bytes_of(state_dir() / "artifacts") + (own.stat().st_size if own.is_file() else 0)
     uri = tracking_uri()
-    if uri != f"sqlite:///{own}":
+    if uri != database_uri(state_dir()):
         return Part(owner, size, 0, f"{shown(uri)} keeps its own; see `mlflow gc`")
     hidden = {e.experiment_id for e in server.search_experiments(ViewType.DELETED_ONLY, 1000)}
     if hidden & {run.info.experiment_id for run in deleted if run.info.run_id in kept}:

@@ -12,10 +12,15 @@ from mlflow.entities.model_registry import ModelVersion
 
 from gliotrail.paths import state_dir
 from gliotrail.runs.journal import Point, RunFolder
-from gliotrail.tracking.client import SCORE, client, existing_run, one_line
-from gliotrail.tracking.delivery import deliver, log_points
+from gliotrail.runs.lineage import PLANNED_TAG
+from gliotrail.tracking.champion import figures
+from gliotrail.tracking.client import client, existing_run, one_line
+from gliotrail.tracking.delivery import deliver
+from gliotrail.tracking.evaluation_run import held_out, record_held_out
+from gliotrail.tracking.experiment_page import SCORE
 from gliotrail.tracking.registry import (
     MODEL,
+    champion,
     download_weights,
     log_model,
     promote,
@@ -34,16 +39,20 @@ def record_evaluation(
     files: Sequence[Path],
     judged_on: str,
     rescore: Callable[[Path], float],
+    caveat: str = "",
 ) -> str:
     """Log test scores and files, register the model, and see whether it is the new champion.
 
     The run's status is not touched. Scores get the model's step and the time the run ended, so
-    that logging them again is the same as once.
+    that logging them again is the same as once; they are in a run of their own below it. A run
+    that saw fewer voxels than params.yaml planned at its commit becomes champion only by
+    `gliotrail promote`.
 
     Args:
         run: what `results/train/run.json` says.
         judged_on: digest of the validation data and of the measures' version.
         rescore: the validation score of another weights file.
+        caveat: why the validation score is little to go by, if so.
 
     Returns:
         one line to show.
@@ -61,7 +70,7 @@ def record_evaluation(
             deliver(folder, server)
         found = existing_run(server, run["experiment"], run["id"])
         run_id = found.info.run_id
-        log_points(server, run_id, points)
+        record_held_out(server, found, points, time_ms)
         for path in files:
             server.log_artifact(run_id, str(path), "evaluation")
             if path.name == TABLE:  # as `mlflow.log_table` tells of one, which appends if repeated
@@ -76,15 +85,37 @@ def record_evaluation(
         experiment = found.info.experiment_id
         model_id = log_model(server, experiment, run_id, weights, run["params"]["threshold"])
         version = register(server, run_id, model_id, weights, {"gliotrail.id": run["id"]})
-        won = promote(server, version, score, judged_on, rescore_version)
-    what = "champion" if won else "the champion stays the one before"
-    return f"{MODEL} version {version.version}: validation Dice {score:.3f}, {what}"
+        before, missing = champion(server), _missing_voxels(run)
+        won = promote(server, version, score, judged_on, rescore_version, bool(missing))
+        now = champion(server)
+        told = [f"{MODEL} {figures(server, server.get_model_version(MODEL, version.version))}"]
+        if not won:
+            told.append(f"the champion stays {figures(server, now) if now else 'nobody'}")
+        elif before is None or str(before.version) == str(version.version):
+            told.append("it is champion")
+        else:
+            was = server.get_model_version(MODEL, before.version)  # it may have been scored again
+            told.append(f"champion: {figures(server, was)} -> {figures(server, now or version)}")
+    if missing:
+        told.append(f"{missing}, so only `gliotrail promote {version.version}` makes it champion")
+    told += [caveat] if caveat else []
+    return "; ".join(told)
+
+
+def _missing_voxels(run: Mapping[str, Any]) -> str:
+    """That a run saw fewer voxels than params.yaml planned at its commit; empty if it did not."""
+    params, planned = run["params"], int(run["tags"].get(PLANNED_TAG) or 0)
+    seen = params.get("epochs", 0) * params.get("epoch_voxels", 0)
+    if seen >= planned:
+        return ""
+    return f"it saw {seen / 1e6:.1f} million voxels of the {planned / 1e6:.1f} million planned"
 
 
 def _write_note(server: MlflowClient, known: Run, says: Mapping[str, Any]) -> None:
     """The run's description again, with the measures."""
     run_id = known.info.run_id
-    last = [Point(key, value, 0, 0) for key, value in known.data.metrics.items() if key != SCORE]
+    values = known.data.metrics | held_out(server, known)
+    last = [Point(key, value, 0, 0) for key, value in values.items() if key != SCORE]
     epochs = [Point(SCORE, m.value, m.step, 0) for m in server.get_metric_history(run_id, SCORE)]
     folders = (None, "evaluation", "images")
     files = [entry.path for folder in folders for entry in server.list_artifacts(run_id, folder)]

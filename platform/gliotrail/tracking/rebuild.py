@@ -21,14 +21,14 @@ from gliotrail.plain_yaml import read_yaml
 from gliotrail.runs.code_snapshot import CHANGES, UNTRACKED
 from gliotrail.runs.lineage import dvc_digests
 from gliotrail.tracking.registry import SHA256_TAG, download_weights
-from gliotrail.tracking.trace import COMMIT_TAG, INIT_TAG, datasets_of, dvc_config
+from gliotrail.tracking.trace import COMMIT_TAG, INIT_TAG, datasets_of, dvc_config, problem_of
 
 PARAMS: Final = "params.yaml"
 LOCK: Final = "dvc.lock"
 SWEEP: Final = "results/sweep"
 
 
-def base_of(run: Run) -> str:
+def base_of(server: MlflowClient, run: Run) -> str:
     """The commit that a run is rebuilt from, fetched from the remotes if it isn't here.
 
     Raises:
@@ -39,8 +39,9 @@ def base_of(run: Run) -> str:
     if tags.get("gliotrail.kind") != "train":
         got = f"a run of {tags.get('gliotrail.kind', 'another program')}"
         raise TrackingError(what, where=run.info.run_id, wanted="a run of `train`", got=got)
-    if "gliotrail.code.problem" in tags or not re.fullmatch("[0-9a-f]{40,64}", base):
-        why = tags.get("gliotrail.code.problem", "no commit is known")
+    problem = problem_of(server, run)
+    if problem or not re.fullmatch("[0-9a-f]{40,64}", base):
+        why = problem or "no commit is known"
         raise TrackingError(f"{what}: {why}", where=run.info.run_id)
     if not _has_commit(base):
         git("fetch", "--quiet", "--all")

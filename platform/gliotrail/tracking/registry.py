@@ -122,6 +122,11 @@ def register(
     )
 
 
+def validation_score(version: ModelVersion) -> float | None:
+    """What a version was promoted by, or not: its mean Dice on validation."""
+    return float(version.tags[_SCORE]) if _SCORE in version.tags else None
+
+
 def champion(server: MlflowClient) -> ModelVersion | None:
     """The version that carries the alias, if any does."""
     try:
@@ -139,6 +144,7 @@ def promote(
     score: float,
     judged_on: str,
     rescore: Callable[[ModelVersion], float],
+    is_short: bool = False,
 ) -> bool:
     """Make the challenger champion if its validation score is the better one.
 
@@ -146,6 +152,7 @@ def promote(
         judged_on: digest of the validation data and the measures' version. If the champion was
             judged on other data, it is scored again first.
         rescore: a version's score on the challenger's validation data.
+        is_short: it saw fewer voxels than are planned: only a person makes it champion.
 
     Returns:
         whether the challenger is the champion now.
@@ -157,6 +164,8 @@ def promote(
 
     note(challenger, score)
     holder = champion(server)
+    if is_short:
+        return holder is not None and str(holder.version) == str(challenger.version)
     # a database says 1 where a server says "1"
     if holder is not None and str(holder.version) != str(challenger.version):
         if holder.tags.get(_JUDGED_ON) == judged_on:

@@ -28,13 +28,15 @@ from gliotrail.errors import Stopped, TrackingError
 from gliotrail.files import write_json
 from gliotrail.paths import state_dir
 from gliotrail.progress import say
+from gliotrail.runs.addresses import database_uri
 from gliotrail.runs.code_snapshot import code_dir
 from gliotrail.runs.journal import MODEL_FILE, RUN_FILE, Point, RunFolder
 from gliotrail.runs.lineage import LAYOUT, provenance
 from gliotrail.runs.local_runs import runs_dir
 from gliotrail.runs.stop import stopped_by_signals
 from gliotrail.tracking.client import ID_TAG, client, existing_run, one_line
-from gliotrail.tracking.delivery import deliver, log_points
+from gliotrail.tracking.delivery import deliver
+from gliotrail.tracking.evaluation_run import held_out_points, record_held_out
 from gliotrail.tracking.rebuild import base_of, bring_data, lay_out, worktree
 from gliotrail.tracking.registry import download_weights_of_run
 from gliotrail.tracking.trace import resolve
@@ -138,7 +140,7 @@ def reproduce(name: str, with_sweep: bool = False) -> Reproduction:
     with one_line():
         server = client()
         run = resolve(server, name)[1]
-        base, environment = base_of(run), _environment(run)
+        base, environment = base_of(server, run), _environment(run)
         for what, (then, now) in environment.items():
             say(f"{what} was {then}, here it is {now}: the same bits can't be promised")
         place = state_dir() / "reproductions" / run.data.tags[ID_TAG]
@@ -162,7 +164,7 @@ def reproduce(name: str, with_sweep: bool = False) -> Reproduction:
             }
             judged = []
             if "evaluate" in stages:
-                throwaway = MlflowClient(_database(state))
+                throwaway = MlflowClient(database_uri(state))
                 known = existing_run(throwaway, says["experiment"], says["id"])
                 judged = [p for p in _points(throwaway, known) if p.key.startswith(_MEASURE)]
                 parts["measures"] = liken(_measures(points), _measures(judged))
@@ -170,7 +172,8 @@ def reproduce(name: str, with_sweep: bool = False) -> Reproduction:
             taken = _take_over(made, state, found)
             try:
                 with one_line():
-                    log_points(server, deliver(taken, server), judged)
+                    known = server.get_run(deliver(taken, server))
+                    record_held_out(server, known, judged, known.info.end_time)
             except TrackingError as error:
                 say(f"{error}; `gliotrail runs sync` delivers it later")
             shutil.rmtree(place)
@@ -220,7 +223,7 @@ def _run_stage(stage: str, tree: Path, state: Path, layout: Mapping[str, str]) -
         **{name: value for name, value in layout.items() if value},
         "PYTHONPATH": os.pathsep.join(filter(None, (str(tree / "platform"), before))),
         "GLIOTRAIL_STATE": str(state),
-        "MLFLOW_TRACKING_URI": _database(state),
+        "MLFLOW_TRACKING_URI": database_uri(state),
     }
     env.pop("RAY_ADDRESS", None)  # it has no part in what is looked at here
     words = [sys.executable, "-m", f"pipelines.{stage}"]
@@ -236,15 +239,12 @@ def _run_stage(stage: str, tree: Path, state: Path, layout: Mapping[str, str]) -
         raise TrackingError(what, do="what it said is above")
 
 
-def _database(state: Path) -> str:
-    return f"sqlite:///{state / 'mlflow.db'}"
-
-
 def _points(server: MlflowClient, run: Run) -> list[Point]:
-    """All that MLflow has of a run."""
-    return [
+    """All that MLflow has of a run, and of its evaluation."""
+    return held_out_points(server, run) + [
         Point(m.key, m.value, m.step, m.timestamp)
         for key in run.data.metrics
+        if not key.startswith(_MEASURE)
         for m in server.get_metric_history(run.info.run_id, key)
     ]
 

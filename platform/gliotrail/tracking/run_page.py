@@ -14,7 +14,7 @@ from mlflow.entities import Run, RunTag
 from gliotrail.files import csv_rows
 from gliotrail.imaging.labels import CLASSES, REGIONS
 from gliotrail.runs.journal import Point, RunFolder
-from gliotrail.tracking.client import BEST_FIRST, SCORE, TRAINING
+from gliotrail.tracking.experiment_page import BEST_FIRST, SCORE, TRAINING
 
 NOTE_TAG: Final = "mlflow.note.content"
 OURS_TAG: Final = "gliotrail.note_sha256"

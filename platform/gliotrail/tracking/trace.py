@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from mlflow import MlflowClient
@@ -18,8 +19,9 @@ from mlflow.exceptions import MlflowException
 from gliotrail.errors import TrackingError
 from gliotrail.paths import git, main_checkout
 from gliotrail.runs.addresses import shown, tracking_uri
-from gliotrail.runs.code_snapshot import CHANGES, UNTRACKED
+from gliotrail.runs.code_snapshot import CHANGES, UNTRACKED, applies, code_dir
 from gliotrail.tracking.client import ID_TAG, client, one_line
+from gliotrail.tracking.evaluation_run import held_out
 from gliotrail.tracking.registry import MODEL, SHA256_TAG, find_version
 
 COMMIT_TAG: Final = "mlflow.source.git.commit"
@@ -51,7 +53,7 @@ def trace(name: str) -> dict[str, Any]:
                 "inputs": tags.get("gliotrail.inputs"),
                 "command": tags.get("env.command"),
             },
-            "code": _code(tags),
+            "code": _code(tags) | {"problem": problem_of(server, run)},
             "environment": _with_prefix(tags, "env."),
             "params": dict(sorted(params.items())),
             "data": [
@@ -59,8 +61,8 @@ def trace(name: str) -> dict[str, Any]:
                 for path, digest in datasets_of(run).items()
             ],
             "parent": _parent(server, params.get("init"), tags.get(INIT_TAG)),
-            "measures": dict(sorted(run.data.metrics.items())),
-            "commands": _commands(run),
+            "measures": dict(sorted((run.data.metrics | held_out(server, run)).items())),
+            "commands": _commands(server, run),
         }
 
 
@@ -72,7 +74,7 @@ def compare(first: str, second: str) -> dict[str, dict[str, tuple[Any, Any]]]:
     """
     with one_line():
         server = client()
-        one, other = (_facts(resolve(server, name)[1]) for name in (first, second))
+        one, other = (_facts(server, resolve(server, name)[1]) for name in (first, second))
     return {
         kind: {
             key: (one[kind].get(key), other[kind].get(key))
@@ -98,12 +100,16 @@ def resolve(server: MlflowClient, name: str) -> tuple[ModelVersion | None, Run]:
         if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
             raise
     experiments = [e.experiment_id for e in server.search_experiments(max_results=1000)]
-    for tag in (ID_TAG, "gliotrail.inputs"):
+    for key in (f"tags.`{ID_TAG}`", "tags.`gliotrail.inputs`", "attributes.run_id"):
         if not name.isalnum():
             break
-        found = server.search_runs(experiments, f"tags.`{tag}` = '{name}'", max_results=1)
-        if found:
-            return None, found[0]
+        for pattern in (f"{key} = '{name}'", f"{key} LIKE '{name}%'"):
+            found = server.search_runs(experiments, pattern, max_results=5)
+            if len({run.data.tags.get(ID_TAG, run.info.run_id) for run in found}) > 1:
+                got = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in found)
+                raise TrackingError(name, wanted="the beginning of one run's id", got=got)
+            if found:
+                return None, found[0]
     do = f"take models:/{MODEL}@champion, or an id that `gliotrail runs status` shows"
     raise TrackingError(f"{name}: no such run", where=shown(tracking_uri()), do=do)
 
@@ -120,11 +126,34 @@ def _model(version: ModelVersion) -> dict[str, Any]:
 def _code(tags: Mapping[str, str]) -> dict[str, Any]:
     return {
         "commit": tags.get(COMMIT_TAG),
-        "uncommitted_changes": tags.get("gliotrail.uncommitted_changes") == "true",
+        "uncommitted_changes": {"true": True, "false": False}.get(
+            tags.get("gliotrail.uncommitted_changes", "")
+        ),
         "base": tags.get("gliotrail.code.base"),
         "files": tags.get("gliotrail.code.files"),
         "problem": tags.get("gliotrail.code.problem"),
     }
+
+
+def problem_of(server: MlflowClient, run: Run) -> str | None:
+    """Why a run's code can't be rebuilt, if so: as it was told at its start, or as is found now.
+
+    Patches of before may not apply: git writes them as its user has configured it.
+    """
+    tags = run.data.tags
+    told, base = tags.get("gliotrail.code.problem"), tags.get("gliotrail.code.base", "")
+    if told or "gliotrail.code.files" not in tags or not git("cat-file", "-t", base):
+        return told
+    patch = code_dir(tags["gliotrail.code.files"]) / CHANGES
+    with TemporaryDirectory() as folder:
+        if not patch.is_file():
+            recorded = {file.path for file in server.list_artifacts(run.info.run_id, "code")}
+            if f"code/{CHANGES}" not in recorded:
+                return None
+            patch = Path(server.download_artifacts(run.info.run_id, f"code/{CHANGES}", folder))
+        if applies(patch.read_bytes(), base, Path.cwd()):
+            return None
+    return f"its recorded patch does not apply to {base}: git wrote it by its user's settings"
 
 
 def _with_prefix(tags: Mapping[str, str], prefix: str) -> dict[str, str]:
@@ -175,11 +204,11 @@ def _remotes(config: configparser.RawConfigParser) -> list[str]:
     return [section for section in config.sections() if section.startswith("'remote")]
 
 
-def _commands(run: Run) -> list[str]:
+def _commands(server: MlflowClient, run: Run) -> list[str]:
     """What rebuilds it, in a folder of its own."""
     tags, run_id = run.data.tags, run.info.run_id
     base = tags.get("gliotrail.code.base") or tags.get(COMMIT_TAG)
-    if base in {None, "unknown"} or "gliotrail.code.problem" in tags:
+    if base in {None, "unknown"} or problem_of(server, run):
         return []
     get = f"mlflow artifacts download --run-id {run_id}"
     from_here = git("remote", "get-url", "origin") or "."
@@ -187,7 +216,8 @@ def _commands(run: Run) -> list[str]:
     if tags.get("gliotrail.code.files"):
         commands += [
             f"{get} --artifact-path code --dst-path .gliotrail/rebuild",
-            f"for f in .gliotrail/rebuild/code/{CHANGES}; do test ! -s $f || git apply $f; done",
+            f"for f in .gliotrail/rebuild/code/{CHANGES}; "
+            "do test ! -s $f || git apply --whitespace=nowarn $f; done",
             f"for f in .gliotrail/rebuild/code/{UNTRACKED}; do test ! -s $f || tar xzf $f; done",
         ]
     for name in ("params.yaml", "dvc.lock"):
@@ -196,14 +226,14 @@ def _commands(run: Run) -> list[str]:
     return commands
 
 
-def _facts(run: Run) -> dict[str, dict[str, Any]]:
+def _facts(server: MlflowClient, run: Run) -> dict[str, dict[str, Any]]:
     code = _code(run.data.tags)
     return {
         "params": dict(run.data.params),
         "data": datasets_of(run),
         "code": {key: code[key] for key in ("commit", "base", "files")},
         "environment": _with_prefix(run.data.tags, "env."),
-        "metrics": dict(run.data.metrics),
+        "metrics": run.data.metrics | held_out(server, run),
     }
 
 

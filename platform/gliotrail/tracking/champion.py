@@ -1,0 +1,105 @@
+"""Which registered version is champion, by whom, and with what figures."""
+
+from typing import Any, Final
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from gliotrail.errors import TrackingError
+from gliotrail.runs.lineage import PLANNED_TAG
+from gliotrail.tracking.client import client, one_line
+from gliotrail.tracking.evaluation_run import held_out
+from gliotrail.tracking.registry import CHAMPION, MODEL, champion, find_version, validation_score
+
+_DICE: Final = "test/dice_"
+
+
+def versions() -> list[dict[str, Any]]:
+    """Every registered version, the newest first, as plain values.
+
+    Raises:
+        TrackingError: MLflow can't be reached.
+    """
+    with one_line():
+        server = client()
+        # of a search MLflow leaves the aliases out
+        aliases = {
+            str(number): name
+            for model in server.search_registered_models(f"name = '{MODEL}'")
+            for name, number in model.aliases.items()
+        }
+        known = server.search_model_versions(f"name = '{MODEL}'")
+        newest_first = sorted(known, key=lambda version: -int(version.version))
+        return [_row(server, version, aliases) for version in newest_first]
+
+
+def _row(server: MlflowClient, version: ModelVersion, aliases: dict[str, str]) -> dict[str, Any]:
+    run = server.get_run(str(version.run_id))
+    measures, params = held_out(server, run), run.data.params
+    dice = {k.removeprefix(_DICE): v for k, v in measures.items() if k.startswith(_DICE)}
+    number, planned = str(version.version), run.data.tags.get(PLANNED_TAG)
+    return {
+        "version": number,
+        "aliases": [aliases[number]] if number in aliases else [],
+        "validation_dice": validation_score(version),
+        "held_out_dice": dice,
+        "voxels": int(params.get("epochs", 0)) * int(params.get("epoch_voxels", 0)) or None,
+        "planned_voxels": planned and int(planned),
+        "run": run.info.run_name,
+        "run_id": run.info.run_id,
+    }
+
+
+def figures(server: MlflowClient, version: ModelVersion) -> str:
+    """A version with its validation and, where it was evaluated, its held-out Dice."""
+    score = validation_score(version)
+    dice = held_out(server, server.get_run(str(version.run_id))).get(f"{_DICE}mean_regions")
+    told = [f"validation Dice {score:.3f}"] if score is not None else []
+    told += [f"held out {dice:.3f}"] if dice is not None else []
+    return f"version {version.version} ({', '.join(told) or 'not judged'})"
+
+
+def crown(name: str) -> dict[str, str | None]:
+    """Make a version champion.
+
+    Args:
+        name: its number, or `models:/NAME/NUMBER`.
+
+    Returns:
+        the versions `before` and `now`, and what to tell of them.
+
+    Raises:
+        TrackingError: there is no such version, or MLflow can't be reached.
+    """
+    with one_line():
+        server = client()
+        version, before = _version(server, name), champion(server)
+        server.set_registered_model_alias(MODEL, CHAMPION, version.version)
+        old = figures(server, before) if before else "none"
+        told = f"champion: {old} -> {figures(server, version)}"
+        was = str(before.version) if before else None
+        return {"before": was, "now": str(version.version), "told": told}
+
+
+def uncrown(name: str) -> dict[str, str | None]:
+    """Take the champion's name away from a version.
+
+    Raises:
+        TrackingError: it is not the champion, or MLflow can't be reached.
+    """
+    with one_line():
+        server = client()
+        version, holder = _version(server, name), champion(server)
+        if holder is None or str(holder.version) != str(version.version):
+            got = f"version {holder.version}" if holder else "none"
+            raise TrackingError("champion", wanted=f"version {version.version}", got=got)
+        server.delete_registered_model_alias(MODEL, CHAMPION)
+        told = (
+            f"champion: {figures(server, version)} -> none; `gliotrail promote VERSION` names one"
+        )
+        return {"before": str(version.version), "now": None, "told": told}
+
+
+def _version(server: MlflowClient, name: str) -> ModelVersion:
+    uri = name if ":/" in name else f"models:/{name if '/' in name else f'{MODEL}/{name}'}"
+    return find_version(server, uri)

@@ -1,0 +1,89 @@
+"""What MLflow's pages show of an experiment: few columns, the best validation first, and curves.
+
+A saved view of these pages is a tag of the experiment, which its menu `Views` lists: its name, and
+as JSON the columns, the order and the charts that it opens with.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+SCORE: Final = "val/dice_mean_regions"
+"""What runs are sorted and epochs judged by, as `segmentation.loop.SCORE`, which needs torch."""
+HELD_OUT_TAG: Final = "gliotrail.held_out_dice"
+"""Of a training that was evaluated: `test/dice_mean_regions` of its evaluation, rounded."""
+VIEW_TAGS: Final = "mlflow.sharedViewState."
+VIEW_NAME: Final = "best validation Dice first"
+CURVES_NAME: Final = "curves"
+TRAINING: Final = "workflowType=machine_learning"
+"""Ends an address within MLflow's pages that are for trainings; without it they are for GenAI."""
+BEST_FIRST: Final = f"viewStateShareKey=gliotrail&{TRAINING}"
+"""Ends the address of an experiment's runs that opens the table."""
+CURVES: Final = f"compareRunsMode=CHART&viewStateShareKey=gliotrail-curves&{TRAINING}"
+"""Ends the address of an experiment's runs that opens the charts."""
+COLUMNS: Final = (
+    f"metrics.`{SCORE}`",
+    f"tags.`{HELD_OUT_TAG}`",
+    "params.`learning_rate`",
+    "params.`patch_size`",
+    "params.`init`",
+    "tags.`gliotrail.kind`",
+)
+_SECTION: Final = "gliotrail"
+_LINE: Final = {
+    "lineSmoothness": 0,
+    "scaleType": "linear",
+    "xAxisScaleType": "linear",
+    "xAxisKey": "step",
+    "selectedXAxisMetricKey": "",
+    "range": {},
+    "yAxisKey": "metric",
+    "yAxisExpressions": [],
+    "ignoreOutliers": False,
+    "useGlobalXaxisKey": True,
+    "useGlobalLineSmoothing": True,
+}
+
+
+def tags_of(number: str) -> dict[str, str]:
+    """The tags of an experiment: that it is for trainings, a description, and the views."""
+    runs = f"#/experiments/{number}/runs"
+    links = f"[Best validation Dice first]({runs}?{BEST_FIRST}): `{SCORE}`, the mean of WT, TC, ET"
+    table = {"orderByKey": COLUMNS[0], "orderByAsc": False, "selectedColumns": COLUMNS}
+    return {
+        "mlflow.experimentKind": "custom_model_development",
+        "mlflow.note.content": f"{links} · [curves]({runs}?{CURVES})",
+        f"{VIEW_TAGS}gliotrail": _view(VIEW_NAME, table),
+        f"{VIEW_TAGS}gliotrail-curves": _view(CURVES_NAME, table | _charts()),
+    }
+
+
+def _view(name: str, state: dict[str, Any]) -> str:
+    return json.dumps({"name": name, "createdAt": 0, "state": json.dumps(state)})
+
+
+def _charts() -> dict[str, Any]:
+    """What is wanted at first sight; MLflow adds its own charts, one a metric, below."""
+    score = {"selectedParams": ["learning_rate", "patch_size"], "selectedMetrics": [SCORE]}
+    charts = [
+        _line(*(f"{part}/soft_dice_loss" for part in ("train", "val"))),
+        _line("val/dice_WT", "val/dice_TC", "val/dice_ET"),
+        _line("train/learning_rate"),
+        {"type": "PARALLEL", "showAllRuns": True, **score},
+    ]
+    shared = {"metricSectionId": _SECTION, "deleted": False, "isGenerated": False}
+    return {
+        "compareRunCharts": [
+            {"uuid": f"{_SECTION}-{n}", "runsCountToCompare": 10, **shared, **chart}
+            for n, chart in enumerate(charts)
+        ],
+        "compareRunSections": [
+            {"uuid": _SECTION, "name": "At first sight", "display": True, "isReordered": False}
+        ],
+        "isAccordionReordered": False,
+    }
+
+
+def _line(*keys: str) -> dict[str, Any]:
+    keys_: Sequence[str] = list(keys)
+    return {"type": "LINE", "metricKey": keys_[0], "selectedMetricKeys": keys_, **_LINE}
