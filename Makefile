@@ -31,12 +31,17 @@ if ! [ -f "$(1)/.installed" ]; then
 	"$(BASE_PYTHON)" -m venv --clear "$(1)"
 fi
 rm -f "$(1)/.installed"
-PIP_CONSTRAINT=$(2) "$(1)/bin/python" -m pip install -qq --disable-pip-version-check $(4)
+if ! PIP_CONSTRAINT=$(2) "$(1)/bin/python" -m pip install --disable-pip-version-check \
+	--progress-bar off $(4) >"$(1)/install.log" 2>&1; then
+	tail -n 25 "$(1)/install.log" >&2
+	echo "error: installing into $(1) failed; above are the last lines of $(1)/install.log" >&2
+	exit 1
+fi
 echo "$$key" >"$(1)/.installed"
 echo "installation took $$SECONDS s"
 endef
 
-.PHONY: help setup demo pictures ui docs test coverage demo-test chaos hostile browser-test cluster-test reproduce-test tracking-cost sweep-cost gpu-check bench check deps fmt services peers audit sbom clean python
+.PHONY: help setup demo pictures ui docs test coverage demo-test chaos hostile browser-test cluster-images cluster-test reproduce-test tracking-cost sweep-cost gpu-check bench check deps fmt services peers audit resolve sbom clean python
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -75,8 +80,22 @@ hostile: setup ## thousands of spoilt files and faults, from a seed that is told
 browser-test: setup ## viewer, MLflow's pages and documents, looked at in a real browser
 	@pytest -m long -s tests/browser $(ARGS)
 
-cluster-test: setup ## what needs a real Ray, services, and two nodes that share only a network
-	@pytest -m long -s tests/cluster tests/infra $(ARGS)
+cluster-images: setup ## build the images of `make cluster-test PART=containers` and slurm, by podman (minutes)
+	@$(MAKE) --no-print-directory services SERVICES="aardvark-dns buildah iptables mmdebstrap netavark podman runc"
+	tests/infra/images/build.sh
+
+cluster-test: setup ## what needs a real cluster; PART=containers|slurm|nodes|services|user|ray is one of it
+	@pytest -m long -s $(call part,$(PART)) $(ARGS)
+
+# the tests of a part of `make cluster-test`
+part = $(or $(part_$(or $1,all)),$(error PART=$1 is none of containers, slurm, nodes, services, user, ray))
+part_containers := tests/infra/test_containers.py
+part_slurm := tests/infra/test_slurm.py
+part_nodes := tests/infra/test_nodes.py tests/cluster/test_two_nodes.py
+part_services := tests/infra/test_services.py
+part_user := tests/infra/test_user.py tests/infra/test_installation.py
+part_ray := tests/cluster --ignore tests/cluster/test_two_nodes.py
+part_all := tests/cluster tests/infra
 
 reproduce-test: setup ## the demo's model on small crops, made again from the remotes alone
 	@pytest -m long -s tests/spine/test_reproduce.py $(ARGS)
@@ -93,12 +112,13 @@ gpu-check: setup ## whether this machine's GPUs compute what its CPU does: a tab
 bench: setup peers ## the same work by Gliotrail and by its peers, side by side, into docs/log/bench.md
 	@python -m tests.bench.compare $(ARGS)
 
-check: setup ## format, lint, types, import layers
+check: setup ## format, lint, types, import layers, Kubernetes' manifests
 	@status=0
 	ruff format --check || status=1
 	ruff check || status=1
 	mypy -p gliotrail -p pipelines -p infra || status=1
 	lint-imports --no-logo || status=1
+	python -m tests.support.kubernetes || status=1
 	exit $$status
 
 deps: setup ## write into dvc.yaml which code each stage imports
@@ -117,6 +137,13 @@ peers: python ## make .venv-bench, with the libraries that Gliotrail is compared
 audit: .venv-audit-tools ## compare the pins with known vulnerabilities; fails where it can't ask
 	@.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt $(ARGS)
 
+resolve: .venv-audit-tools ## whether the pins can be installed by Python 3.11.0, 3.12 and 3.13, and with CUDA
+	@for version in 3.11.0 3.12 3.13; do
+		.venv-audit/bin/uv pip compile --quiet --all-extras --system-certs --python-version $$version \
+			--constraints constraints.txt --constraints constraints-cuda.txt --output-file .venv-audit/resolved.txt pyproject.toml
+		echo "Python $$version: $$(grep -c == .venv-audit/resolved.txt) packages"
+	done
+
 sbom: setup .venv-audit-tools ## write what .venv holds to sbom.json, a software bill of materials (CycloneDX)
 	@.venv-audit/bin/cyclonedx-py environment --pyproject pyproject.toml -o sbom.json $(VENV)/bin/python
 
@@ -125,8 +152,8 @@ sbom: setup .venv-audit-tools ## write what .venv holds to sbom.json, a software
 	$(call install,.venv-audit,constraints-audit.txt,,-r constraints-audit.txt)
 
 python:
-	@if ! "$(BASE_PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
-		echo "error: PYTHON=$(PYTHON) is no Python 3.11; try make PYTHON=/path/to/python3.11" >&2
+	@if ! "$(BASE_PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+		echo "error: PYTHON=$(PYTHON) is no Python 3.11 to 3.13; try make PYTHON=/path/to/python3.11" >&2
 		exit 1
 	fi
 	if ! "$(BASE_PYTHON)" -c 'import ensurepip' 2>/dev/null; then

@@ -38,6 +38,8 @@ HEAD = "<!-- Made from the code by `make docs`; changes by hand are lost. -->\n"
 ENVIRONMENT = {
     "GLIOTRAIL_CACHE_GB": "What a node's cache of data by hash may take; 200.",
     "GLIOTRAIL_CONCURRENT_TRIALS": "Trials of a sweep at a time; else one a GPU, or core.",
+    "GLIOTRAIL_DIRECT": "Anything, where all machines of the cluster at RAY_ADDRESS see this"
+    " checkout, as in a Slurm job: stages run from here, without a job and a remote.",
     "GLIOTRAIL_DISK_GB": "What all runs of a checkout may take; 20.",
     "GLIOTRAIL_GPUS": "Of each worker: `auto` (a GPU if the cluster has or can start any), 0, 1, or"
     " for a sweep's one-worker trials a share such as 0.5; `auto`.",
@@ -58,10 +60,23 @@ ENVIRONMENT = {
 }
 """Gliotrail's own. What is in the code and not here, or the reverse, is an error."""
 OF_OTHERS = {
+    "AWS_ACCESS_KEY_ID": "With `AWS_SECRET_ACCESS_KEY`: the keys of DVC's remote on S3, for"
+    " the client and on each machine of a cluster.",
+    "AWS_CA_BUNDLE": "File of the authority that signed S3's certificate, where it is none that"
+    " all know.",
+    "AWS_DEFAULT_REGION": "S3's region.",
+    "AWS_ENDPOINT_URL": "Where S3 is, if not at Amazon.",
+    "MLFLOW_TRACKING_PASSWORD": "With `MLFLOW_TRACKING_USERNAME`: a user of the tracking server.",
     "MLFLOW_TRACKING_URI": "The tracking server; else a SQLite file in GLIOTRAIL_STATE.",
+    "MLFLOW_TRACKING_USERNAME": "See `MLFLOW_TRACKING_PASSWORD`.",
     "OMP_NUM_THREADS": "Threads of each worker.",
     "RAY_ADDRESS": "The Ray cluster that stages are sent to; else Ray is started on this"
     " machine, which takes nobody without its token.",
+    "RAY_API_SERVER_ADDRESS": "Where the cluster takes jobs, if not at RAY_ADDRESS: http(s)://HOST:8265.",
+    "RAY_AUTH_MODE": "`token` for a cluster that takes one. Each Ray of ours does.",
+    "RAY_AUTH_TOKEN": "The cluster's token; or RAY_AUTH_TOKEN_PATH, the file with it.",
+    "RAY_AUTH_TOKEN_PATH": "See `RAY_AUTH_TOKEN`; `~/.ray/auth_token` if absent.",
+    "REQUESTS_CA_BUNDLE": "As AWS_CA_BUNDLE, for MLflow and Ray's jobs.",
 }
 KEYS = {
     "train/learning_rate": ("each epoch", "At its last step."),

@@ -12,6 +12,8 @@ from typing import Final
 
 JOB: Final = "GLIOTRAIL_JOB"
 """Set in the processes of a stage that runs as a Ray job, whose working folder is thrown away."""
+DIRECT: Final = "GLIOTRAIL_DIRECT"
+"""Set where all machines of the cluster at RAY_ADDRESS see this checkout: stages make no jobs."""
 
 
 def state_dir() -> Path:

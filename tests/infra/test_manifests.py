@@ -1,11 +1,13 @@
 """What other programs read: compose, Kubernetes, Ray's cluster launcher, sbatch.
 
-Schemas are those of the packages index: Kubernetes' own resources, the pods of KubeRay's, compose,
-and Ray's launcher. KubeRay's own fields have no schema there; nothing is started here.
+Schemas are Kubernetes', KubeRay's (kuberay/), compose's and those of Ray's launcher; nothing is
+started here.
 """
 
+import functools
 import json
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -13,90 +15,120 @@ from importlib.resources import files
 from urllib.parse import urlsplit
 
 import jsonschema
-import kubernetes_validate
 import pytest
 from ruamel.yaml import YAML
 
+from tests.support.kubernetes import BUILT, KUBERNETES, build, documents, faults, pods
 from tests.support.projects import ROOT
 
 INFRA = ROOT / "infra"
-KUBERNETES = "1.34"
 
 
-def documents(path):
-    return [each for each in YAML(typ="safe").load_all(path.read_text()) if each]
+@functools.cache
+def resources():
+    """Each resource of each kustomization, by a name for messages."""
+    return {
+        f"{folder} {each['kind']} {each['metadata']['name']}": each
+        for folder in BUILT
+        for each in build(KUBERNETES / folder)
+    }
 
 
-def kubernetes():
-    """All resources, and the group that the overlay adds, by a name for messages."""
-    for path in sorted(INFRA.glob("kubernetes/*/*.yaml")):
-        if path.name != "kustomization.yaml":
-            for each in documents(path):
-                yield f"{each['kind']} {each['metadata']['name']}", each
-    (patch,) = documents(INFRA / "kubernetes/overlays/gpu/workers.yaml")
-    yield "workers.yaml", patch[0]["value"]
+LEFT_ALONE = {"Namespace", "PersistentVolumeClaim", "StorageClass"}
 
 
-def pods(value):
-    """Pod templates anywhere in a resource."""
-    if isinstance(value, dict):
-        if isinstance(value.get("spec"), dict) and "containers" in value["spec"]:
-            yield value
-        for each in value.values():
-            yield from pods(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from pods(each)
+def test_kustomizations_are_what_a_strict_server_takes():
+    assert [fault for each in resources().values() for fault in faults(each)] == []
 
 
-RESOURCES = dict(kubernetes())
+@pytest.mark.parametrize(
+    ("name", "path", "said"),
+    [
+        ("overlays/cpu StatefulSet postgres", "spec/template/spec/containers/0/imaeg", "imaeg"),
+        ("overlays/gpu RayCluster gliotrail", "spec/headGroupSpec/rayStartParam", "rayStartParam"),
+        ("overlays/cpu/job RayJob gliotrail-smoke", "spec/entrypont", "entrypont"),
+    ],
+)
+def test_a_fault_is_seen(name, path, said):
+    resource = json.loads(json.dumps(resources()[name]))
+    *way, last = path.split("/")
+    place = resource
+    for part in way:
+        place = place[int(part) if part.isdigit() else part]
+    place[last] = "x"
+    (fault,) = faults(resource)
+    assert said in fault
 
 
-@pytest.mark.parametrize("name", RESOURCES)
-def test_kubernetes_resources_and_pods_are_valid(name):
-    resource = RESOURCES[name]
-    templates = list(pods(resource))
-    for n, template in enumerate(templates):
-        wrapped = {
-            "apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": f"p{n}"},
-            "template": template,
-        }  # fmt: skip
-        kubernetes_validate.validate(wrapped, KUBERNETES, strict=True)
-    if "ray.io" not in resource.get("apiVersion", "ray.io"):
-        kubernetes_validate.validate(resource, KUBERNETES, strict=True)
-    else:
-        assert templates
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl")
+@pytest.mark.parametrize("folder", BUILT)
+def test_what_is_checked_is_what_kubectl_prints(folder, tmp_path):
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    for name in ("postgres", "server", "node"):
+        (tmp_path / f"kubernetes/base/{name}.env").write_text("A=b\n")
+    command = ["kubectl", "kustomize", tmp_path / "kubernetes" / folder]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    theirs = [each for each in YAML(typ="safe").load_all(done.stdout) if each["kind"] != "Secret"]
+    ours = [each for each in build(KUBERNETES / folder) if each["kind"] != "Secret"]
+
+    def key(each):
+        return each["kind"], each["metadata"]["name"]
+
+    assert sorted(theirs, key=key) == sorted(ours, key=key)
 
 
-def test_a_fault_in_a_pod_is_seen():
-    resource = json.loads(json.dumps(RESOURCES["StatefulSet postgres"]))
-    resource["spec"]["template"]["spec"]["containers"][0]["imaeg"] = "postgres"
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(resource, KUBERNETES, strict=True)
-
-
-def test_no_pod_is_root_or_takes_an_image_without_its_version():
-    for name, resource in RESOURCES.items():
-        for template in pods(resource):
-            assert template["spec"]["securityContext"]["runAsNonRoot"] is True, name
-            for container in template["spec"]["containers"]:
-                assert container["securityContext"]["allowPrivilegeEscalation"] is False, name
-                assert "limits" in container["resources"], name
+def test_pods_keep_to_pod_securitys_restricted_and_name_their_versions_and_limits():
+    (namespace,) = documents(KUBERNETES / "storage/base/namespace.yaml")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    count = 0
+    for name, resource in resources().items():
+        for pod in pods(resource):
+            assert pod["securityContext"]["runAsNonRoot"] is True, name
+            assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+            for container in [*pod["containers"], *pod.get("initContainers", ())]:
+                count += 1
+                assert container["securityContext"] == {
+                    "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
+                }, name  # fmt: skip
+                assert {"memory", "ephemeral-storage"} <= set(container["resources"]["limits"])
                 assert container["image"].partition(":")[2] not in {"", "latest"}, name
+            volumes = {next(iter(set(each) - {"name"})) for each in pod.get("volumes", ())}
+            assert volumes <= {"configMap", "emptyDir", "persistentVolumeClaim"}
+    assert count > 12
+
+
+def test_what_is_deleted_with_an_overlay_holds_no_data():
+    kept = {name.split()[1] for name in resources() if name.startswith("storage/")}
+    assert kept == LEFT_ALONE
+    gone = {name.split()[1] for name in resources() if name.startswith("overlays/")}
+    assert not gone & LEFT_ALONE
+    assert not any("volumeClaimTemplates" in each.get("spec", {}) for each in resources().values())
+    classes = [each for each in resources().values() if each["kind"] == "StorageClass"]
+    assert [each["reclaimPolicy"] for each in classes] == ["Retain", "Retain"]
+
+
+def test_workers_have_neither_the_admins_password_nor_the_servers_keys():
+    cluster = resources()["overlays/gpu RayCluster gliotrail"]
+    text = json.dumps(cluster)
+    assert "gliotrail-node" in text
+    assert "gliotrail-server" not in text
+    assert "gliotrail-postgres" not in text
+
+
+def test_a_job_has_its_overlays_images():
+    for folder in ("overlays/cpu", "overlays/gpu"):
+        (overlay,) = documents(KUBERNETES / folder / "kustomization.yaml")
+        (job,) = documents(KUBERNETES / folder / "job/kustomization.yaml")
+        assert overlay["images"] == job["images"]
 
 
 def test_kubernetes_lets_nothing_in_that_is_not_named():
-    closed, *named = documents(INFRA / "kubernetes/base/networkpolicy.yaml")
+    closed, *named = documents(KUBERNETES / "base/networkpolicy.yaml")
     assert closed["spec"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
     assert all(rule["from"] for each in named for rule in each["spec"]["ingress"])
-    assert RESOURCES["RayCluster gliotrail"]["spec"]["authOptions"] == {"mode": "token"}
-
-
-def test_kustomizations_name_files_that_are_there():
-    for path in INFRA.glob("kubernetes/**/kustomization.yaml"):
-        (each,) = documents(path)
-        named = [*each["resources"], *(patch["path"] for patch in each.get("patches", ()))]
-        assert [name for name in named if not (path.parent / name).exists()] == []
+    cluster = resources()["overlays/cpu RayCluster gliotrail"]
+    assert cluster["spec"]["authOptions"] == {"mode": "token"}
 
 
 def test_compose_is_valid():
@@ -107,23 +139,28 @@ def test_compose_is_valid():
     assert done.returncode == 0, done.stdout
 
 
-def test_compose_publishes_on_loopback_and_starts_with_secrets_only():
+def test_compose_listens_on_loopback_but_for_tls_and_starts_with_secrets_only():
     (compose,) = documents(INFRA / "compose/compose.yaml")
     for name, service in compose["services"].items():
-        assert service["image"].partition(":")[2] not in {"", "latest"}, name
-        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
+        assert service["image"].rpartition(":")[2] not in {"", "latest"}, name
+        plain = [port for port in service.get("ports", ()) if not port.startswith("127.0.0.1:")]
+        assert name == "tls" or not plain, name
         for key, value in service.get("environment", {}).items():
             if key.endswith(("PASSWORD", "TOKEN", "KEY", "KEY_ID")):
                 assert value.startswith("${"), key
-    assert compose["services"]["ray"]["environment"]["RAY_AUTH_MODE"] == "token"
+    assert "ssl" in (INFRA / "compose/tls.cfg").read_text()
+    ray, worker = compose["services"]["ray"], compose["services"]["worker"]
+    assert ray["environment"]["RAY_AUTH_MODE"] == worker["environment"]["RAY_AUTH_MODE"] == "token"
+    assert "--num-cpus=0" in ray["command"]
+    assert "admin" not in json.dumps(worker)
     assert compose["networks"]["inside"] == {"internal": True}
 
 
 @pytest.mark.parametrize(
     ("script", "made"),
     [
-        ("compose/secrets.sh", [".env"]),
-        ("kubernetes/secrets.sh", ["base/server.env", "base/node.env"]),
+        ("compose/secrets.sh", [".env", "client.env"]),
+        ("kubernetes/secrets.sh", ["base/postgres.env", "base/server.env", "base/node.env"]),
     ],
 )
 def test_secrets_are_new_each_time_readable_by_their_owner_and_never_replaced(
@@ -133,6 +170,7 @@ def test_secrets_are_new_each_time_readable_by_their_owner_and_never_replaced(
     (tmp_path / "base").mkdir()
     there.write_text((INFRA / script).read_text())
     s3 = {"AWS_ENDPOINT_URL": "http://s3", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    s3 |= {"MLFLOW_S3_ID": "c", "MLFLOW_S3_KEY": "d", "MLFLOW_BUCKET": "e"}
     subprocess.run(["bash", there], env=env | s3, check=True, capture_output=True)
     first = {name: (tmp_path / name).read_text() for name in made}
     assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in made} == {0o600}
@@ -162,14 +200,14 @@ def test_images_begin_from_a_version_and_take_files_that_are_there():
     lines = (INFRA / "compose/Dockerfile").read_text().splitlines()
     stages = {line.split()[3] for line in lines if line.startswith("FROM ")}
     assert {"cpu", "cuda"} <= stages
-    bases = {line.split()[1] for line in lines if line.startswith("FROM ")} - stages
+    bases = {line.split("=")[1] for line in lines if line.startswith("ARG BASE=")}
     definition = (INFRA / "slurm/gliotrail.def").read_text()
     assert bases == {re.search(r"^From: (\S+)$", definition, re.M)[1]}  # the same packages in both
     assert all(base.partition(":")[2] not in {"", "latest"} for base in bases)
     taken = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
     files = definition.partition("%files")[2].partition("%post")[0]
     taken += [line.split()[0] for line in files.splitlines() if line.strip()]
-    assert len(taken) == 8
+    assert len(taken) == 9
     assert [name for name in taken if not (ROOT / name).exists()] == []
 
 
@@ -183,7 +221,14 @@ def test_nothing_names_a_host_of_others_or_runs_what_it_has_fetched():
 
 def test_every_file_of_infra_is_checked_by_something():
     checked = {"infra/README.md", "infra/compose/Dockerfile", "infra/slurm/gliotrail.def"}
-    by_kind = (".py", ".sh", ".sbatch", ".yaml")  # tests beside, `bash -n`, schemas above
+    by_kind = (
+        ".cfg",
+        ".py",
+        ".sh",
+        ".sbatch",
+        ".sql",
+        ".yaml",
+    )  # tests beside, `bash -n`, schemas above
     names = {path.relative_to(ROOT).as_posix() for path in files_of_infra()}
     assert checked <= names
     assert [name for name in names - checked if not name.endswith(by_kind)] == []

@@ -1,123 +1,79 @@
-"""The sbatch script, with local processes in place of Slurm's, and a real Ray.
+"""gliotrail.sbatch on a real Slurm of three containers: run, time limit, requeue, scancel.
 
-`ray symmetric-run` ends by `ray stop`, which ends every Ray it sees: so all runs in a namespace of
-processes, where there is no other.
+`make cluster-test PART=slurm` runs it, on the images of `make cluster-images`.
 """
 
-import os
-import re
-import subprocess
-import sys
+import sqlite3
 import time
-from pathlib import Path
 
 import pytest
 
-from tests.support.projects import ROOT
+from tests.support.projects import set_params
+from tests.support.slurm import BATCH, slurm
 
-SRUN = """\
-#!/bin/sh
-while case $1 in --*) true;; *) false;; esac; do shift; done
-exec "$@"
-"""
-SCONTROL = """\
-#!/bin/sh
-case $1 in
-show) echo localnode ;;
-requeue) echo "$2" >>requeued ;;
-esac
-"""
-GETENT = """\
-#!/bin/sh
-echo 10.9.9.9 STREAM localnode
-"""
-COMMAND = """\
-import os, pathlib, signal, sys, time
-import ray
-ray.init(logging_level="ERROR")
-pathlib.Path("cpus").write_text(str(ray.cluster_resources()["CPU"]))
-pathlib.Path("mode").write_text(oct(os.stat(os.environ["RAY_AUTH_TOKEN_PATH"]).st_mode & 0o777))
-def stop(*_):
-    pathlib.Path("checkpoint").write_text("at step 7")
-    sys.exit(143)
-signal.signal(signal.SIGTERM, stop)
-pathlib.Path("started").touch()
-time.sleep(float(sys.argv[1]))
-sys.exit(int(sys.argv[2]))
-"""
-NODE = 'ip link set lo up; ip addr add 10.9.9.9/32 dev lo; exec "$@"'
+pytestmark = [pytest.mark.long, pytest.mark.needs_images, pytest.mark.timeout(1200)]
+STEPS = 4
+TWO = ["--nodes=2", "--cpus-per-task=1", "--mem=2000"]
 
 
-@pytest.fixture
-def job(tmp_path):
-    """Starts the script as a job of one node; its process."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "getent": GETENT}.items():
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
-    (tmp_path / "command.py").write_text(COMMAND)
-    started = []
-
-    def start(*words):
-        alone = ["unshare", "--net", "--pid", "--mount-proc", "--fork", "--kill-child"]
-        script = ["bash", ROOT / "infra/slurm/gliotrail.sbatch"]
-        env = os.environ | {
-            "PATH": f"{programs}:{os.environ['PATH']}",
-            "SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "localnode",
-            "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "2",
-        }  # fmt: skip
-        del env["RAY_AUTH_MODE"], env["RAY_AUTH_TOKEN"]
-        started.append(
-            subprocess.Popen(
-                [*alone, "sh", "-c", NODE, "sh", *script, sys.executable, "command.py", *words],
-                cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )
-        )  # fmt: skip
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.kill()
-        each.wait()
+@pytest.fixture(scope="module")
+def cluster(crops_project, tmp_path_factory):
+    root = crops_project.root
+    set_params(
+        root / "params.yaml",
+        {"train.epochs": 6, "train.patch_size": "16x16x16", "train.learning_rate": 0.001},
+    )
+    crops_project.run("dvc", "repro", "--quiet", "patch", timeout_s=400)
+    with slurm(crops_project, tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
 
 
-def shell_of(process):
-    """The batch script's own process, seen from outside of its namespace."""
-    for _ in range(2):  # unshare, then what was `sh`
-        listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        for pid in map(int, listed):
-            if "gliotrail.sbatch" in Path(f"/proc/{pid}/cmdline").read_text():
-                return pid
-    raise AssertionError("no batch script")
+def points(cluster):
+    """Steps of each run's training loss in the tracking database."""
+    with sqlite3.connect(cluster.project.root / ".gliotrail/mlflow.db") as database:
+        rows = database.execute(
+            "select run_uuid, step from metrics where key = 'train/soft_dice_loss' order by step"
+        ).fetchall()
+    return {run: [step for of, step in rows if of == run] for run, _ in rows}
 
 
-pytestmark = [pytest.mark.long, pytest.mark.needs_netns, pytest.mark.timeout(400)]
+def train(cluster, epochs, *options):
+    set_params(cluster.project.root / "params.yaml", {"train.epochs": epochs})
+    return cluster.submit(*options, BATCH, "python", "-m", "pipelines.train")
 
 
-def test_before_the_time_limit_it_makes_a_checkpoint_and_queues_again(job, tmp_path):
-    process = job("300", "0")
-    ends_s = time.monotonic() + 200
-    while not (tmp_path / "started").exists():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < ends_s
-        time.sleep(0.5)
+def test_a_training_runs_on_both_nodes_without_a_remote_or_a_server(cluster):
+    job = train(cluster, 6, *TWO)
+    assert cluster.ended(job, 400) == "COMPLETED", cluster.said(job)
+    assert points(cluster)
+    assert list(points(cluster).values()) == [list(range(1, 6 * STEPS + 1))]
+    assert not (cluster.project.root / f".gliotrail/slurm/{job}").exists()
 
-    subprocess.run(["kill", "-USR1", str(shell_of(process))], check=True)
-    output, _ = process.communicate(timeout=120)
 
-    assert process.returncode == 0, output
-    assert (tmp_path / "checkpoint").read_text() == "at step 7"
-    assert (tmp_path / "requeued").read_text() == "4711\n"
-    assert (tmp_path / "cpus").read_text() == "2.0"
-    assert (tmp_path / "mode").read_text() == "0o600"
-    assert not (tmp_path / ".gliotrail/slurm/4711").exists()
+def test_before_the_limit_it_makes_a_checkpoint_queues_again_and_goes_on(cluster):
+    before = set(points(cluster))
+    job = train(cluster, 60, *TWO)
+    cluster.until(job, f"step {2 * STEPS}/", 300)
+    # what Slurm itself does so long before the limit as --signal says
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    cluster.until(job, "stopped by Ctrl-C", 60)
+    assert cluster.ended(job, 600) == "COMPLETED", cluster.said(job)
+    assert cluster.restarts(job) == 1
+    (run,) = set(points(cluster)) - before
+    assert points(cluster)[run] == list(range(1, 60 * STEPS + 1))
+
+
+def test_scancel_ends_it_and_it_is_not_queued_again(cluster):
+    job = train(cluster, 400, *TWO)
+    cluster.until(job, f"step {STEPS}/", 300)
+    started_s = time.monotonic()
+    cluster.run("scancel", job)
+    assert cluster.ended(job, 90) == "CANCELLED"
+    assert time.monotonic() - started_s < 60
+    assert cluster.restarts(job) == 0
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_a_job_ends_with_its_commands_code_and_is_not_queued_again(code, job, tmp_path):
-    process = job("0", str(code))
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == code, output
-    assert not (tmp_path / "requeued").exists()
-    assert not re.search("checkpoint", output)
+def test_a_job_ends_with_its_commands_code(code, cluster):
+    job = cluster.submit("--nodes=1", BATCH, "bash", "-c", f"exit {code}")
+    assert cluster.ended(job, 300) == ("COMPLETED" if code == 0 else "FAILED")

@@ -63,8 +63,8 @@ def paths_of(stage, *kinds):
 
 def faults(name, stage, values):
     """What is wrong with one stage, one line each."""
-    if not stage["cmd"].split("#")[0].startswith(f"python -m pipelines.{name}"):
-        yield f"{name}: cmd is not python -m pipelines.{name}: {stage['cmd']}"
+    if not stage["cmd"].split("#")[0].startswith(f"pipelines/python -m pipelines.{name}"):
+        yield f"{name}: cmd is not pipelines/python -m pipelines.{name}: {stage['cmd']}"
         return
     real, listed = code_of(name), listed_code(stage)
     yield from (f"{name}: imports {path}, not in its deps" for path in sorted(real - listed))
@@ -117,7 +117,7 @@ def folder_of(path):
 @pytest.fixture
 def good():
     return {
-        "cmd": "python -m pipelines.fetch",
+        "cmd": "pipelines/python -m pipelines.fetch",
         "deps": sorted(code_of("fetch")),
         "params": ["fetch"],
         "outs": [{"data/fetch": {"persist": False}}],
@@ -131,7 +131,7 @@ def test_a_faultless_stage_has_no_fault(good):
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"cmd": "python pipelines/fetch.py"}, "cmd is not python -m"),
+        ({"cmd": "python pipelines/fetch.py"}, "cmd is not pipelines/python -m"),
         ({"deps": []}, "imports pipelines/fetch.py, not in its deps"),
         ({"deps+": ["platform/gliotrail/segmentation/unet.py"]}, "doesn't import its dep"),
         ({"deps+": ["platform/gliotrail/segmentation"]}, "doesn't import its dep"),

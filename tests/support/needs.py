@@ -40,7 +40,15 @@ def _can_make_namespaces() -> bool:
     )
 
 
+def _has_images() -> bool:
+    ask = ["podman", "image", "exists", "localhost/gliotrail-slurm"]
+    return shutil.which("podman") is not None and not subprocess.run(ask, check=False).returncode
+
+
 NEEDS = {
+    "needs_images": Need(
+        "podman and the images of the tests, as root", _has_images, "make cluster-images"
+    ),
     "needs_chromium": Need(
         "Chromium and its driver",
         lambda: all(map(shutil.which, ("chromium", "chromedriver"))),

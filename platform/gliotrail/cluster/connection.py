@@ -8,7 +8,9 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +29,9 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # doubled prints
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # a busy machine takes longer to start its processes than Ray's 30 to 60 s
+    "RAY_gcs_server_port_wait_time_s": "300",
+    "RAY_worker_register_timeout_seconds": "300",
 }
 _LOCAL_SETTINGS = {
     # processes that take seconds to start: idle workers that Ray Train can't use, and a watch for
@@ -35,6 +40,7 @@ _LOCAL_SETTINGS = {
     "RAY_enable_worker_prestart": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+_TEMP_BYTES = 45
 _SHM = "/dev/shm"  # noqa: S108 - Ray's place for it
 WORKERS = "GLIOTRAIL_WORKERS"
 GPUS = "GLIOTRAIL_GPUS"
@@ -99,9 +105,14 @@ def _connect(address: str | None) -> None:
     logging.getLogger("ray._private.worker").addFilter(lambda r: "SIGTERM handler" not in r.msg)
     if address:
         check_answer(address)
+    else:
+        os.environ["RAY_TMPDIR"] = short_temp()
+    # Ray gives the interpreter to a shell as it is, and a path may have a space
+    python = shlex.quote(sys.executable)
     try:
         ray.init(
             address=address or "local",
+            runtime_env=None if python == sys.executable else {"py_executable": python},
             num_cpus=None if address else cpus_here(),
             include_dashboard=None if address else False,
             # where there is no shared memory, or none to write to, Ray's own processes would crash
@@ -114,6 +125,15 @@ def _connect(address: str | None) -> None:
         if address and not isinstance(error, ConnectionError | ValueError):
             raise
         raise (_no_answer(address, error) if address else _no_start(error)) from None
+
+
+def short_temp() -> str:
+    """A folder for Ray's sockets, whose names have 107 bytes, some 60 of them Ray's own."""
+    folder = gettempdir()
+    if len(os.fsencode(folder)) <= _TEMP_BYTES:
+        return folder
+    say(f"Ray's sockets are in /tmp: the name of TMPDIR={folder} is too long for them")
+    return "/tmp"  # noqa: S108 - Ray makes a folder of its own there
 
 
 def check_answer(address: str) -> None:

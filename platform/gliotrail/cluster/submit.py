@@ -24,7 +24,7 @@ import gliotrail
 from gliotrail.code_graph import code_hash, imported_by
 from gliotrail.errors import ClusterError, DataError, ParamsError, Stopped
 from gliotrail.files import replacing
-from gliotrail.paths import JOB
+from gliotrail.paths import DIRECT, JOB
 from gliotrail.plain_yaml import read_yaml
 from gliotrail.progress import say
 
@@ -45,11 +45,13 @@ _STOP_WAIT_S: Final = 300
 def on_cluster(stage: str, *words: str) -> bool:
     """Run a stage as a job of the cluster at RAY_ADDRESS; False without one, and in the job itself.
 
+    False, too, where GLIOTRAIL_DIRECT says that all machines of the cluster see this checkout.
+
     Raises:
         ClusterError, DataError, ParamsError: as `submit`.
         Stopped, SystemExit: as `submit`.
     """
-    if not os.environ.get("RAY_ADDRESS") or os.environ.get(JOB):
+    if not os.environ.get("RAY_ADDRESS") or os.environ.get(JOB) or os.environ.get(DIRECT):
         return False
     submit(stage, words)
     return True
@@ -301,6 +303,8 @@ def _follow(client: "JobSubmissionClient", job: str, stage: str) -> None:
             do = f"the same command finds it again, `gliotrail submit {job} --cancel` ends it"
             raise Stopped(f"stopped by {by}: job {job} goes on", do=do) from None
         except (RuntimeError, OSError) as error:  # of the connection
+            if re.search(r"\b404\b", str(error)):
+                raise _forgotten(job) from None
             if time.monotonic() - seen_s > _PATIENCE_S:
                 what, do = f"job {job}: the cluster does not answer", "the same command follows it"
                 raise ClusterError(what, got=error, do=do) from None
@@ -312,6 +316,13 @@ def _follow(client: "JobSubmissionClient", job: str, stage: str) -> None:
         code = ended.driver_exit_code or 1
         say(f"error: job {job} ended with exit code {code}; what it said is above")
         raise SystemExit(code)
+
+
+def _forgotten(job: str) -> ClusterError:
+    """A head that was started anew knows no job of before."""
+    what = f"job {job} is gone: the cluster's head answers, and knows no such job"
+    do = "the head was started anew; the same command sends it again, and its training goes on"
+    return ClusterError(what, do=do)
 
 
 class _Terminated(KeyboardInterrupt):

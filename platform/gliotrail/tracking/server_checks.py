@@ -23,6 +23,7 @@ from gliotrail.runs.addresses import shown, tracking_uri
 from gliotrail.runs.store import Store
 
 PATIENCE_S: Final = 15
+_AUTHORITIES: Final = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE")
 _SKEW_S: Final = 5.0
 _LITTLE_GB, _VERY_LITTLE_GB = 5.0, 0.5
 _LITTLE_SHM_GB: Final = 0.5
@@ -95,7 +96,7 @@ def mlflow() -> Iterator[Finding]:
         yield _database(uri)
         return
     try:
-        answer = requests.get(f"{uri}/version", timeout=PATIENCE_S)
+        answer = _get(f"{uri}/version", _credentials())
         open_to_all = _asked(uri, {}).status_code == 200
         known = _asked(uri, _credentials()).status_code
     except requests.RequestException as error:
@@ -124,10 +125,15 @@ def mlflow() -> Iterator[Finding]:
 
 
 def _asked(uri: str, auth: dict[str, tuple[str, str]]) -> requests.Response:
-    ask = f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    return _get(f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0", auth)
+
+
+def _get(address: str, auth: dict[str, tuple[str, str]]) -> requests.Response:
     session = requests.Session()
     session.trust_env = False  # no .netrc
-    return session.get(ask, timeout=PATIENCE_S, **auth)  # type: ignore[arg-type]
+    # which turns these off, too
+    authorities = next(filter(None, map(os.environ.get, _AUTHORITIES)), None)
+    return session.get(address, timeout=PATIENCE_S, verify=authorities or True, **auth)  # type: ignore[arg-type]
 
 
 def _credentials() -> dict[str, tuple[str, str]]:

@@ -1,0 +1,131 @@
+"""infra/compose as containers: used, a worker and the head killed, backed up, destroyed, restored.
+
+`make cluster-test PART=containers` runs it, on the images of `make cluster-images`.
+"""
+
+import json
+import shutil
+import subprocess
+import time
+
+import pytest
+import requests
+
+from tests.support.containers import Compose, podman_env
+from tests.support.projects import ROOT, set_params
+
+pytestmark = [pytest.mark.long, pytest.mark.needs_images, pytest.mark.timeout(1500)]
+EPOCHS, STEPS = 12, 4
+RUNS = """
+import json
+from gliotrail.tracking.client import client
+server = client()
+for run in server.search_runs([e.experiment_id for e in server.search_experiments()]):
+    points = server.get_metric_history(run.info.run_id, "train/soft_dice_loss")
+    files = [f.path for f in server.list_artifacts(run.info.run_id)]
+    print("RUN", json.dumps([run.info.status, sorted(p.step for p in points), sorted(files)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def compose(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compose") / "compose"
+    shutil.copytree(ROOT / "infra/compose", folder, ignore=shutil.ignore_patterns(".env", "tls"))
+    (folder / "client.env").unlink(missing_ok=True)
+    subprocess.run(["./secrets.sh"], cwd=folder, check=True, capture_output=True)
+    with (folder / ".env").open("a") as env:
+        env.write("WORKER_CPUS=1\n")
+    services = Compose(folder, podman_env(folder.parent), f"gt{folder.parent.name[-8:]}".lower())
+    try:
+        services.up()
+        yield services
+    finally:
+        services.down()
+
+
+@pytest.fixture(scope="module")
+def project(crops_project, compose):
+    fixed = {"train.epochs": EPOCHS, "train.patch_size": "16x16x16", "train.learning_rate": 0.001}
+    set_params(crops_project.root / "params.yaml", fixed)
+    crops_project.run("dvc", "repro", "--quiet", "patch", timeout_s=400)
+    crops_project.run("dvc", "remote", "add", "--local", "--default", "s3", "s3://gliotrail/dvc")
+    return crops_project
+
+
+def runs(project, compose):
+    told = project.run("python", "-c", RUNS, **compose.client_env()).stdout
+    return [json.loads(line[4:]) for line in told.splitlines() if line.startswith("RUN ")]
+
+
+def train(project, compose, at_step, kill):
+    """`gliotrail submit train`, with `kill` called at a step: its code and what it said."""
+    process = subprocess.Popen(
+        ["gliotrail", "submit", "train"], cwd=project.root, text=True,
+        env=project.env | compose.client_env() | {"GLIOTRAIL_WORKERS": "1:2"},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        print(line, end="", flush=True)
+        if kill and f"step {at_step}/" in line:
+            kill()
+            kill = None
+    return process.wait(), "".join(said)
+
+
+def test_doctor_finds_all_well_with_the_clients_environment(project, compose):
+    told = project.run("gliotrail", "doctor", check=False, **compose.client_env()).stdout
+    assert "by password, mlflow" in told, told
+    assert "3 alive, 0 dead: 2 CPUs" in told  # the head has none
+    assert "s3://gliotrail/dvc takes and gives" in told
+
+
+def test_a_stranger_is_refused_and_the_user_of_workers_is_no_admin(compose):
+    env = compose.client_env()
+    users = f"{env['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/users"
+    gliotrail = ("gliotrail", env["MLFLOW_TRACKING_PASSWORD"])
+    assert requests.get(f"{env['RAY_ADDRESS']}/api/version", timeout=60).status_code == 401
+    assert requests.get(f"{users}/get?username=gliotrail", timeout=60).status_code == 401
+    me = requests.get(f"{users}/get?username=gliotrail", auth=gliotrail, timeout=60)
+    assert me.json()["user"]["is_admin"] is False
+    new = {"username": "another", "password": "0123456789ab"}
+    made = requests.post(f"{users}/create", json=new, auth=gliotrail, timeout=60)
+    assert made.status_code == 403
+
+
+def test_a_training_outlives_a_worker_and_the_head_and_a_backup_brings_it_back(project, compose):
+    def kill(service):
+        compose.run("podman", "kill", compose.container(service, 1))
+
+    code, said = train(project, compose, 2 * STEPS, lambda: kill("worker"))
+    assert code == 0, said[-3000:]
+    ((status, steps, _),) = runs(project, compose)
+    assert (status, steps) == ("FINISHED", list(range(1, EPOCHS * STEPS + 1)))
+
+    # S3's container made anew has another address
+    compose.run("podman", "rm", "-f", "-t", "2", compose.container("s3"))
+    compose.start("s3")
+    set_params(project.root / "params.yaml", {"train.epochs": EPOCHS + 2})
+    code, said = train(project, compose, 2 * STEPS, lambda: kill("ray"))
+    assert code == 1
+    compose("up", "-d", "--no-build", "--no-deps", "--scale", "worker=2", "ray", "worker")
+    compose.wait_healthy("ray")
+    time.sleep(20)  # the workers look for the new head
+    code, said = train(project, compose, 0, None)
+    assert code == 0, said[-3000:]
+    after = runs(project, compose)
+    assert sorted(len(steps) for _, steps, _ in after) == [EPOCHS * STEPS, (EPOCHS + 2) * STEPS]
+
+    backup = compose.folder.parent / "backup.tar"
+    compose.run("./backup.sh", str(backup))
+    assert backup.stat().st_mode & 0o777 == 0o600
+    compose.down()
+    compose.run("./restore.sh", str(backup))
+    compose.start("s3-door")
+    compose.once("schema")
+    compose.start("mlflow")
+    assert sorted(runs(project, compose)) == sorted(after)
+    assert "holds something already" in compose.run(
+        "bash", "-c", f"./restore.sh {backup} 2>&1; true"
+    )
