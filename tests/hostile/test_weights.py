@@ -17,7 +17,8 @@ from gliotrail.errors import GliotrailError, ParamsError, TrackingError, Weights
 from gliotrail.files import sha256
 from gliotrail.runs.journal import RunFolder, Writer
 from gliotrail.segmentation import weights
-from gliotrail.tracking.registry import MODEL, SHA256_TAG, fetch_weights
+from gliotrail.tracking.once import SHA256_TAG
+from gliotrail.tracking.registry import MODEL, fetch_weights
 from gliotrail.tracking.restore import restore as restore_outputs
 from gliotrail.training.driver import from_bytes, restore
 from gliotrail.training.first_weights import initial_weights

@@ -58,7 +58,7 @@ def test_another_machine_goes_on_without_gap_or_double(on: Callable[[str], Mirro
         train(writer, 1, 2, 3)
         writer.write(4, {"loss": 0.25})  # final nowhere
     two.bring()
-    assert two.run.describe() == {"id": "1"}
+    assert two.run.describe() == one.run.describe()
     assert two.run.points() == one.run.points()
     assert two.run.history()[-1].state() == b"state 3"
     assert [path.read_bytes() for c in two.run.history() for path in c.pictures()] == [

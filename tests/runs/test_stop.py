@@ -10,8 +10,8 @@ from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.local_runs import runs_dir
 from gliotrail.runs.owner import HEARTBEAT
 from gliotrail.runs.stop import ask, asked_by, stop_if_asked, stopped_by_signals
-from gliotrail.tracking.client import find_run
-from gliotrail.tracking.delivery import OWNER_TAG, STOP_TAG
+from gliotrail.tracking.client import OWNER_TAG, find_run
+from gliotrail.tracking.delivery import STOP_TAG
 from gliotrail.tracking.remote_stop import ask_by_name
 from tests.support.forked import Forked
 from tests.support.tracked_runs import Start, begun, finished

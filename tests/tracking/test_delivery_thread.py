@@ -1,4 +1,5 @@
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -11,6 +12,7 @@ from gliotrail.errors import TrainingError
 from gliotrail.files import write_json
 from gliotrail.paths import state_dir
 from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.local_runs import read_notes
 from gliotrail.runs.owner import (
     HEARTBEAT,
     beat,
@@ -20,7 +22,9 @@ from gliotrail.runs.owner import (
     release,
     this_process,
 )
+from gliotrail.tracking import reaper
 from gliotrail.tracking.client import find_run
+from gliotrail.tracking.delivery import HEARTBEAT_TAG, deliver
 from gliotrail.tracking.delivery_thread import Courier, tracked
 from gliotrail.tracking.heartbeat import Heart
 from gliotrail.tracking.sync import sync_all
@@ -148,6 +152,56 @@ def test_a_heartbeat_that_cannot_be_written_is_tried_again_and_holds_no_other_up
         heart.close(20)
         for run in runs:
             release(run)
+
+
+def test_a_delivery_that_takes_long_holds_no_heartbeat_up(
+    server: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a large backlog to a slow server."""
+    monkeypatch.setenv(HEARTBEAT, "0.2")
+    run, ends, hangs = begun(state_dir() / "runs/one"), threading.Event(), threading.Event()
+    claim(run)
+    run_id = deliver(run, server)
+
+    def hang(*_: object) -> None:
+        hangs.set()
+        ends.wait(60)
+
+    monkeypatch.setattr(reaper, "reap", hang)
+    heart = Heart(run)
+    try:
+        assert hangs.wait(60)
+        told, here = (server.get_run(run_id).data.tags.get(HEARTBEAT_TAG), beat_of(run))
+        until(lambda: beat_of(run) != here)
+        until(lambda: server.get_run(run_id).data.tags.get(HEARTBEAT_TAG) != told)
+        assert not ends.is_set()
+    finally:
+        ends.set()
+        heart.close(20)
+        release(run)
+
+
+def test_a_sweep_that_somebody_deleted_in_mlflow_is_above_all_its_trials_again(
+    server: MlflowClient,
+) -> None:
+    sweep = begun(state_dir() / "runs/sweep", kind="sweep")
+    above = sweep.describe()["id"]
+    trials = [begun(state_dir() / f"runs/{n}", above, "trial") for n in range(3)]
+    trials[0].end("FINISHED", "a test")
+    courier = Courier([sweep, *trials], every_s=0.05)
+    until(lambda: all(read_notes(run).get("noted") for run in (sweep, *trials)))
+    first = read_notes(sweep)["run_id"]
+    server.delete_run(first)
+    go_on(trials[1], [1])
+    until(lambda: read_notes(sweep)["run_id"] != first)
+    assert courier.close() is None
+    parents = {str(known(server, trial)["tags"]["mlflow.parentRunId"]) for trial in trials}
+    assert parents == {read_notes(sweep)["run_id"]}
+
+    server.delete_run(read_notes(sweep)["run_id"])
+    assert sync_all()[1] == {}
+    parents = {str(known(server, trial)["tags"]["mlflow.parentRunId"]) for trial in trials}
+    assert parents == {read_notes(sweep)["run_id"]}
 
 
 # servers that are not as they should be

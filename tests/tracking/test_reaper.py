@@ -17,8 +17,8 @@ from gliotrail.runs import owner as owner_module
 from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.local_runs import runs_dir
 from gliotrail.runs.owner import HEARTBEAT, Watch, this_process
-from gliotrail.tracking.client import client, find_run
-from gliotrail.tracking.delivery import HEARTBEAT_TAG, OWNER_TAG, REAPED_TAG, STATUS_TAG, deliver
+from gliotrail.tracking.client import OWNER_TAG, STATUS_TAG, client, find_run
+from gliotrail.tracking.delivery import HEARTBEAT_TAG, REAPED_TAG, deliver
 from gliotrail.tracking.delivery_thread import tracked
 from gliotrail.tracking.reaper import close_there, reap, reap_all
 from tests.support.forked import Forked

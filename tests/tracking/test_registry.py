@@ -1,4 +1,6 @@
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -77,6 +79,52 @@ def test_the_champion_moves_only_to_a_better_score(server: MlflowClient, tmp_pat
     assert holder is not None
     assert holder.version == versions[0.6].version
     assert promote(server, versions[0.6], 0.6, DATA, never)  # again: it still is
+
+
+@pytest.mark.parametrize("better_first", [True, False])
+def test_of_two_that_challenge_at_once_the_better_one_is_champion(
+    better_first: bool, server: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each call to MLflow of the one, the other is promoted from start to end."""
+    holder, worse, better = (version(server, tmp_path, seed) for seed in (1, 2, 3))
+    inner, outer = ((better, 0.8), (worse, 0.7))[:: 1 if better_first else -1]
+    names = [name for name, call in vars(MlflowClient).items()
+             if callable(call) and not name.startswith("_")]  # fmt: skip
+    for n in range(1, 50):
+        for made in (holder, worse, better):
+            for tag in ("score", "judged_on", "challenges"):
+                server.delete_model_version_tag(MODEL, made.version, f"gliotrail.{tag}")
+        server.set_registered_model_alias(MODEL, CHAMPION, holder.version)
+        server.set_model_version_tag(MODEL, holder.version, "gliotrail.score", "0.6")
+        server.set_model_version_tag(MODEL, holder.version, "gliotrail.judged_on", DATA)
+        calls, depth = 0, 0
+
+        def counted(call: Callable[..., Any], n: int = n) -> Callable[..., Any]:
+            def wrapped(*args: Any, **more: Any) -> Any:
+                nonlocal calls, depth
+                calls += depth == 0
+                depth += 1
+                if depth == 1 and calls == n:
+                    promote(server, *inner, DATA, never)
+                try:
+                    return call(*args, **more)
+                finally:
+                    depth -= 1
+
+            return wrapped
+
+        with monkeypatch.context() as patched:
+            for name in names:
+                patched.setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
+            promote(server, *outer, DATA, never)
+        if calls < n:
+            promote(server, *inner, DATA, never)
+        got = champion(server)
+        assert got is not None
+        assert got.version == better.version, n
+        if calls < n:
+            break
+    assert n > 5
 
 
 @pytest.mark.parametrize(("held", "won"), [(0.9, False), (0.3, True)])

@@ -15,7 +15,8 @@ from gliotrail.runs.journal import JOURNAL_FILE, MODEL_FILE, RUN_FILE, RunFolder
 from gliotrail.runs.local_runs import all_runs, runs_dir
 from gliotrail.tracking.client import client, existing_run
 from gliotrail.tracking.delivery import deliver
-from gliotrail.tracking.registry import SHA256_TAG, register
+from gliotrail.tracking.once import SHA256_TAG
+from gliotrail.tracking.registry import register
 from gliotrail.tracking.restore import RESTORED_TAG, disagreements, restore
 from gliotrail.tracking.sync import sync_all
 from tests.support.environment import in_state

@@ -165,7 +165,8 @@ class RunFolder:
         """What the run is; TrackingError where there is no such run."""
         if not self.has_begun():
             raise TrackingError("no run", where=self.root, wanted=f"a folder with a {RUN_FILE}")
-        return dict(read_json(self.root / RUN_FILE) or {})
+        says = read_json(self.root / RUN_FILE) or {}
+        return {"tags": {}, "params": {}, "datasets": [], **says}  # versions told less
 
     def history(self) -> list[Checkpoint]:
         """The surviving chain of final checkpoints, oldest first.
@@ -231,7 +232,7 @@ class RunFolder:
     def ended(self) -> dict[str, Any] | None:
         """How the run ended; None while it goes on."""
         ended = read_json(self.root / _ENDED)
-        return ended and dict(ended)
+        return ended and {"reason": "", "summary": {}, **ended}
 
     def ended_ns(self) -> int | None:
         """When it was written down how the run ended; None while it goes on."""

@@ -23,6 +23,10 @@ from gliotrail.runs.addresses import database_uri, shown, tracking_uri
 from gliotrail.tracking.experiment_page import VIEW_TAGS, tags_of
 
 ID_TAG: Final = "gliotrail.id"
+OWNER_TAG: Final = "gliotrail.owner"
+"""The process that holds the run, as JSON."""
+STATUS_TAG: Final = "gliotrail.status"
+"""What the run's own process says of it."""
 _ADDRESSES: Final = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -130,10 +134,32 @@ def _make_experiment(server: MlflowClient, name: str) -> Experiment:
 
 def find_run(server: MlflowClient, experiment: str, own_id: str) -> Run | None:
     """The MLflow run that carries a run's own id."""
-    found = server.search_runs(
-        [experiment_id(server, experiment)], f"tags.`{ID_TAG}` = '{own_id}'", max_results=1
-    )
-    return found[0] if found else None
+    return next(iter(runs_of(server, experiment_id(server, experiment), own_id)), None)
+
+
+def runs_of(server: MlflowClient, number: str, own_id: str) -> list[Run]:
+    """All runs of an experiment that carry an id of ours: the one that counts, then its twins."""
+    found = server.search_runs([number], f"tags.`{ID_TAG}` = '{own_id}'", max_results=100)
+    return sorted(found, key=lambda run: (not is_ours(run), run.info.run_id))
+
+
+def is_ours(run: Run) -> bool:
+    """Whether a process has told of a run more than that it is there."""
+    told = OWNER_TAG in run.data.tags or STATUS_TAG in run.data.tags
+    return told or run.info.status != "RUNNING"
+
+
+def every_run(server: MlflowClient, condition: str) -> Iterator[tuple[Run, str]]:
+    """Runs of ours, of all experiments, each with our own id of it."""
+    experiments = [e.experiment_id for e in server.search_experiments(max_results=1000)]
+    token = None
+    while experiments:
+        text = f"{condition} and tags.`{ID_TAG}` LIKE '%'"
+        page = server.search_runs(experiments, text, max_results=1000, page_token=token)
+        yield from ((run, run.data.tags[ID_TAG]) for run in page)
+        token = page.token
+        if not token:
+            return
 
 
 def existing_run(server: MlflowClient, experiment: str, own_id: str) -> Run:

@@ -33,33 +33,44 @@ from gliotrail.runs.journal import (
 )
 from gliotrail.runs.local_runs import notes_path, read_notes
 from gliotrail.runs.owner import is_alive, owner_of
-from gliotrail.tracking.client import ID_TAG, existing_run, experiment_id, find_run
+from gliotrail.tracking.client import (
+    ID_TAG,
+    OWNER_TAG,
+    STATUS_TAG,
+    existing_run,
+    experiment_id,
+)
+from gliotrail.tracking.once import make_once, the_run
 from gliotrail.tracking.registry import log_model
 from gliotrail.tracking.run_page import note_of_folder, page_of, write_note
 
-OWNER_TAG: Final = "gliotrail.owner"
-"""The process that holds the run, as JSON."""
 HEARTBEAT_TAG: Final = "gliotrail.heartbeat"
 """Of that process; of its runs, the first has it."""
-STATUS_TAG: Final = "gliotrail.status"
-"""What the run's own process says of it."""
 REAPED_TAG: Final = "gliotrail.reaped"
 """Why another process closed it."""
 STOP_TAG: Final = "gliotrail.stop"
 """What asks it to stop, from another machine; its process takes it away."""
+PARENT_TAG: Final = "mlflow.parentRunId"
 """`false` where a run went on in another way than it began, so that its bits may differ."""
 _BATCH: Final = 1000
+_THRESHOLD: Final = 0.5  # of runs of versions that told none
 _LONGEST_TAG: Final = 500
 _LONGEST_PARAM: Final = 6000
 _SMALL_PX: Final = 1280
 """Legible where MLflow shows an image in full screen, too."""
 
 
-def deliver(run: RunFolder, server: MlflowClient, stop: Callable[[], bool] = lambda: False) -> str:
+def deliver(
+    run: RunFolder,
+    server: MlflowClient,
+    stop: Callable[[], bool] = lambda: False,
+    above: Mapping[str, str] | None = None,
+) -> str:
     """Tell MLflow all that is final in a run's folder and was not told before.
 
     Args:
         stop: asked before each checkpoint: whether to leave the rest for another time.
+        above: MLflow's ids of runs by our own: the run above this one is looked up if not there.
 
     Returns:
         MLflow's id of the run.
@@ -70,8 +81,8 @@ def deliver(run: RunFolder, server: MlflowClient, stop: Callable[[], bool] = lam
     """
     with locked(run.root / "delivery.lock"):
         notes, told, description = notes_path(run), read_notes(run), run.describe()
-        known = "run_id" in told and told.get("id", description["id"]) == description["id"]
-        seen = _on_server(server, told["run_id"]) if known else None
+        same = "run_id" in told and told.get("id", description["id"]) == description["id"]
+        seen = _on_server(server, told["run_id"]) if same else None
         if seen is None:
             told = {}  # none yet; or a new database at the same address, or the run was deleted
 
@@ -79,9 +90,15 @@ def deliver(run: RunFolder, server: MlflowClient, stop: Callable[[], bool] = lam
             told.update(changes)
             write_json(notes, told, durably=True)
 
+        parent = description.get("parent")
+        if parent:
+            known = (above or {}).get(parent)
+            parent = known or existing_run(server, description["experiment"], parent).info.run_id
         if seen is None:
-            seen = _make_run(server, run, description)
+            seen = _make_run(server, description, parent)
             note(run_id=str(seen.info.run_id), id=description["id"])
+        if parent and seen.data.tags.get(PARENT_TAG) != parent:  # it was deleted, and made again
+            server.set_tag(seen.info.run_id, PARENT_TAG, parent)
         # the end is read first: what came before it is told before it
         run_id, ended, owner = str(told["run_id"]), run.ended(), owner_of(run)
         if owner and ended is None and told.get("owner") != asdict(owner):
@@ -101,7 +118,8 @@ def deliver(run: RunFolder, server: MlflowClient, stop: Callable[[], bool] = lam
             points = parse_lines(checkpoint.segment())
             log_points(server, run_id, points)
             for picture in checkpoint.pictures():
-                _log_picture(server, run_id, checkpoint, picture, points[-1].time_ms)
+                time_ms = points[-1].time_ms if points else int(1000 * picture.stat().st_mtime)
+                _log_picture(server, run_id, checkpoint, picture, time_ms)
             note(upto=checkpoint.folder.name)
         left_out = sum(checkpoint.left_out for checkpoint in history)
         if left_out != told.get("left_out", 0):
@@ -113,7 +131,8 @@ def deliver(run: RunFolder, server: MlflowClient, stop: Callable[[], bool] = lam
             note(resumed=tags)
         if (run.root / MODEL_FILE).is_file() and "model" not in told:
             experiment = experiment_id(server, description["experiment"])
-            weights, threshold = run.root / MODEL_FILE, description["params"]["threshold"]
+            weights = run.root / MODEL_FILE
+            threshold = description["params"].get("threshold", _THRESHOLD)
             note(model=log_model(server, experiment, run_id, weights, threshold))
         status = ended["status"] if ended else "RUNNING"
         news = ended != told.get("ended") or seen.info.status != status
@@ -142,22 +161,20 @@ def _on_server(server: MlflowClient, run_id: str) -> Run | None:
     return run if run.info.lifecycle_stage == "active" else None
 
 
-def _make_run(server: MlflowClient, run: RunFolder, description: Mapping[str, Any]) -> Run:
-    experiment = description["experiment"]
-    found = find_run(server, experiment, description["id"])
-    if found is None:
-        parent = description.get("parent")
-        above = existing_run(server, experiment, parent) if parent else None
-        found = server.create_run(
-            experiment_id(server, experiment),
+def _make_run(server: MlflowClient, description: Mapping[str, Any], parent: str | None) -> Run:
+    number = experiment_id(server, description["experiment"])
+    tags = {ID_TAG: description["id"], **description["tags"]}
+    if parent:
+        tags[PARENT_TAG] = parent
+    found = make_once(
+        lambda: the_run(server, number, description["id"]),
+        lambda: server.create_run(
+            number,
             start_time=description["started_ms"],
             run_name=description["name"],
-            tags={
-                ID_TAG: description["id"],
-                **description["tags"],
-                **({"mlflow.parentRunId": above.info.run_id} if above else {}),
-            },
-        )
+            tags=tags,
+        ),
+    )
     run_id = str(found.info.run_id)
     params = [Param(key, value) for key, value in flatten(description["params"]).items()]
     for start in range(0, len(params), 100):

@@ -35,6 +35,7 @@ class Courier:
         self._runs, self._every_s = runs, every_s
         self._others: list[RunFolder] | None = None if others_too else []
         self._told: dict[Path, object] = {}
+        self._ids: dict[str, str] = {}  # MLflow's, by our own
         self._closing = threading.Event()
         self.problem: str | None = None
         self._thread = threading.Thread(target=self._work, name="courier", daemon=True)
@@ -45,14 +46,7 @@ class Courier:
         while True:
             last = self._closing.is_set()
             try:
-                for run in self._runs:
-                    now = _progress_of(run)
-                    if now is not None and self._told.get(run.root) != now:
-                        from gliotrail.tracking.client import client
-                        from gliotrail.tracking.delivery import deliver
-
-                        deliver(run, client())
-                        self._told[run.root] = now
+                self._deliver_news()
             except Exception as error:  # noqa: BLE001 - whatever a server does, training goes on
                 self.problem = f"{type(error).__name__}: {error}".split("\n")[0]
                 # not above a heartbeat's interval: that long after an outage all is as it was
@@ -64,6 +58,23 @@ class Courier:
             if last:
                 return
             self._closing.wait(pause_s)
+
+    def _deliver_news(self) -> None:
+        seen = [(run, now) for run in self._runs if (now := _progress_of(run)) is not None]
+        news = [(run, now) for run, now in seen if self._told.get(run.root) != now]
+        if not news:
+            return
+        from gliotrail.tracking.client import client
+        from gliotrail.tracking.delivery import deliver
+
+        server, first = client(), seen[0]
+        # the first with each: if somebody deleted it in MLflow, it is made again, for all others
+        before, news = dict(self._ids), [first, *(one for one in news if one != first)]
+        for run, now in news:
+            self._ids[run.describe()["id"]] = deliver(run, server, above=self._ids)
+            self._told[run.root] = now
+            if run is first[0] and before and self._ids != before:
+                news += [one for one in seen[1:] if one not in news]
 
     def _deliver_others(self) -> None:
         """What was left by runs that nobody holds any more, those killed included."""

@@ -11,9 +11,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from gliotrail.runs.journal import Point
-from gliotrail.tracking.client import ID_TAG
+from gliotrail.tracking.client import ID_TAG, runs_of
 from gliotrail.tracking.delivery import log_points
 from gliotrail.tracking.experiment_page import HELD_OUT_TAG
+from gliotrail.tracking.once import make_once, the_run
 
 PREFIX: Final = "test/"
 SHOWN: Final = "test/dice_mean_regions"
@@ -24,14 +25,15 @@ def record_held_out(server: MlflowClient, of: Run, points: Sequence[Point], time
     if not points:
         return
     own_id, run_id = _own_id(of), of.info.run_id
-    found = _evaluation(server, of)
-    if found is None:
-        found = server.create_run(
+    found = make_once(
+        lambda: the_run(server, of.info.experiment_id, own_id),
+        lambda: server.create_run(
             of.info.experiment_id,
             start_time=time_ms,
             run_name=f"held out: {of.info.run_name}",
             tags={ID_TAG: own_id, "gliotrail.kind": "evaluation", "mlflow.parentRunId": run_id},
-        )
+        ),
+    )
     log_points(server, found.info.run_id, points)
     server.set_terminated(found.info.run_id, "FINISHED", end_time=time_ms)
     dice = next((point.value for point in points if point.key == SHOWN), None)
@@ -63,6 +65,4 @@ def _own_id(of: Run) -> str:
 
 
 def _evaluation(server: MlflowClient, of: Run) -> Run | None:
-    where = f"tags.`{ID_TAG}` = '{_own_id(of)}'"
-    found = server.search_runs([of.info.experiment_id], where, max_results=1)
-    return found[0] if found else None
+    return next(iter(runs_of(server, of.info.experiment_id, _own_id(of))), None)

@@ -1,9 +1,11 @@
-"""A process's heartbeat, from a thread of its own: no delivery, however long, holds it up.
+"""A process's heartbeat, in its runs' folders and in MLflow, and a look after the others' runs.
 
-Between two of its own it looks after the others: runs whose processes are gone are closed.
+Each of the three has a thread of its own: no delivery, however long, and no server, however slow,
+holds up a heartbeat, without which another host would take this process for dead.
 """
 
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 from gliotrail.runs.journal import RunFolder
@@ -21,45 +23,60 @@ class Heart:
     def __init__(self, run: RunFolder) -> None:
         self._run, self._every_s = run, heartbeat_s()
         self._closing, self._watch = threading.Event(), Watch()
-        self._thread = threading.Thread(target=self._work, name="heart", daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
         self._beat_here()
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(work,), name=work.__name__, daemon=True)
+            for work in (self._beat_here, self._beat_there, self._look_after_others)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _repeat(self, work: Callable[[], None]) -> None:
         # twice in an interval, so that one that is late is none that is missing
         while not self._closing.wait(self._every_s / 2):
-            self._beat_here()
-            try:
-                self._beat_there()
-            except Exception:  # noqa: BLE001 - the server is away: what is seen then counts nothing
-                self._watch.forget()
+            with suppress(Exception):  # the server is away, say: by the next time it may not be
+                work()
 
     def _beat_here(self) -> None:
         for run in held():
-            with suppress(OSError):  # the disk is full, say: by the next beat it may not be
+            with suppress(OSError):
                 if run.ended() is None:
                     beat(run)
 
     def _beat_there(self) -> None:
         # MLflow takes seconds to import, in which Ray starts
         from gliotrail.tracking.client import client
-        from gliotrail.tracking.delivery import HEARTBEAT_TAG, STOP_TAG, deliver
+        from gliotrail.tracking.delivery import HEARTBEAT_TAG, STOP_TAG
+
+        told = read_notes(self._run)
+        if "run_id" not in told or self._run.ended() is not None:
+            return
+        server = client()
+        server.set_tag(told["run_id"], HEARTBEAT_TAG, beat_of(self._run))
+        by = server.get_run(told["run_id"]).data.tags.get(STOP_TAG)
+        if by is not None:  # asked for on another machine
+            ask(self._run, by)
+            server.delete_tag(told["run_id"], STOP_TAG)
+
+    def _look_after_others(self) -> None:
+        """Close runs whose processes are gone; and open own ones again that others closed."""
+        from gliotrail.tracking.client import client
+        from gliotrail.tracking.delivery import deliver
         from gliotrail.tracking.reaper import reap, was_closed
 
-        server, told = client(), read_notes(self._run)
-        if "run_id" in told and self._run.ended() is None:
-            server.set_tag(told["run_id"], HEARTBEAT_TAG, beat_of(self._run))
-            by = server.get_run(told["run_id"]).data.tags.get(STOP_TAG)
-            if by is not None:  # asked for on another machine
-                ask(self._run, by)
-                server.delete_tag(told["run_id"], STOP_TAG)
-        if was_closed(server):  # by one who couldn't see that this process lives
-            for run in held():
-                if run.has_begun():
-                    deliver(run, server)
-        reap(self._watch)
+        try:
+            server = client()
+            if was_closed(server):  # by one who couldn't see that this process lives
+                for run in held():
+                    if run.has_begun():
+                        deliver(run, server)
+            reap(self._watch)
+        except Exception:
+            self._watch.forget()  # what is seen then counts nothing
+            raise
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Beat no more."""
         self._closing.set()
-        self._thread.join(timeout_s)
+        for thread in self._threads:
+            thread.join(timeout_s / len(self._threads))

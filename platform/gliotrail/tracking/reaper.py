@@ -27,8 +27,9 @@ from gliotrail.runs.owner import (
     owner_of,
     this_process,
 )
-from gliotrail.tracking.client import ID_TAG, client
-from gliotrail.tracking.delivery import HEARTBEAT_TAG, OWNER_TAG, REAPED_TAG, STATUS_TAG, deliver
+from gliotrail.tracking.client import OWNER_TAG, STATUS_TAG, client, every_run
+from gliotrail.tracking.delivery import HEARTBEAT_TAG, REAPED_TAG, deliver
+from gliotrail.tracking.once import close_if_twin
 
 GONE: Final = "its process is gone"
 _ENDS: Final = ("FINISHED", "FAILED", "KILLED")
@@ -68,8 +69,10 @@ def close_there(
     """
     closed, longest_s = [], 0.0
     by_owner: defaultdict[str, list[Run]] = defaultdict(list)
-    for run in _search(server, "attributes.status = 'RUNNING'"):
-        if run.data.tags.get(ID_TAG) not in here:
+    for run, own_id in every_run(server, "attributes.status = 'RUNNING'"):
+        if OWNER_TAG not in run.data.tags:
+            closed += [run.info.run_id] if close_if_twin(server, run, own_id) else []
+        elif own_id not in here:
             by_owner[run.data.tags[OWNER_TAG]].append(run)
     for text, runs in by_owner.items():
         try:
@@ -85,20 +88,6 @@ def close_there(
         if not alive:
             closed += [run.info.run_id for run in runs if _close(server, run, owner)]
     return closed, longest_s
-
-
-def _search(server: MlflowClient, condition: str) -> list[Run]:
-    """Runs that some process holds or held, of all experiments."""
-    experiments = [e.experiment_id for e in server.search_experiments(max_results=1000)]
-    runs, token = [], None
-    while experiments:
-        text = f"{condition} and tags.`{OWNER_TAG}` LIKE '%'"
-        page = server.search_runs(experiments, text, max_results=1000, page_token=token)
-        runs += list(page)
-        token = page.token
-        if not token:
-            break
-    return runs
 
 
 def _close(server: MlflowClient, run: Run, owner: Owner) -> bool:
@@ -122,7 +111,8 @@ def was_closed(server: MlflowClient) -> bool:
     """Whether a run that this process holds was closed by a reaper."""
     mine = json.dumps(asdict(this_process()))
     return any(
-        run.data.tags[OWNER_TAG] == mine for run in _search(server, f"tags.`{REAPED_TAG}` LIKE '%'")
+        run.data.tags.get(OWNER_TAG) == mine
+        for run, _ in every_run(server, f"tags.`{REAPED_TAG}` LIKE '%'")
     )
 
 

@@ -20,7 +20,8 @@ from gliotrail.paths import git, main_checkout
 from gliotrail.plain_yaml import read_yaml
 from gliotrail.runs.code_snapshot import CHANGES, UNTRACKED
 from gliotrail.runs.lineage import dvc_digests
-from gliotrail.tracking.registry import SHA256_TAG, download_weights
+from gliotrail.tracking.once import SHA256_TAG
+from gliotrail.tracking.registry import download_weights
 from gliotrail.tracking.trace import COMMIT_TAG, INIT_TAG, datasets_of, dvc_config, problem_of
 
 PARAMS: Final = "params.yaml"

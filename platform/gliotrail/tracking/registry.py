@@ -28,6 +28,7 @@ from gliotrail.errors import TrackingError
 from gliotrail.files import sha256
 from gliotrail.runs.addresses import shown, tracking_uri
 from gliotrail.tracking.client import client, one_line
+from gliotrail.tracking.once import SHA256_TAG, make_once, the_model, the_version
 
 MODEL: Final = "gliotrail-unet3d"
 CHAMPION: Final = "champion"
@@ -38,8 +39,9 @@ _INPUT: Final = (
     "raw values of FLAIR, T1w, T1gd, T2w: an array (4, I, J, K) in RAS+ at the training data's "
     "spacing, or a file's path"
 )
-SHA256_TAG: Final = "gliotrail.weights_sha256"
 _SCORE, _JUDGED_ON = "gliotrail.score", "gliotrail.judged_on"
+_CHALLENGES: Final = "gliotrail.challenges"
+"""While it is compared with the champion."""
 _ABSENT: Final = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 _URI: Final = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
 
@@ -53,13 +55,12 @@ def log_model(
         MLflow's id of the logged model.
     """
     digest = sha256(weights)
-    of_run = server.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
-    model = next((known for known in of_run if known.tags.get(SHA256_TAG) == digest), None)
-    if model is None:
-        tags = {SHA256_TAG: digest}
-        model = server.create_logged_model(
-            experiment_id, "model", run_id, tags=tags, model_type="unet3d"
-        )
+    model = make_once(
+        lambda: the_model(server, experiment_id, run_id, digest),
+        lambda: server.create_logged_model(
+            experiment_id, "model", run_id, tags={SHA256_TAG: digest}, model_type="unet3d"
+        ),
+    )
     model_id = str(model.model_id)
     if str(model.status) == "READY":
         return model_id
@@ -114,11 +115,15 @@ def register(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    for known in server.search_model_versions(f"name = '{MODEL}'"):
-        if known.tags.get(SHA256_TAG) == digest and known.run_id == run_id:
-            return known
-    return server.create_model_version(
-        MODEL, f"models:/{model_id}", run_id, tags={SHA256_TAG: digest, **tags}, model_id=model_id
+    return make_once(
+        lambda: the_version(server, MODEL, run_id, digest),
+        lambda: server.create_model_version(
+            MODEL,
+            f"models:/{model_id}",
+            run_id,
+            tags={SHA256_TAG: digest, **tags},
+            model_id=model_id,
+        ),
     )
 
 
@@ -148,6 +153,10 @@ def promote(
 ) -> bool:
     """Make the challenger champion if its validation score is the better one.
 
+    MLflow can't compare and set an alias in one step. So whoever has set it looks once more whether
+    another host challenged the same champion meanwhile, and with a better score: the alias is then
+    that one's. A champion that a person chose by hand stays until a challenger beats it.
+
     Args:
         judged_on: digest of the validation data and the measures' version. If the champion was
             judged on other data, it is scored again first.
@@ -162,21 +171,41 @@ def promote(
         server.set_model_version_tag(MODEL, version.version, _SCORE, repr(float(of)))
         server.set_model_version_tag(MODEL, version.version, _JUDGED_ON, judged_on)
 
+    number = str(challenger.version)
+    if is_short:
+        note(challenger, score)
+        holder = champion(server)
+        return holder is not None and str(holder.version) == number
+    before = _scores(server, judged_on, settled=True)
+    server.set_model_version_tag(MODEL, number, _CHALLENGES, "true")
     note(challenger, score)
     holder = champion(server)
-    if is_short:
-        return holder is not None and str(holder.version) == str(challenger.version)
-    # a database says 1 where a server says "1"
-    if holder is not None and str(holder.version) != str(challenger.version):
+    wins = holder is None or str(holder.version) == number
+    if holder is not None and not wins:
         if holder.tags.get(_JUDGED_ON) == judged_on:
             held = float(holder.tags[_SCORE])
         else:
             held = rescore(holder)
             note(holder, held)
-        if score <= held:
-            return False
-    server.set_registered_model_alias(MODEL, CHAMPION, challenger.version)
-    return True
+        wins = score > held
+    if wins:
+        server.set_registered_model_alias(MODEL, CHAMPION, number)
+        now = {version: of for version, of in _scores(server, judged_on).items() if of > score}
+        if rivals := now.keys() - before:
+            wins = False
+            server.set_registered_model_alias(MODEL, CHAMPION, max(rivals, key=now.__getitem__))
+    server.delete_model_version_tag(MODEL, number, _CHALLENGES)
+    return wins
+
+
+def _scores(server: MlflowClient, judged_on: str, settled: bool = False) -> dict[str, float]:
+    """Of versions that were judged on the same data; `settled`: those that don't challenge now."""
+    return {
+        str(version.version): float(version.tags[_SCORE])  # a database says 1, a server "1"
+        for version in server.search_model_versions(f"name = '{MODEL}'")
+        if version.tags.get(_JUDGED_ON) == judged_on
+        and not (settled and _CHALLENGES in version.tags)
+    }
 
 
 def download_weights(server: MlflowClient, version: ModelVersion, folder: Path) -> Path:

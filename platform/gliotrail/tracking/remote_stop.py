@@ -5,8 +5,8 @@ import json
 from gliotrail.errors import TrackingError
 from gliotrail.runs.owner import Owner
 from gliotrail.runs.stop import ask_here
-from gliotrail.tracking.client import client, one_line
-from gliotrail.tracking.delivery import OWNER_TAG, STOP_TAG
+from gliotrail.tracking.client import OWNER_TAG, client, one_line
+from gliotrail.tracking.delivery import STOP_TAG
 from gliotrail.tracking.trace import resolve
 
 

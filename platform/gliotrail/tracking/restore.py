@@ -22,7 +22,7 @@ from gliotrail.runs.journal import (
 )
 from gliotrail.runs.local_runs import runs_dir
 from gliotrail.tracking.client import client, find_run, one_line
-from gliotrail.tracking.registry import SHA256_TAG
+from gliotrail.tracking.once import SHA256_TAG
 
 OUTPUTS: Final = ("results/train", "results/crossvalidate/*")
 RESTORED_TAG: Final = "gliotrail.restored"

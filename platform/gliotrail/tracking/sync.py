@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from mlflow import MlflowClient
+
 from gliotrail.errors import TrackingError
 from gliotrail.runs.disk_budget import budget_bytes
 from gliotrail.runs.journal import RunFolder
@@ -9,7 +11,9 @@ from gliotrail.runs.local_runs import all_runs, look_at, make_room
 from gliotrail.runs.owner import Watch, owner_of
 from gliotrail.tracking.client import client
 from gliotrail.tracking.delivery import deliver
+from gliotrail.tracking.once import twins_left
 from gliotrail.tracking.reaper import close_here, reap
+from gliotrail.tracking.registry import MODEL
 from gliotrail.tracking.restore import outputs_here, restore
 
 
@@ -28,14 +32,27 @@ def sync_all() -> tuple[int, dict[str, str]]:
             restore(outputs)
         except TrackingError as error:
             problems[str(outputs)] = str(error)
+    ids: dict[str, str] = {}
     for run in all_runs():
         try:
-            deliver(run, client())
+            ids[run.describe()["id"]] = deliver(run, client(), above=ids)
             known += 1
         except Exception as error:  # noqa: BLE001 - whatever one run's server says, the others go on
             problems[run.root.name] = f"{type(error).__name__}: {error}".split("\n")[0]
+    try:
+        close_twins(client())
+    except Exception as error:  # noqa: BLE001 - as above
+        problems["twins"] = f"{type(error).__name__}: {error}".split("\n")[0]
     make_room(budget_bytes())
     return known, problems
+
+
+def close_twins(server: MlflowClient) -> list[str]:
+    """Close what late requests made beside what counts; what each was."""
+    found = list(twins_left(server, MODEL))
+    for _, close in found:
+        close()
+    return [told for told, _ in found]
 
 
 def clean_up() -> list[RunFolder]:

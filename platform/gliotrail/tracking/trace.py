@@ -22,7 +22,8 @@ from gliotrail.runs.addresses import shown, tracking_uri
 from gliotrail.runs.code_snapshot import CHANGES, UNTRACKED, applies, code_dir
 from gliotrail.tracking.client import ID_TAG, client, one_line
 from gliotrail.tracking.evaluation_run import held_out
-from gliotrail.tracking.registry import MODEL, SHA256_TAG, find_version
+from gliotrail.tracking.once import SHA256_TAG
+from gliotrail.tracking.registry import MODEL, find_version
 
 COMMIT_TAG: Final = "mlflow.source.git.commit"
 INIT_TAG: Final = "gliotrail.init_sha256"
