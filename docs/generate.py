@@ -36,6 +36,9 @@ PLATFORM = ROOT / "platform/gliotrail"
 HEAD = "<!-- Made from the code by `make docs`; changes by hand are lost. -->\n"
 
 ENVIRONMENT = {
+    "GLIOTRAIL_WEBHOOK": "An http(s) address that gets a JSON line when a run ends (`end`), "
+    "fails (`failure`, `nan`), is stopped (`stop`) or takes no step for long (`stall`).",
+    "GLIOTRAIL_STALL_S": "Seconds without a step after which it is told of a `stall`; else 600.",
     "GLIOTRAIL_CACHE_GB": "What a node's cache of data by hash may take; 200.",
     "GLIOTRAIL_CONCURRENT_TRIALS": "Trials of a sweep at a time; else one a GPU, or core.",
     "GLIOTRAIL_DIRECT": "Anything, where all machines of the cluster at RAY_ADDRESS see this"

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from gliotrail.errors import ParamsError
+
 JOB: Final = "GLIOTRAIL_JOB"
 """Set in the processes of a stage that runs as a Ray job, whose working folder is thrown away."""
 DIRECT: Final = "GLIOTRAIL_DIRECT"
@@ -17,11 +19,21 @@ DIRECT: Final = "GLIOTRAIL_DIRECT"
 
 
 def state_dir() -> Path:
-    """`.gliotrail/` of the main checkout, in a job `~/.cache/gliotrail`; or GLIOTRAIL_STATE."""
+    """`.gliotrail/` of the main checkout, in a job `~/.cache/gliotrail`; or GLIOTRAIL_STATE.
+
+    Raises:
+        ParamsError: the current folder is in no checkout.
+    """
     override = os.environ.get("GLIOTRAIL_STATE")
     if not override and os.environ.get(JOB):
         return Path.home() / ".cache/gliotrail"
-    return Path(override).absolute() if override else main_checkout(Path.cwd()) / ".gliotrail"
+    if override:
+        return Path(override).absolute()
+    root = main_checkout(Path.cwd())
+    if not (root / "dvc.yaml").is_file():
+        do = "change into a checkout of Gliotrail, or set GLIOTRAIL_STATE"
+        raise ParamsError("no checkout here", where=root, wanted="a folder with dvc.yaml", do=do)
+    return root / ".gliotrail"
 
 
 @cache  # asked for again and again, and git takes some milliseconds

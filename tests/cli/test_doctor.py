@@ -19,12 +19,14 @@ SECRET = "not-for-strangers"
 class Server(BaseHTTPRequestHandler):
     """Answers as Ray's dashboard and MLflow's server do, to those who know the secret."""
 
-    version, apart_s, open_to_all, cpus = "2.60.0", 0, False, 4
+    version, apart_s, open_to_all, cpus, by_proxy = "2.60.0", 0, False, 4, False
 
     def do_GET(self):
         knows = SECRET in self.headers.get("Authorization", "") or self.open_to_all
         if "Basic" in self.headers.get("Authorization", ""):
             knows = True
+        if self.by_proxy:  # it is told the whole address
+            self.path = "/" + self.path.split("/", 3)[3]
         public = self.path == "/version"
         node = {"state": "ALIVE", "resources_total": {"CPU": self.cpus, "GPU": 1}}
         body = {
@@ -122,6 +124,31 @@ def test_mlflow(answers, user, state, told, serve, monkeypatch):
     finding = next(checks.mlflow())
     assert (finding.state, told in finding.told) == (state, True)
     assert SECRET not in str(finding)
+
+
+def test_mlflow_by_a_token_as_its_own_client_sends_it(serve, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", serve(version="3.17.2"))
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
+    finding = next(checks.mlflow())
+    assert (finding.state, "answers, by token" in finding.told) == ("ok", True)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "another")
+    finding = next(checks.mlflow())
+    assert (finding.state, "MLFLOW_TRACKING_TOKEN" in finding.do) == ("failed", True)
+
+
+def test_mlflow_is_asked_through_the_users_proxy(serve, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example.org:5000")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
+    monkeypatch.setenv("http_proxy", serve(version="3.17.2", by_proxy=True))
+    finding = next(checks.mlflow())
+    assert (finding.state, "answers, by token" in finding.told) == ("ok", True)
+
+
+def test_mlflow_with_certificates_that_are_not_there_is_one_finding(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://127.0.0.1:1")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/none/ca.pem")
+    finding = next(checks.mlflow())
+    assert finding.state == "failed"
 
 
 def test_the_store_is_written_read_and_left_clean(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import Prepared, load_prepared, read_patch
 from gliotrail.params import Augment, Model
 from gliotrail.runs.journal import RunFolder
+from gliotrail.runs.webhook import NOT_FINITE_FILE
 from gliotrail.search.proposals import Trial
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.loop import SCORE, Plan, World, fit
@@ -25,7 +26,7 @@ from gliotrail.segmentation.score import score_files
 from gliotrail.segmentation.unet import initialize
 from gliotrail.tracking.client import client, existing_run
 from gliotrail.tracking.delivery_thread import tracked
-from gliotrail.training.driver import NOT_FINITE_FILE, run_training
+from gliotrail.training.driver import run_training
 from tests.support.crops import Crops
 from tests.support.environment import in_state
 from tests.support.scans import edit_json, patch_section, save, split_section

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from gliotrail.errors import ParamsError
 from gliotrail.paths import git, main_checkout, state_dir
 from tests.support.projects import Project
 
@@ -11,6 +12,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small git repository with a worktree beside it."""
     project = Project(tmp_path_factory.mktemp("main") / "checkout")
     (project.root / "platform").mkdir(parents=True)
+    (project.root / "dvc.yaml").touch()
     project.run("git", "init", "--quiet")
     project.run("git", "commit", "--quiet", "--allow-empty", "--message", "first")
     project.run("git", "worktree", "add", "--quiet", "../worktree")
@@ -40,10 +42,12 @@ def test_a_temporary_experiment_that_is_a_clone_of_its_own_leads_to_the_main_che
     assert in_folder(folder, monkeypatch) == checkout / ".gliotrail"
 
 
-def test_outside_a_checkout_state_is_here_and_the_environment_has_the_last_word(
+def test_outside_a_checkout_there_is_no_state_and_the_environment_has_the_last_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert in_folder(tmp_path / "elsewhere", monkeypatch) == tmp_path / "elsewhere/.gliotrail"
+    with pytest.raises(ParamsError, match="elsewhere: no checkout here"):
+        in_folder(tmp_path / "elsewhere", monkeypatch)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
     monkeypatch.setenv("GLIOTRAIL_STATE", "relative/place")
     assert state_dir() == tmp_path / "elsewhere/relative/place"
 

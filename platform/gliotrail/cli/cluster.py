@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from gliotrail.cli import complete
 from gliotrail.cli.output import Json, print_json
 
 
@@ -22,7 +23,8 @@ def submit(
     stage: Annotated[
         str,
         typer.Argument(
-            help="sweep, train, evaluate, pretrain, crossvalidate; or the job that --cancel stops."
+            help="sweep, train, evaluate, pretrain, crossvalidate; or the job that --cancel stops.",
+            autocompletion=complete.stages,
         ),
     ],
     words: Annotated[list[str] | None, typer.Argument(help="Such as a fold's number.")] = None,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from gliotrail.cli import complete
 from gliotrail.cli.output import Json, print_json, print_table, table_of, tell
 from gliotrail.imaging.labels import CHANNELS, CLASSES
 
@@ -36,7 +37,10 @@ patches_app = typer.Typer(name="patches", no_args_is_help=True, help="The patche
 
 @patches_app.command()
 def export(
-    size: Annotated[str, typer.Argument(help="A prepared size, such as 48x48x16.")],
+    size: Annotated[
+        str,
+        typer.Argument(help="A prepared size, such as 48x48x16.", autocompletion=complete.sizes),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
     limit: Annotated[int | None, typer.Option(help="At most so many.")] = None,
     standardized: Annotated[

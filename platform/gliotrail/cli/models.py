@@ -3,23 +3,36 @@
 import json
 import math
 import os
+import socket
 import sys
+import time
+import webbrowser
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.table import Table
 
+from gliotrail.cli import complete
 from gliotrail.cli.output import Json, number, print_json, print_table, table_of
-from gliotrail.errors import DataError
+from gliotrail.errors import DataError, ParamsError
 from gliotrail.imaging.labels import CLASSES, REGIONS
 
 Name = Annotated[
-    str, typer.Argument(metavar="MODEL_OR_RUN", help="models:/NAME@ALIAS, or a run's id.")
+    str,
+    typer.Argument(
+        metavar="MODEL_OR_RUN",
+        help="models:/NAME@ALIAS, or how a run's id begins.",
+        autocompletion=complete.models_and_runs,
+    ),
 ]
-Other = Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="The other one.")]
+Other = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL_OR_RUN", help="The other one.", autocompletion=complete.models_and_runs
+    ),
+]
 
 
 def trace(name: Name, as_json: Json = False) -> None:
@@ -143,17 +156,64 @@ def metrics(
     print("look next: `make ui` opens MLflow; masks and pictures are in results/evaluate")
 
 
-def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
+def ui(
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = True,
+) -> None:
     """Open MLflow's pages on what was recorded (seen from this machine only)."""
     from gliotrail.runs.addresses import shown, tracking_uri
 
-    if find_spec("mlflow") is None:
-        raise ModuleNotFoundError(name="mlflow")
-    print("in MLflow switch to 'Model training', at the top on the left")
     if tracking_uri().startswith(("http://", "https://")):
         print(f"MLflow's pages: {shown(tracking_uri())} (a server that runs already)")
         return
-    print(f"MLflow's pages: http://127.0.0.1:{port} (end with Ctrl-C)", flush=True)
-    server = ["-m", "mlflow", "server", "--backend-store-uri", tracking_uri()]
-    address = ["--host", "127.0.0.1", "--port", str(port)]
-    os.execv(sys.executable, [sys.executable, *server, *address])
+    check_port(port)
+    from gliotrail.tracking.client import one_line, page_of_runs  # seconds of imports
+
+    with one_line():
+        page = page_of_runs()
+    address = f"http://127.0.0.1:{port}/{page}"
+    print(f"MLflow's pages: {address} (end with Ctrl-C)", flush=True)
+    if show and has_browser() and os.fork() == 0:
+        open_when_there(port, address)
+    words = ["-W", "ignore", "-m", "mlflow", "server", "--backend-store-uri", tracking_uri()]
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the server's own processes
+    where = ["--host", "127.0.0.1", "--port", str(port)]
+    os.execv(sys.executable, [sys.executable, *words, *where])
+
+
+def check_port(port: int) -> None:
+    """Look whether a port can be listened on.
+
+    Raises:
+        ParamsError: there is no such port, or another program has it.
+    """
+    if not 0 < port < 65536:
+        raise ParamsError("--port", wanted="1 to 65535", got=port)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            do = f"end it, or take another: `gliotrail ui --port {port % 65535 + 1}`"
+            got = (error.strerror or str(error)).lower()
+            raise ParamsError(f"port {port}", wanted="a free one", got=got, do=do) from None
+
+
+def has_browser() -> bool:
+    """Whether a page can be opened here: not by ssh, nor in a container."""
+    return sys.platform == "darwin" or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    )
+
+
+def open_when_there(port: int, address: str) -> NoReturn:
+    """Open a page as soon as its server listens, for two minutes at most; ends the process."""
+    for _ in range(240):
+        time.sleep(0.5)
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            continue
+        webbrowser.open(address)
+        break
+    os._exit(0)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 import numpy as np
 import typer
 
+from gliotrail.cli import complete
 from gliotrail.cli.output import Json, tell
 from gliotrail.errors import DataError, ParamsError
 from gliotrail.imaging.labels import Labels
@@ -34,7 +35,12 @@ def case_named(name: str, or_else: str = "") -> PreparedCase:
 
 def show(
     case: Annotated[
-        str, typer.Argument(metavar="CASE", help="A prepared case's name, or a 4-D NIfTI file.")
+        str,
+        typer.Argument(
+            metavar="CASE",
+            help="A prepared case's name, or a 4-D NIfTI file.",
+            autocompletion=complete.cases,
+        ),
     ],
     slices: Annotated[
         str,
@@ -111,7 +117,10 @@ MASKS = Path("results/evaluate/masks")
 
 
 def view(
-    name: Annotated[str, typer.Argument(metavar="CASE", help="A prepared case.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="CASE", help="A prepared case.", autocompletion=complete.cases),
+    ],
     mask: Annotated[
         Path | None, typer.Option(help=f"Labels to show beside the true ones; else {MASKS}'s.")
     ] = None,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from gliotrail.cli import complete
 from gliotrail.cli.output import Json, print_json, print_table, table_of, tell
 
 app = typer.Typer(
@@ -55,7 +56,13 @@ def status(as_json: Json = False) -> None:
 
 @app.command()
 def stop(
-    run: Annotated[str, typer.Argument(help="its folder, its own id, or MLflow's")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="Its folder, its own id or MLflow's, or how they begin.",
+            autocompletion=complete.runs,
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
     """Stop a run, here or on another machine, at its next step and with a checkpoint.
@@ -66,6 +73,29 @@ def stop(
 
     asked = ask_by_name(run)
     tell(as_json, {"asked": str(asked)}, f"{asked} was asked to stop at the next step")
+
+
+@app.command()
+def watch(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            help="Its folder or id, or how they begin; else the newest that goes on.",
+            autocompletion=complete.runs,
+        ),
+    ] = None,
+) -> None:
+    """Follow a run of this checkout in the terminal, step by step, to its end. Ctrl-C leaves it."""
+    from gliotrail.runs.local_runs import newest_running, run_named
+    from gliotrail.training.watch import follow
+
+    found = run_named(run) if run else newest_running()
+    print(f"{found.root.name}: {found.describe()['name']}", flush=True)
+    try:
+        for line in follow(found):
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        print("no longer watched; the run goes on")
 
 
 @app.command()

@@ -152,8 +152,13 @@ def check_answer(address: str) -> None:
 
 
 def _no_start(error: Exception) -> ClusterError:
-    do = "it may be that this machine has too much to do; the same command goes on"
-    return ClusterError("Ray does not start", got=error, do=do)
+    told = str(error)
+    if "AF_UNIX path length" in told:
+        do = "set RAY_TMPDIR to a shorter folder, such as /tmp"
+        what = "the temporary folder's name is too long for Ray's sockets"
+        return ClusterError(what, where=os.environ.get("RAY_TMPDIR") or gettempdir(), do=do)
+    busy = "it may be that this machine has too much to do; the same command goes on"
+    return ClusterError("Ray does not start", got=error, do=busy if "timed out" in told else None)
 
 
 def _no_answer(address: str | None, error: Exception) -> ClusterError:

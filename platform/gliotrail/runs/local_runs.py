@@ -53,6 +53,41 @@ def all_runs() -> list[RunFolder]:
     return sorted(begun, key=lambda run: run.describe().get("parent") is not None)
 
 
+def run_named(name: str) -> RunFolder:
+    """The run of this checkout whose folder or own id begins so.
+
+    Raises:
+        TrackingError: there is none, or more than one.
+    """
+    found = runs_named(name)
+    if len(found) != 1:
+        got = ", ".join(run.root.name for run in found) or "none"
+        do = "`gliotrail runs status` lists them"
+        raise TrackingError(name or "run", wanted="the beginning of one run's id", got=got, do=do)
+    return found[0]
+
+
+def runs_named(name: str) -> list[RunFolder]:
+    """The runs of this checkout whose folder or own id is `name`; else those that begin so."""
+    known = [(run, {run.root.name, str(run.describe()["id"])}) for run in all_runs()]
+    return [run for run, ids in known if name in ids] or [
+        run for run, ids in known if name and any(one.startswith(name) for one in ids)
+    ]
+
+
+def newest_running() -> RunFolder:
+    """The run of this checkout that began last of those that go on, sweeps before their trials.
+
+    Raises:
+        TrackingError: none goes on.
+    """
+    going = [run for run in all_runs() if run.ended() is None and owner_of(run) is not None]
+    if not going:
+        what = "no run of this checkout goes on"
+        raise TrackingError(what, where=runs_dir(), do="start one, such as `dvc repro train`")
+    return max(going, key=lambda run: int(run.describe()["started_ms"]))
+
+
 def notes_path(run: RunFolder) -> Path:
     """The file that notes what of a run the tracking server was told."""
     server = hashlib.sha256(tracking_uri().encode()).hexdigest()[:12]

@@ -14,7 +14,7 @@ from typing import Any, Final
 from gliotrail.errors import Stopped, TrackingError
 from gliotrail.files import write_durably
 from gliotrail.runs.journal import RunFolder
-from gliotrail.runs.local_runs import all_runs
+from gliotrail.runs.local_runs import all_runs, run_named, runs_named
 from gliotrail.runs.owner import held, owner_of
 
 STOP_FILE: Final = "stop"
@@ -66,23 +66,23 @@ def ask_here(name: str, by: str) -> str | None:
     """Ask a run of this disk to stop.
 
     Args:
-        name: the run's folder, or its own id.
+        name: the run's folder or its own id, or how one of them begins.
 
     Returns:
         the process that works on it; None where no such run is here.
 
     Raises:
-        TrackingError: nobody works on it.
+        TrackingError: nobody works on it, or more than one begin so.
     """
-    for run in all_runs():
-        if name in {run.root.name, run.describe()["id"]}:
-            holder = owner_of(run)
-            if holder is None:
-                got = (run.ended() or {}).get("status", "a run that no process works on")
-                raise TrackingError(name, wanted="a run that goes on", got=got)
-            ask(run, by)
-            return str(holder)
-    return None
+    if not runs_named(name):
+        return None
+    run = run_named(name)
+    holder = owner_of(run)
+    if holder is None:
+        got = (run.ended() or {}).get("status", "a run that no process works on")
+        raise TrackingError(name, wanted="a run that goes on", got=got)
+    ask(run, by)
+    return str(holder)
 
 
 @contextmanager

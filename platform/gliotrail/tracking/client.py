@@ -20,7 +20,7 @@ from gliotrail.files import locked
 from gliotrail.paths import state_dir
 from gliotrail.progress import say
 from gliotrail.runs.addresses import database_uri, shown, tracking_uri
-from gliotrail.tracking.experiment_page import VIEW_TAGS, tags_of
+from gliotrail.tracking.experiment_page import BEST_FIRST, TRAINING, VIEW_TAGS, tags_of
 
 ID_TAG: Final = "gliotrail.id"
 OWNER_TAG: Final = "gliotrail.owner"
@@ -176,3 +176,10 @@ def existing_run(server: MlflowClient, experiment: str, own_id: str) -> Run:
             do="deliver it with `gliotrail runs sync`",
         )
     return found
+
+
+def page_of_runs() -> str:
+    """Where MLflow's pages show the trainings, the best first; the end of an address."""
+    found = client().get_experiment_by_name("gliotrail")
+    place = f"experiments/{found.experiment_id}/runs?{BEST_FIRST}" if found else f"?{TRAINING}"
+    return f"#/{place}"

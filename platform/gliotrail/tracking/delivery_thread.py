@@ -14,6 +14,7 @@ from gliotrail.progress import say
 from gliotrail.runs.journal import MODEL_FILE, RunFolder
 from gliotrail.runs.owner import Owner, claim, heartbeat_s, held, release
 from gliotrail.runs.stop import forget, stopped_by_signals
+from gliotrail.runs.webhook import alerting
 from gliotrail.tracking.heartbeat import Heart
 
 _AT_A_TIME_S = 5.0
@@ -137,6 +138,8 @@ def tracked(
         for each in (run, *parts):
             hold(each)
         if outermost:
+            if not run.is_finished():
+                closing.enter_context(alerting(run))
             closing.callback(Heart(run).close)
             closing.enter_context(stopped_by_signals())
         courier, patience_s = Courier(runs, others_too=outermost), 30.0

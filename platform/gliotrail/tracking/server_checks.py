@@ -16,14 +16,18 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import requests
+from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import MlflowHostCreds, http_request
 
 from gliotrail.errors import GliotrailError
 from gliotrail.paths import main_checkout, state_dir
 from gliotrail.runs.addresses import shown, tracking_uri
 from gliotrail.runs.store import Store
+from gliotrail.tracking.client import client, one_line
 
 PATIENCE_S: Final = 15
-_AUTHORITIES: Final = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE")
+_ASK: Final = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 _SKEW_S: Final = 5.0
 _LITTLE_GB, _VERY_LITTLE_GB = 5.0, 0.5
 _LITTLE_SHM_GB: Final = 0.5
@@ -96,19 +100,21 @@ def mlflow() -> Iterator[Finding]:
         yield _database(uri)
         return
     try:
-        answer = _get(f"{uri}/version", _credentials())
-        open_to_all = _asked(uri, {}).status_code == 200
-        known = _asked(uri, _credentials()).status_code
-    except requests.RequestException as error:
+        credentials = get_default_host_creds(uri)
+        answer = _as_user(credentials, "/version")
+        open_to_all = _as_stranger(credentials, _ASK).status_code == 200
+        known = _as_user(credentials, _ASK).status_code
+    except (OSError, MlflowException) as error:  # requests' own are OSErrors
+        told = f"{_kind(error)}: {error}" if "CA certificate" in str(error) else _kind(error)
         do = "start it (`python -m infra.local start`), or mend MLFLOW_TRACKING_URI"
-        yield Finding("MLflow", "failed", f"{shown(uri)} does not answer: {_kind(error)}", do)
+        yield Finding("MLflow", "failed", f"{shown(uri)} does not answer: {told}", do)
         return
     if answer.status_code == 403:
         do = "start the server with this name in --allowed-hosts"
         yield Finding("MLflow", "failed", f"{shown(uri)} doesn't know itself by this name", do)
         return
     if known != 200:
-        do = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are the server's"
+        do = "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, are the server's"
         yield Finding("MLflow", "failed", f"{shown(uri)} refuses this user: HTTP {known}", do)
         return
     mine, its = version("mlflow"), answer.text.strip()
@@ -119,32 +125,32 @@ def mlflow() -> Iterator[Finding]:
         do = f"install mlflow {mine} there, and `mlflow db upgrade` its database"
         yield Finding("MLflow", "warning", f"{shown(uri)} has mlflow {its}, here is {mine}", do)
     else:
-        who = "" if open_to_all else ", by password"
+        by_token = credentials.token and not credentials.username  # as MLflow chooses
+        who = "" if open_to_all else ", by token" if by_token else ", by password"
         yield Finding("MLflow", "ok", f"{shown(uri)} answers{who}, mlflow {its}")
     yield clock("MLflow's", answer)
 
 
-def _asked(uri: str, auth: dict[str, tuple[str, str]]) -> requests.Response:
-    return _get(f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0", auth)
+def _as_user(credentials: MlflowHostCreds, path: str) -> requests.Response:
+    """Ask with all that MLflow's client sends: password or token, proxies, certificates."""
+    answer: requests.Response = http_request(
+        credentials, path, "GET", max_retries=0, timeout=PATIENCE_S, raise_on_status=False
+    )
+    return answer
 
 
-def _get(address: str, auth: dict[str, tuple[str, str]]) -> requests.Response:
-    session = requests.Session()
-    session.trust_env = False  # no .netrc
-    # which turns these off, too
-    authorities = next(filter(None, map(os.environ.get, _AUTHORITIES)), None)
-    return session.get(address, timeout=PATIENCE_S, verify=authorities or True, **auth)  # type: ignore[arg-type]
-
-
-def _credentials() -> dict[str, tuple[str, str]]:
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
-    password = os.environ.get("MLFLOW_TRACKING_PASSWORD")
-    return {"auth": (user, password)} if user and password else {}
+def _as_stranger(credentials: MlflowHostCreds, path: str) -> requests.Response:
+    """Ask by the user's proxies and certificates, but without saying who asks."""
+    return requests.get(
+        credentials.host.rstrip("/") + path,
+        timeout=PATIENCE_S,
+        auth=lambda request: request,  # or .netrc would be looked into
+        verify=credentials.verify,
+        cert=credentials.client_cert_path,
+    )
 
 
 def _database(uri: str) -> Finding:
-    from gliotrail.tracking.client import client, one_line
-
     try:
         with one_line():
             client().search_experiments(max_results=1)

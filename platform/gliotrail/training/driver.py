@@ -27,6 +27,7 @@ from gliotrail.param_types import Size
 from gliotrail.runs.journal import RunFolder, Writer
 from gliotrail.runs.lineage import cpu_model
 from gliotrail.runs.stop import asked_by
+from gliotrail.runs.webhook import NOT_FINITE_FILE
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.loop import SCORE, NotFiniteError, Plan, State, World, fit
 from gliotrail.segmentation.network import Network
@@ -52,8 +53,6 @@ from gliotrail.synthesis.tumours import (
 from gliotrail.training.inputs import Training
 
 CHECKPOINT_EVERY_S: Final = 60.0
-NOT_FINITE_FILE: Final = "not_finite.json"
-"""An artifact: what led to a loss or a gradient that is no finite number."""
 
 OnEpoch = Callable[[dict[str, float]], None]
 """Is told, on every worker, the number of each `epoch` that ends, from 1, and its SCORE."""

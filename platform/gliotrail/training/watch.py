@@ -1,5 +1,6 @@
 """What a terminal shows of a run while it goes on: read from the run's own journal."""
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,26 @@ def watching(run: RunFolder, steps: int, what: str, every_s: float = 0.5) -> Ite
 
         with meanwhile(look, every_s):
             yield
+
+
+def follow(run: RunFolder, every_s: float = 0.5) -> Iterator[str]:
+    """A line for each step that is taken, as it is taken; then how the run ended."""
+    journal = Journal()
+    while True:
+        ended = run.ended()  # before its last points, so that these are told
+        by_step: dict[int, dict[str, float]] = {}
+        for point in journal.news(run):
+            by_step.setdefault(point.step, {})[point.key] = point.value
+        for step, values in by_step.items():
+            losses = [f"{k.removeprefix('train/')} {v:.4f}" for k, v in values.items()
+                      if k.startswith("train/") and k.endswith("_loss")]  # fmt: skip
+            yield f"step {step}: {', '.join(losses)}" if losses else f"step {step}"
+            if SCORE in values:
+                yield f"step {step}: {describe(values)}"
+        if ended is not None:
+            yield f"{ended['status']}: {ended['reason']}"
+            return
+        time.sleep(every_s)
 
 
 class Journal:
