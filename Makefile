@@ -58,7 +58,7 @@ ui: setup ## open MLflow's pages on what was recorded
 	@gliotrail ui $(ARGS)
 
 docs: setup ## build the documents as a site in site/, and the reference from the code
-	@python docs/generate.py
+	@python -m docs.generate
 	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
 	echo "open site/index.html"
 

@@ -1,6 +1,6 @@
-"""Writes docs/reference from the code: `python docs/generate.py`, which `make docs` does.
+"""Writes docs/reference and the picture of the rooms from the code: `python -m docs.generate`.
 
-tests/docs fails where a page is not what the code says.
+`make docs` runs it; tests/docs fails where a page is not what the code says.
 """
 
 import inspect
@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from typer.main import get_command
 
+from docs.rooms import drawing
 from gliotrail import params
 from gliotrail.cli.app import app
 from gliotrail.cluster.evaluate import measures_of, summary
@@ -333,7 +334,8 @@ def _tidy(text: str) -> str:
 
 def written() -> dict[Path, str]:
     """Each page's path and text."""
-    return {ROOT / "docs/reference" / name: _tidy(text) for name, text in pages().items()}
+    references = {ROOT / "docs/reference" / name: _tidy(text) for name, text in pages().items()}
+    return references | {ROOT / "docs/pictures/rooms.svg": drawing()}
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def test_the_documents_have_pictures_and_are_searched(browser, site_address):
     browser.complaints()
     browser.open(f"{site_address}/explanation/architecture.html")
     browser.shows("Architecture", "The loop knows nothing of where it runs")
-    assert any("architecture.svg" in source for source in pictures(browser))
+    assert any("rooms.svg" in source for source in pictures(browser))
     browser.look("docs_architecture")
     browser.open(f"{site_address}/index.html?q=HD95")
     browser.shows("Measures and their traps")

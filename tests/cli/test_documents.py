@@ -14,7 +14,7 @@ from tests.support.projects import ROOT
 
 DOCUMENTS = sorted(
     str(path.relative_to(ROOT))
-    for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("infra/**/*.md")]
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("infra/**/*.md")]
 )
 
 
@@ -29,28 +29,44 @@ def known():
     return known_in(ROOT, get_command(app))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_blocks_are_tagged_and_name_only_what_exists(document, known):
-    found = [problem for block in blocks_of(document) for problem in problems(block, known)]
+def test_blocks_are_tagged_and_name_only_what_exists(known):
+    found = [
+        problem
+        for document in DOCUMENTS
+        for block in blocks_of(document)
+        for problem in problems(block, known)
+    ]
     assert not found, "\n" + "\n".join(found)
 
 
-@pytest.mark.parametrize(
-    "document", [d for d in DOCUMENTS if any(block.tag == "run" for block in blocks_of(d))]
-)
-def test_blocks_tagged_run_do_run(document, reproduced_copy):
+WITH_BLOCKS_TO_RUN = [
+    document for document in DOCUMENTS if any(block.tag == "run" for block in blocks_of(document))
+]
+
+
+@pytest.mark.parametrize("document", WITH_BLOCKS_TO_RUN)
+def test_blocks_tagged_run_do_run(document, request):
     for block in blocks_of(document):
         if block.tag == "run":
-            run(block, reproduced_copy)
+            run(block, request.getfixturevalue("reproduced_copy"))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_lead_somewhere(document):
-    text = (ROOT / document).read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#\s]+)|\bsrc=\"([^\"]+)", text)
-    relative = [a or b for a, b in links if not re.match(r"\w+:", a or b)]
-    gone = [link for link in relative if not (ROOT / document).parent.joinpath(link).exists()]
-    assert not gone
+def test_links_lead_somewhere():
+    gone = []
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        links = re.findall(r"\]\(([^)#\s]+)|\bsrc=\"([^\"]+)", text)
+        relative = [a or b for a, b in links if not re.match(r"\w+:", a or b)]
+        folder = (ROOT / document).parent
+        gone += [f"{document}: {link}" for link in relative if not (folder / link).exists()]
+    assert not gone, "\n" + "\n".join(gone)
+
+
+def test_the_readme_is_short_and_names_the_two_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 800
+    assert "make demo" in text
+    assert "make test" in text
 
 
 def run(block, project):

@@ -54,3 +54,17 @@ def test_links_between_documents_hold_on_the_site_too(site):
             if page.name != "404.html" and not (page.parent / link).exists():
                 gone.append(f"{page.relative_to(site)}: {link}")
     assert not gone
+
+
+def test_the_architecture_page_names_the_rooms_and_where_to_find_things():
+    from docs.rooms import rooms
+
+    page = ROOT / "docs/explanation/architecture.md"
+    text = page.read_text()
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == rooms()
+    rows = re.findall(r"^\|.*\]\((\.\./\S+\.py)\) \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) > 5
+    for path, names in rows:
+        code = (page.parent / path).read_text()
+        gone = [name for name in re.findall(r"`(\w+)`", names) if f"def {name}(" not in code]
+        assert not gone, f"{path}: {gone}"

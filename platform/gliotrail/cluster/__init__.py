@@ -1,1 +1,1 @@
-"""Where it runs: the only room that imports Ray."""
+"""Ray: connection, workers, trials, jobs, data by hash. The only room that imports it."""

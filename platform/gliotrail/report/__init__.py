@@ -1,1 +1,1 @@
-"""What people look at: overlays, curves, viewer."""
+"""What people look at: pictures, curves, charts, viewer."""

@@ -1,1 +1,1 @@
-"""What a run leaves on this disk: journal, owner, what MLflow lacks. No MLflow, Ray, torch."""
+"""What a training leaves on this disk: journal, owner, stop notes. No MLflow, Ray or torch."""

@@ -1,1 +1,1 @@
-"""MLflow: delivery, heartbeat, registry, lineage, reproduce. The only room that imports it."""
+"""MLflow: delivery, heartbeat, registry, lineage, reproduction. The only room that imports it."""

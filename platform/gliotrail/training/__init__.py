@@ -1,1 +1,1 @@
-"""What a training is, and the one driver that runs it anywhere."""
+"""What a training is (inputs, identity, description), and the one driver that runs it."""
