@@ -17,7 +17,7 @@ _NO_MEMORY: Final = ("can't allocate memory", "out of memory")  # as PyTorch say
 
 
 class GliotrailError(Exception):
-    """Something the user can mend, told in one line.
+    """An error that the user can fix, in one line.
 
     Args:
         what: the thing that is wrong, such as "label shape".
@@ -86,11 +86,11 @@ class ClusterError(GliotrailError):
 
 
 class Stopped(GliotrailError):  # noqa: N818 - nothing went wrong
-    """It was asked to stop, and did, with a checkpoint. `code` is for the process to end with."""
+    """A run was asked to stop, and did, with a checkpoint. `code` is the process's exit code."""
 
     @property
     def code(self) -> int:
-        """As a shell tells it of the signal itself."""
+        """The exit code that a shell reports for the signal: 130 for SIGINT, 143 for SIGTERM."""
         return 130 if "Ctrl-C" in self.what else 143
 
 
@@ -98,8 +98,8 @@ class Stopped(GliotrailError):  # noqa: N818 - nothing went wrong
 def one_line_errors() -> Iterator[None]:
     """End the process with exit code 1 and one line, without a traceback.
 
-    A GliotrailError ends so, and what the machine refuses: disk, memory, permission; and a library
-    of an extra that is not installed.
+    This holds for a GliotrailError, for what the machine refuses (disk, memory, permission), and
+    for a library of an extra that is not installed.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Writing so that a reader never sees half a file, and an earlier output outlives a failure."""
+"""Write files so that a reader never sees half of one, and a failure leaves the earlier one."""
 
 import csv
 import errno
@@ -27,14 +27,14 @@ _IN_THE_WAY: Final = (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A free name beside `path` to write a file or a folder to; renamed to `path` at the end.
+    """Yield a free name beside `path` to write a file or folder to; rename it to `path` at the end.
 
-    On any error what was written is removed and what was at `path` before stays as it was. Several
-    may write the same `path` at once, in threads, processes or on hosts that share the disk: each
-    writes beside the others, and the last one's is what stays.
+    On any error the new file is removed and the old one stays as it was. Several writers may write
+    the same `path` at once, in threads, processes or on hosts that share the disk: each writes
+    beside the others, and the last one wins.
 
     Raises:
-        OSError: the disk is full, or may not be written to; it names a file.
+        OSError: the disk is full or read-only. The error names a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear(path)
@@ -72,7 +72,7 @@ def _own_folder(path: Path) -> tuple[Path, int]:
 
 
 def _put(partial: Path, path: Path) -> None:
-    """Rename; a folder can't be renamed onto another, which has to go out of the way first."""
+    """Rename. A folder can't be renamed onto another one, so that one is moved aside first."""
     for n in count():
         try:
             partial.replace(path)
@@ -85,7 +85,7 @@ def _put(partial: Path, path: Path) -> None:
 
 
 def _clear(path: Path) -> None:
-    """Remove what writers of `path` left that were killed, perhaps between the two renames."""
+    """Remove what killed writers of `path` left, even those killed between the two renames."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.{_HEX * 8}.partial"):
         with suppress(OSError):
             descriptor = os.open(left, os.O_RDONLY)
@@ -98,7 +98,7 @@ def _clear(path: Path) -> None:
 
 
 def _give_back(own: Path, path: Path) -> None:
-    """Put back what went out of the way, if nothing has taken its place."""
+    """Put back what was moved aside, if nothing has taken its place."""
     for old in sorted(own.glob(f"{_OLD}*"))[-1:]:
         if not path.exists():
             with suppress(OSError):  # another writer was quicker
@@ -127,7 +127,7 @@ def write_json(path: Path, value: Any, durably: bool = False) -> None:
 
 
 def csv_bytes(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """A table as CSV, its lines ended as git's are. What a row lacks stays empty."""
+    """A table as CSV with line feeds. A missing value is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
@@ -136,7 +136,7 @@ def csv_bytes(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> byte
 
 
 def csv_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table in CSV; none where there is no file."""
+    """The rows of a CSV table; none if there is no file."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -155,7 +155,7 @@ def parsed_rows(path: Path, parse: Callable[[Mapping[str, str]], T]) -> Iterator
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file and see it onto the disk: after power loss it is whole or not there at all."""
+    """Write a file and sync it: after a power loss it is whole or not there at all."""
     new = [folder for folder in path.parents if not folder.exists()]
     with replacing(path) as partial, partial.open("wb") as file:
         file.write(content)
@@ -166,7 +166,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """See a folder's names onto the disk."""
+    """Sync a folder's entries to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -192,7 +192,7 @@ def read_json(path: Path) -> Any | None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock between processes of this machine; the kernel lets go of a dead one's."""
+    """Hold a lock between processes of this machine. The kernel releases it when a process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""What the values of params.yaml may be: sizes, shares, counts, as types that check themselves."""
+"""Types for the values of params.yaml (sizes, shares, counts), which check themselves."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""YAML as params.yaml has it: sections, lists, numbers, words. What else YAML can is refused."""
+"""The part of YAML that params.yaml needs: sections, lists, numbers, words. The rest is refused."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ _MOST_BRACKETS: Final = 1000
 
 
 def read_yaml(path: Path, limit_bytes: int = LARGEST_BYTES) -> Any:
-    """A YAML 1.2 file's plain values.
+    """Read the plain values of a YAML 1.2 file.
 
     Anchors are refused (a few lines can grow to gigabytes), and so are tags.
 
@@ -34,7 +34,7 @@ def read_yaml(path: Path, limit_bytes: int = LARGEST_BYTES) -> Any:
 
 
 def parse_yaml(text: str, where: object) -> Any:
-    """The same of a text.
+    """Read the plain values of a YAML text.
 
     Raises:
         ParamsError: not YAML, too deep, or more than plain values.
@@ -47,7 +47,7 @@ def parse_yaml(text: str, where: object) -> Any:
 
 
 def _check_plain(text: str, path: object) -> None:
-    """Before anything is built of it: its cost grows with the square of the depth."""
+    """Check before anything is built: the cost of building grows with the square of the depth."""
     brackets = text.count("[") + text.count("{")
     if brackets > _MOST_BRACKETS:  # which are looked through before there is an event
         raise ParamsError("brackets", where=path, wanted=f"<= {_MOST_BRACKETS}", got=brackets)

@@ -1,6 +1,6 @@
-"""How far a long job is: a bar with rate and ETA on a terminal, a plain line now and then in a log.
+"""Progress of a long job: a bar with rate and ETA on a terminal, a line now and then in a log.
 
-It goes to standard error, so that a command's own output stays clean.
+Progress goes to standard error, so a command's own output stays clean.
 """
 
 import sys
@@ -17,14 +17,14 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def progress(total: int, what: str, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Yields `advance(n)`, which tells that `n` more are done.
+    """Yield `advance(n)`, which reports that `n` more are done.
 
     >>> with progress(len(cases), "prepare", "cases") as advance:
     ...     for case in cases:
     ...         advance(1)
 
     Args:
-        total: how many there are; 0 where nobody knows.
+        total: how many there are; 0 if unknown.
         what: the job, such as "prepare".
         unit: what is counted: "cases", or "bytes", shown as MB.
         done: how many were done before.
@@ -70,14 +70,14 @@ def progress(total: int, what: str, unit: str, done: int = 0) -> Iterator[Callab
 
 
 def say(text: str) -> None:
-    """A line on standard error; above the bar, where there is one."""
+    """Print a line on standard error, above the bar if there is one."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
 @contextmanager
 def meanwhile(work: Callable[[], None], every_s: float) -> Iterator[None]:
-    """Work every so often beside the block, in a thread; and a last time after it, in this one."""
+    """Call a function now and then in a thread while the block runs, and a last time after it."""
     done = threading.Event()
 
     def repeat() -> None:

@@ -1,10 +1,10 @@
-"""Which trials stop early, and the log of these decisions, which is all that they depend on.
+"""Which trials stop early. Decisions depend on nothing but the log of earlier ones.
 
 asha: asynchronous successive halving (Li et al., MLSys 2020, arXiv:1810.05934). At each rung, an
-epoch, a trial goes on if it is among the best 1/reduction of those that came there so far; the
-first always does. An epoch is as many voxels for every patch size.
-hyperband: the same in several brackets, of which each has its first rung later than the one before
-and the last has none (Li et al., JMLR 2018, arXiv:1603.06560), in case early values mislead.
+epoch, a trial goes on if it is among the best 1/reduction of the trials that came there so far;
+the first one always does. An epoch has the same number of voxels for every patch size.
+hyperband: the same in several brackets, in case early values mislead (Li et al., JMLR 2018,
+arXiv:1603.06560). Each bracket has its first rung later than the one before; the last has none.
 """
 
 import math
@@ -24,7 +24,7 @@ FINISHED: Final = "finished before"
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a trial at a rung. `order` is from 1; `rung` the epoch; `value` the score."""
+    """What happened to a trial at a rung, which is an epoch; `value` is the score there."""
 
     order: int
     trial: str
@@ -35,7 +35,7 @@ class Decision:
 
 
 class Halving:
-    """Decides, and remembers: a sweep that goes on goes on from its log.
+    """Decides which trials stop, and logs it: an interrupted sweep continues from its log.
 
     log: a CSV file.
     """
@@ -46,7 +46,7 @@ class Halving:
         self._made = {(d.trial, d.rung): d for d in self.decisions}
 
     def rungs(self, number: int) -> tuple[int, list[int]]:
-        """The bracket of the sweep's trial of that number, from 0, and its rungs."""
+        """The bracket of the sweep's trial `number` (from 0), and the rungs of that bracket."""
         if self._sweep.scheduler == "fifo":
             return 0, []
         factor, rungs = self._sweep.reduction, [1]
@@ -63,7 +63,7 @@ class Halving:
         return bracket, rungs[bracket:]
 
     def goes_on(self, trial: Trial, epoch: int, value: float) -> bool:
-        """Whether a trial goes on after an epoch. Asked again, the answer is the same."""
+        """Whether a trial goes on after an epoch. The same question gets the same answer."""
         bracket, rungs = self.rungs(trial.number)
         if epoch not in rungs:
             return True
@@ -75,7 +75,7 @@ class Halving:
         return self._made[trial.name, epoch].decision != STOPPED
 
     def note_finished(self, trial: Trial) -> None:
-        """One that came to its end before this sweep: the others are compared with it."""
+        """Note a trial that had finished before this sweep: the others are compared with it."""
         by_epoch = trial.by_epoch()
         for rung in self.rungs(trial.number)[1]:
             if (trial.name, rung) not in self._made:
@@ -87,7 +87,7 @@ class Halving:
         return next((d for d in made if d is not None and d.decision == STOPPED), None)
 
     def reason(self, decision: Decision) -> str:
-        """Why a trial was stopped, in a line."""
+        """One line that says why a trial was stopped."""
         sweep = self._sweep
         return (
             f"stopped early by {sweep.scheduler} after epoch {decision.rung} of {sweep.epochs}: "

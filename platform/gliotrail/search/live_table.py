@@ -1,4 +1,4 @@
-"""What a terminal or a log shows of a sweep while it goes on: read from its trials' own folders.
+"""What a terminal or a log shows while a sweep runs. It is read from the trials' own folders.
 
 On a terminal it is a table, the best on top, drawn anew each second; in a log it is a line for each
 decision at a rung and for each trial's end.
@@ -30,7 +30,7 @@ _FRAME_LINES: Final = 7
 
 @dataclass
 class _Seen:
-    """A trial as far as it is known. `status`: waits, runs, finished, stopped early, failed."""
+    """What is known about a trial. `status`: waits, runs, finished, stopped early, failed."""
 
     trial: Trial
     journal: Journal = field(default_factory=Journal)
@@ -67,7 +67,7 @@ class Board:
                 seen.status = "waits"
 
     def look(self) -> list[str]:
-        """Read on in the folders of trials that go on.
+        """Read what is new in the folders of running trials.
 
         Returns:
             lines that tell what happened since the last look.
@@ -115,9 +115,9 @@ class Board:
         return sum(seen.voxels for seen in self._seen.values())
 
     def state(self) -> str:
-        """Trials, voxels of the whole budget, and the time that is left, in a line.
+        """One line: trials, voxels seen of the whole budget, and the time left.
 
-        Trials that wait are taken to see as much as those that ended did.
+        Waiting trials are assumed to see as much as those that have ended.
         """
         total, voxels = self._proposals.total, self._voxels()
         ended = [seen.voxels for seen in self._seen.values() if seen.has_ended]

@@ -1,4 +1,4 @@
-"""What came of a sweep: a row a trial, the winner, the files of the stage, a table for people."""
+"""The result of a sweep: a row for each trial, the winner, the stage's files, a printed table."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 
 def row_of(trial: Trial, halving: Halving) -> Row:
-    """What became of a trial that ended: FINISHED, STOPPED (early) or FAILED.
+    """How a trial ended: FINISHED, STOPPED (early) or FAILED.
 
     `score` is the mean Dice over regions of the whole validation scans; `voxels` those seen.
     """
@@ -44,10 +44,12 @@ def row_of(trial: Trial, halving: Halving) -> Row:
 
 
 def best_of(rows: Sequence[Row], trials: Sequence[Trial]) -> dict[str, Any]:
-    """The best of the finished trials, which all saw as many voxels; the first of equals.
+    """The best of the finished trials, all of which saw the same number of voxels.
+
+    Of equal trials the first one wins.
 
     Raises:
-        TrainingError: none came to its end.
+        TrainingError: no trial finished.
     """
     finished = [n for n, row in enumerate(rows) if row["status"] == "FINISHED"]
     if not finished:
@@ -105,7 +107,7 @@ def artifacts(
 
 
 def summary(rows: Sequence[Row], best: Mapping[str, Any]) -> str:
-    """A sweep in a line."""
+    """One line about a sweep."""
     counts = Counter(row["status"].lower() for row in rows)
     told = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
     values = ", ".join(f"{key} {_short(value)}" for key, value in best["params"].items())

@@ -1,8 +1,8 @@
-"""Population-based training (Jaderberg et al. 2017, arXiv:1711.09846), and the log of what it did.
+"""Population-based training (Jaderberg et al. 2017, arXiv:1711.09846), and its log.
 
-At each epoch's end the worst 1 in `reduction` members take over the whole state (weights, moments,
-average) of one of as many best ones, and go on with its values, changed a little. Nothing is
-decided before all have come there, so that it depends on scores and seed alone, never on timing.
+At the end of each epoch the worst 1 in `reduction` members copy the whole state (weights, moments,
+average) of one of the best members, and continue with slightly changed values. Decisions wait until
+all members are there, so they depend on scores and seed alone, never on timing.
 """
 
 import json
@@ -26,7 +26,7 @@ _FACTORS: Final = (0.8, 1.2)
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a member after an epoch. `order` is from 1; `value` its score.
+    """What happened to a member after an epoch; `value` is its score.
 
     source: the member whose state it takes over, if it does.
     before, after: the values until then, and from then on.
@@ -43,7 +43,7 @@ class Decision:
 
 
 class Population:
-    """A sweep's trials as the members of a population. A sweep that goes on goes on from its log.
+    """A sweep's trials as a population; an interrupted sweep continues from its log.
 
     log: a CSV file.
     """
@@ -55,7 +55,7 @@ class Population:
         self.decisions = list(parsed_rows(log, _parse))
 
     def parts(self) -> Iterator[Trial | None]:
-        """What is to be trained, an epoch each; None while others have to come to its end first."""
+        """What to train next, an epoch each; None while other members must finish theirs first."""
         epochs = self._proposals.space.sweep.epochs
         for epoch in range(1, epochs + 1):
             for name, member in self._members.items():
@@ -70,11 +70,11 @@ class Population:
                 self.decide(epoch)
 
     def came_back(self, trial: Trial) -> None:
-        """A part is at its end, whatever became of it."""
+        """A part has ended, in whatever way."""
         self._running.discard(trial.name)
 
     def member(self, trial: Trial, epoch: int | None = None) -> Trial:
-        """With the values that it has in an epoch, after which it waits; without: in the last."""
+        """A member with an epoch's values, after which it waits; by default the last epoch."""
         until = epoch or self._proposals.space.sweep.epochs
         mine = [d for d in self.decisions if d.source and d.trial == trial.name]
         taken = "".join(f", took over {d.source} after epoch {d.epoch}" for d in mine)
@@ -82,7 +82,7 @@ class Population:
         return replace(now, until=until, reason=trial.reason + taken)
 
     def decide(self, epoch: int) -> None:
-        """After an epoch: who takes over from whom. What was decided before stands."""
+        """Decide after an epoch who copies whom. Earlier decisions stand."""
         if not any(made.epoch == epoch for made in self.decisions):
             self.decisions += list(self._decide(epoch))
             write_durably(self._log, self.table())
@@ -91,7 +91,7 @@ class Population:
                 _take_over(self._members[made.trial], self._members[made.source], epoch)
 
     def schedule(self, name: str) -> list[dict[str, Any]]:
-        """What the weights that a member ends with went through: values, and from which epoch."""
+        """The values that a member's final weights were trained with, and from which epoch on."""
         found: list[dict[str, Any]] = []
         for epoch in range(self._proposals.space.sweep.epochs, 0, -1):
             found.insert(0, {"epoch": epoch, "trial": name, "params": self._values(name, epoch)})
@@ -129,7 +129,7 @@ class Population:
             yield Decision(order, name, epoch, score, TAKES_OVER, source, before, after)
 
     def _explored(self, point: Point, rng: np.random.Generator) -> Point:
-        """Near a point: each value is drawn anew, or one further in its list, or a fifth away."""
+        """A point near another: a value is drawn anew, moves on in its list, or by a fifth."""
         space, found = self._proposals.space, {}
         for key, choice in space.choices.items():
             value = point[key]
@@ -147,7 +147,7 @@ class Population:
         return found
 
     def _values(self, name: str, epoch: int) -> Point:
-        """Those that a member has in an epoch."""
+        """The values of a member in an epoch."""
         made = [d for d in self.decisions if d.trial == name and d.epoch < epoch]
         return made[-1].after if made else self._members[name].point
 
@@ -158,7 +158,7 @@ def _failed(trial: Trial) -> bool:
 
 
 def _take_over(child: Trial, source: Trial, epoch: int) -> None:
-    """A second checkpoint of the epoch's end in the child's run: with the other's state."""
+    """Write a second checkpoint of the epoch's end into the child's run, with the other's state."""
     from gliotrail.segmentation.loop import SCORE  # seconds of imports
 
     ends = [point.step for point in child.run.points() if point.key == SCORE]

@@ -1,7 +1,7 @@
-"""A sweep's trials, in their order: known from the start, or asked for one after another.
+"""A sweep's trials, in order: known from the start, or proposed one after another.
 
-Each trial is a training, known by its inputs (see `training`): the same point in a wider space, or
-in the same sweep taken up again, is the same trial.
+A trial is a training and is identified by its inputs (see `training`): the same point in a wider
+space, or in a resumed sweep, is the same trial.
 """
 
 import json
@@ -21,7 +21,7 @@ from gliotrail.search.space import Point, Space, changes
 from gliotrail.training.inputs import Training, with_changes
 
 ALWAYS: Final = ("learning_rate", "patch_size")
-"""What `train` can take from a sweep's winner: of each trial it is known, swept or not."""
+"""The keys that `train` can take from a sweep's winner. Every trial has them, swept or not."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class Trial:
         return " ".join(f"{key}={value}" for key, value in of.items())
 
     def seen(self) -> dict[str, float]:
-        """What it has taken up to its last checkpoint: steps and, as in MLflow, voxels, seconds."""
+        """What the trial took until its last checkpoint: steps, voxels, seconds."""
         history = self.run.history()
         steps = history[-1].step if history else 0
         voxels = steps * self.training.voxels_per_step
         return {"steps": steps, "trial/voxels": voxels, "trial/seconds": self.run.seconds()}
 
     def by_epoch(self) -> dict[int, float]:
-        """The score at each epoch's end so far, from 1."""
+        """The score at the end of each epoch so far; epochs start at 1."""
         from gliotrail.segmentation.loop import SCORE  # seconds of imports
 
         scores = [point.value for point in self.run.points() if point.key == SCORE]
@@ -72,7 +72,7 @@ class Trial:
 
 
 class Proposals:
-    """Checked as far as can be before anything starts.
+    """The trials of a sweep, checked as far as possible before anything starts.
 
     trials: those that are known so far.
     probes: trainings that together have all that is swept.
@@ -103,28 +103,28 @@ class Proposals:
 
     @property
     def asks(self) -> bool:
-        """Whether points are asked for as results come in."""
+        """Whether new points depend on earlier results."""
         return self._params.sweep.algorithm == "optuna"
 
     @property
     def is_reproducible(self) -> bool:
-        """Whether the winner doesn't depend on how long each trial takes."""
+        """Whether the winner is independent of how long each trial takes."""
         return not self.asks and self._params.sweep.scheduler == "fifo"
 
     def at(self, trial: Trial, point: Point) -> Trial:
-        """A trial with other values, in the same run."""
+        """The trial with other values, in the same run."""
         training = replace(trial.training, section=self._section(point))
         return replace(trial, point=point, training=training)
 
     def add(self, point: Point) -> Trial:
-        """A point that was asked for. It is written down, for a sweep that goes on."""
+        """Add a proposed point. It is written down, so that a resumed sweep has it."""
         trial = self._append(point)
         points = [trial.point for trial in self.trials]
         write_durably(self._asked, json.dumps(points).encode())
         return trial
 
     def ask(self) -> Iterator[Trial]:
-        """Trials until there are as many as wanted, each chosen as late as it can be."""
+        """Yield trials until there are as many as wanted. Each is chosen as late as possible."""
         from gliotrail.search.tpe import Tpe  # a second of imports
 
         tpe, told = Tpe(self.space), set()

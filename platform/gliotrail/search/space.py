@@ -1,7 +1,7 @@
-"""What a sweep tries: points of its space, that is a value for each swept key of `train`.
+"""What a sweep tries: points of its space. A point has a value for each swept key of `train`.
 
-They follow from params.yaml and the seed alone, not from where or when trials run; the TPE's also
-from the results so far.
+Points follow from params.yaml and the seed alone, not from where or when trials run; those of the
+TPE also from earlier results.
 """
 
 import itertools
@@ -19,13 +19,13 @@ Point = dict[str, Any]
 """A value for each swept key; a key within a section of `train` is dotted: `augment.flip`."""
 
 FIXED: Final = ("epochs", "epoch_voxels", "seed")
-"""Of `train`: a sweep has its own, or a trial's budget would not be that of the others."""
+"""Keys of `train` that can't be swept: they would change a trial's budget."""
 LASTING: Final = (
     "batch_size", "freeze", "init", "keep", "model", "patch_size", "precision",
 )  # fmt: skip
 """Of `train`: a checkpoint is of no use to a training where they differ, or steps are others."""
 _DRAWS: Final = 100
-"""How often another point is drawn where one was drawn before, for each trial."""
+"""How often to draw again, for each trial, when a point was drawn before."""
 
 
 class Space:
@@ -68,14 +68,14 @@ class Space:
             raise self.too_few(int(there))
 
     def probes(self) -> list[Point]:
-        """A few points that together have every value of every list, and all ends."""
+        """A few points that together cover all values of lists and both ends of ranges."""
         listed = {key: _values(choice) or _ends(choice) for key, choice in self.choices.items()}
         first = {key: values[0] for key, values in listed.items()}
         others = [first | {key: v} for key, values in listed.items() for v in values[1:]]
         return [first, *others]
 
     def points(self) -> list[Point]:
-        """Of a grid, all in the order of params.yaml; of random ones, as many as are wanted.
+        """The points to try: a grid in the order of params.yaml, or random ones.
 
         A random sweep with more trials starts with those of one with fewer. Every value in a
         `grid` meets the same draws of the other keys.
@@ -97,7 +97,7 @@ class Space:
         raise self.too_few(len(found))
 
     def draw(self, number: int) -> Point:
-        """A random point, always the same for a number."""
+        """The random point of a number; always the same one."""
         rng = np.random.default_rng((self.sweep.seed, number))
         shares = rng.random(len(self.choices))
         return {
@@ -105,7 +105,7 @@ class Space:
         }
 
     def value(self, key: str, share: float) -> Any:
-        """The value that a share of all draws of a key is below: a share in [0, 1) -> a value."""
+        """The quantile of a key's values: a share in [0, 1) -> a value."""
         return _at(self.choices[key], float(share), key in self._whole)
 
     def is_whole(self, key: str) -> bool:
@@ -113,18 +113,18 @@ class Space:
         return key in self._whole
 
     def too_few(self, there: int) -> ParamsError:
-        """What to raise where the space has fewer points than trials."""
+        """The error for a space with fewer points than trials."""
         return ParamsError("sweep.trials", wanted=f"at most {there}, all that the space has",
                            got=self.sweep.trials)  # fmt: skip
 
 
 def name_of(point: Point) -> str:
-    """The same for equal points."""
+    """A name of a point; equal points have equal names."""
     return json.dumps(point, sort_keys=True)
 
 
 def changes(params: Params, point: Point) -> dict[str, Any]:
-    """A point, and what all trials share, as changes of the section `train`.
+    """The changes of the section `train` that a point makes, with what all trials share.
 
     Raises:
         ParamsError: a dotted key whose section `train` hasn't.
@@ -162,7 +162,7 @@ def _ends(choice: Choice) -> Sequence[float]:
 
 
 def _at(choice: Choice, share: float, whole: bool) -> Any:
-    """The value below which a share of all draws lies: a share in [0, 1) -> a value."""
+    """The quantile: a share in [0, 1) -> the value below which this share of all draws lies."""
     values = _values(choice)
     if values is not None:
         return values[int(share * len(values))]

@@ -20,10 +20,10 @@ _TRIES = 100
 
 
 class Tpe:
-    """Asked for points, told what came of them. Points are numbered in their order.
+    """Proposes points and learns from their results. Points are numbered in order.
 
-    What it answers depends on the seed, the point's number and what it was told before, so that a
-    sweep that was interrupted goes on as if it hadn't been.
+    A proposal depends on the seed, the point's number and the results so far, so an interrupted
+    sweep continues as if it had not been interrupted.
     """
 
     def __init__(self, space: Space) -> None:
@@ -34,7 +34,7 @@ class Tpe:
         self._distributions = {key: _distribution(space, key) for key in space.choices}
 
     def add(self, point: Point) -> None:
-        """A point that is being tried."""
+        """Note a point that is being tried."""
         self._known[name_of(point)] = len(self._study.trials)
         self._add(TrialState.RUNNING, point)
 
@@ -43,10 +43,10 @@ class Tpe:
         self._study.add_trial(create_trial(state=state, params=point, distributions=of, **more))
 
     def ask(self) -> Point:
-        """Another point, none of those before.
+        """Propose a new point.
 
         Raises:
-            ParamsError: there is none.
+            ParamsError: no new point is left.
         """
         for point in self._candidates():
             if name_of(point) not in self._known:
@@ -67,7 +67,7 @@ class Tpe:
             yield self._space.draw(number * _TRIES + n)
 
     def tell(self, point: Point, by_epoch: Mapping[int, float], finished: bool) -> None:
-        """What came of a point: values by epoch, to its end or not. None at all: it failed."""
+        """Note a point's values by epoch, and whether it finished; no value if it failed."""
         self._study.tell(self._known[name_of(point)], state=TrialState.FAIL)  # it runs no more
         if by_epoch:
             last = {"value": by_epoch[max(by_epoch)]} if finished else {}
