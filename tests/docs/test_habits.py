@@ -51,3 +51,15 @@ def test_one_version_everywhere():
     newest = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None
     assert newest[1] == version
+
+
+def test_documents_and_docstrings_name_modules_that_exist():
+    package = ROOT / "platform/gliotrail"
+    rooms = "|".join(path.name for path in package.iterdir() if (path / "__init__.py").is_file())
+    gone = [
+        f"{path.relative_to(ROOT)}: {room}.{module}"
+        for path in [*ROOT.glob("docs/**/*.md"), *package.rglob("*.py")]
+        for room, module in re.findall(rf"`({rooms})\.([a-z_]+)[.`]", path.read_text())
+        if not list((package / room).glob(f"{module}*")) and (room, module) != ("dataset", "json")
+    ]
+    assert not gone

@@ -1,7 +1,7 @@
 """What a stage that runs as a Ray job was sent, on the machines that it runs on.
 
 Its working folder there holds code, params.yaml, dvc.lock and `sent.json`, and is thrown away. The
-data are in each machine's cache (see `objects`), under the same path everywhere.
+data are in each machine's cache (see `content_store`), under the same path everywhere.
 """
 
 import json

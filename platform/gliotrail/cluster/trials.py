@@ -117,7 +117,7 @@ def run_trials(
     if first is None:
         return
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # see `tracking.stop`
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # see `runs.stop`
     # a trial that fails or is stopped before its first epoch's end has no number to tell
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # nobody reads their files

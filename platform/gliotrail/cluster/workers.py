@@ -71,7 +71,7 @@ class _Trainer(TorchTrainer):
         return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """None: Ray's own aborts without a checkpoint; see `tracking.stop`."""
+        """None: Ray's own aborts without a checkpoint; see `runs.stop`."""
 
 
 def fit_on_workers(

@@ -100,7 +100,7 @@ class Patches:
 
 @dataclass(frozen=True)
 class Phantoms:
-    """Synthetic tumours in real anatomy (see `imaging.phantom`), each one new.
+    """Synthetic tumours in real anatomy (see `synthesis.tumours`), each one new.
 
     healthy: the share without a tumour.
     """

@@ -98,7 +98,7 @@ def run_training(
     """Train to the plan's end, from the last final checkpoint if there is one.
 
     Every worker calls it; worker 0 writes the run's folder. A run that is asked to stop (see
-    `tracking.stop`) makes a checkpoint of its last step.
+    `runs.stop`) makes a checkpoint of its last step.
 
     Args:
         until: the epoch to stop after, if that is not the plan's last.
