@@ -74,8 +74,8 @@ OF_OTHERS = {
     "MLFLOW_TRACKING_URI": "The tracking server; else a SQLite file in GLIOTRAIL_STATE.",
     "MLFLOW_TRACKING_USERNAME": "See `MLFLOW_TRACKING_PASSWORD`.",
     "OMP_NUM_THREADS": "Threads of each worker.",
-    "RAY_ADDRESS": "The Ray cluster that stages are sent to; else Ray is started on this"
-    " machine, which takes nobody without its token.",
+    "RAY_ADDRESS": "The Ray cluster that stages are sent to; else stages start a Ray of their"
+    " own on this machine, closed to processes without its token.",
     "RAY_API_SERVER_ADDRESS": "Where the cluster takes jobs, if not at RAY_ADDRESS: http(s)://HOST:8265.",
     "RAY_AUTH_MODE": "`token` for a cluster that takes one. Each Ray of ours does.",
     "RAY_AUTH_TOKEN": "The cluster's token; or RAY_AUTH_TOKEN_PATH, the file with it.",

@@ -1,7 +1,7 @@
-"""Data by the hash of their content, in DVC's own layout: from any machine to any other.
+"""Data by the hash of their content, in DVC's own layout, from any machine to any other.
 
-A file is known by its MD5, a folder by that of a list of its files, `<md5>.dir`; so the data that
-a stage was given are what a worker on any machine gets, whatever lies there under the same name.
+A file is identified by its MD5, a folder by the MD5 of a list of its files, `<md5>.dir`. So a
+worker on any machine gets the very data of the stage, whatever lies there under the same name.
 """
 
 import fcntl
@@ -27,13 +27,13 @@ _HELD: Final[dict[Path, TextIOWrapper]] = {}
 
 
 def put(path: Path, store: Store) -> str:
-    """Give the store a file or a folder, as `dvc push` does; what it has is not sent again.
+    """Send a file or a folder to the store, as `dvc push` does; what it has is not sent again.
 
     Returns:
         the digest.
 
     Raises:
-        DataError: there is nothing.
+        DataError: there is no such file or folder.
         ClusterError: as the store has it.
     """
     digest, files, listed = _look_at(path)
@@ -49,13 +49,13 @@ def dvc_digest(path: Path) -> str:
     """What `put` returns, without a store.
 
     Raises:
-        DataError: there is nothing.
+        DataError: there is no such file or folder.
     """
     return _look_at(path)[0]
 
 
 def _look_at(path: Path) -> tuple[str, dict[str, Path], bytes | None]:
-    """The digest of a file or a folder, the files by theirs, and a folder's list."""
+    """The digest of a file or a folder, its files by their digests, and a folder's list."""
     if path.is_file():
         digest = _md5(path)
         return digest, {digest: path}, None
@@ -89,12 +89,12 @@ def _send(files: dict[str, Path], store: Store) -> None:
 
 
 def download(digest: str, store: Store, path: Path) -> None:
-    """Make of a digest the file or folder that it stands for; each file's hash is compared.
+    """Download the file or folder of a digest; each file's hash is compared.
 
-    What is there already, of a download that was broken off, is not fetched again.
+    What an interrupted download brought already is not fetched again.
 
     Raises:
-        DataError: the store has not all of it, or something else under its name.
+        DataError: the store lacks part of it, or has something else under its name.
         ClusterError: as the store has it.
     """
     if not digest.endswith(".dir"):
@@ -136,10 +136,10 @@ def _not_there(digest: str, store: Store) -> DataError:
 
 
 def fetch(digest: str, store: Store, cache: Path) -> Path:
-    """Data in this machine's cache: fetched once, by the first process that wants them.
+    """Bring data into this machine's cache: the first process that wants them fetches them.
 
-    They stay while this process lives; when the cache takes more than GLIOTRAIL_CACHE_GB, what no
-    process uses goes, the longest unused first.
+    They stay while this process lives. When the cache takes more than GLIOTRAIL_CACHE_GB, data that
+    no process uses are removed, the longest unused first.
 
     Returns:
         the file or folder. It is the same for all processes: map it, don't change it.

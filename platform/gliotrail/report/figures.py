@@ -1,4 +1,4 @@
-"""A figure's look, and the way to a file: no pyplot, no global state, the same bytes every time.
+"""The look of figures, and writing them: no pyplot, no global state, the same bytes every time.
 
 Text is drawn literally: a case may be named `a_b`, `$1` or `<x>`.
 """
@@ -111,7 +111,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it, then rename: never half a file."""
+    """Write a file under a temporary name beside it, then rename it: never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_bytes(content)

@@ -1,7 +1,7 @@
 """Pictures of a sweep: parallel coordinates, learning rate against Dice, budget spent per rung.
 
-A trial's status is seen without its colour too: finished ones are drawn full, those stopped early
-hollow or dashed, failed ones as crosses or dotted. What is drawn fits 2 trials and 1,000.
+A trial's status is seen without colour, too: finished trials are drawn full, those stopped early
+hollow or dashed, failed ones as crosses or dotted. The charts suit 2 trials and 1,000.
 """
 
 import math
@@ -38,11 +38,11 @@ _MOST_TICKS: Final = 8
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a trial: FINISHED, STOPPED (early) or FAILED.
+    """How a trial ended: FINISHED, STOPPED (early) or FAILED.
 
     values: by key, `learning_rate` and `patch_size` at least.
     score: mean Dice over regions of whole validation scans; None where there is none.
-    voxels, epochs: what it saw of its budget.
+    voxels, epochs: how much of its budget it saw.
     """
 
     values: Mapping[str, Any]
@@ -53,7 +53,7 @@ class Outcome:
 
 
 class Scale(NamedTuple):
-    """An axis from 0 to 1: each value's place, and the places that are named."""
+    """An axis from 0 to 1: each value's position, and the tick positions."""
 
     places: list[float]
     ticks: list[tuple[float, str]]
@@ -199,7 +199,7 @@ def draw_rates(trials: Sequence[Outcome], title: str) -> Figure:
 
 
 def draw_budget(trials: Sequence[Outcome], rungs: Sequence[int], title: str) -> Figure:
-    """Voxels that all trials saw on the way to each rung, by what became of them.
+    """Voxels that all trials saw on the way to each rung, by how they ended.
 
     Args:
         rungs: epochs, in their order; the last is the budget's end.

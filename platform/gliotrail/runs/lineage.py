@@ -42,13 +42,13 @@ class Origin:
 
     @classmethod
     def now(cls) -> "Origin":
-        """Of the checkout in the current folder, or of the one that sent this job."""
+        """The origin in the current folder's checkout, or in the one that sent this job."""
         told = os.environ.get(ORIGIN)
         checkout = json.loads(told) if told else code_now().tags() | _planned()
         return cls(provenance() | checkout, dvc_digests())
 
     def of_checkout(self) -> dict[str, str]:
-        """What a job can't know that runs without the checkout: commit, code, person."""
+        """What a job without the checkout can't know: commit, code, person."""
         return {key: tag for key, tag in self.tags.items() if not key.startswith("env.")}
 
 
@@ -63,12 +63,12 @@ def describe(
     data: Sequence[str],
     parent: str | None = None,
 ) -> dict[str, Any]:
-    """A new run: what its folder and MLflow say of it.
+    """Describe a new run, for its folder and for MLflow.
 
     Args:
         kind: `train`, `pretrain`, `sweep`, `trial` or `fold`.
         params: nested, as params.yaml has them.
-        inputs: all that the result depends on, as plain values.
+        inputs: everything the result depends on, as plain values.
         data: paths of the data that went in; those that DVC knows become datasets.
         parent: the own id of the run above.
     """
@@ -115,7 +115,7 @@ def provenance() -> dict[str, str]:
 
 
 def _planned() -> dict[str, str]:
-    """By the params.yaml of the newest commit; nothing where there is none that can be read."""
+    """The plan of the newest commit's params.yaml; nothing if it can't be read."""
     try:
         section = parse_yaml(git("show", "HEAD:./params.yaml"), "params.yaml")["train"]
         return {PLANNED_TAG: str(int(section["epochs"]) * int(section["epoch_voxels"]))}
@@ -156,7 +156,7 @@ def cpu_model() -> str:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """The cores that this process may use."""
     here = (
         os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     )

@@ -1,7 +1,7 @@
-"""Who holds a run: the one process that may write it, and whether it still lives.
+"""Who holds a run: the one process that may write it, and whether it is still alive.
 
-On its own machine a process is known by the boot, its number and its start, which no other ever
-has together. From elsewhere there is only its heartbeat, a counter that goes up: see `Watch`.
+On its own machine a process is identified by the boot, its number and its start time, which no
+other process shares. Other machines see only its heartbeat, a growing counter: see `Watch`.
 """
 
 import os
@@ -46,7 +46,7 @@ class Owner:
 
 @cache
 def machine() -> str:
-    """This boot of this machine, and the namespace that its process numbers are of (Linux)."""
+    """This boot of this machine, and the namespace of its process numbers (Linux)."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 - no path, a name
@@ -55,9 +55,9 @@ def machine() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """When a process started, in ticks since the boot; None where there is none any more.
+    """When a process started, in ticks since the boot; None if it is gone.
 
-    0 where it can't be seen: another user's, if /proc is mounted with hidepid.
+    0 if it can't be seen: another user's process, with /proc mounted with hidepid.
     """
     try:
         # the second field is the command, in brackets, with any characters in it
@@ -79,12 +79,12 @@ def process(pid: int) -> Owner:
 
 
 def this_process() -> Owner:
-    """The process that asks."""
+    """This process."""
     return process(os.getpid())
 
 
 def is_alive(owner: Owner) -> bool | None:
-    """Whether a process still runs; None if it is of another machine or boot, or can't be seen."""
+    """Whether a process still runs; None if it is on another machine or boot, or can't be seen."""
     if not owner.machine or owner.machine != machine():
         return None
     started = _started(owner.pid)
@@ -92,7 +92,7 @@ def is_alive(owner: Owner) -> bool | None:
 
 
 def owner_of(run: RunFolder) -> Owner | None:
-    """The process that holds a run or held it when it was killed; None once it let go."""
+    """The process that holds a run, or held it when it was killed; None after it was released."""
     said = read_json(run.root / _OWNER)
     return said and Owner(**said)
 
@@ -104,14 +104,14 @@ def claim(
 ) -> None:
     """Take a run for this process.
 
-    A holder on another machine is taken for dead only when its heartbeat stood still while it was
-    watched, which takes three of its intervals.
+    A holder on another machine counts as dead only if its heartbeat stood still for three of its
+    intervals while it was watched.
 
     Args:
-        gone: holders that were taken for dead before, which is not done twice; it is added to.
+        gone: holders that counted as dead before; each is taken for dead only once, and added here.
 
     Raises:
-        TrackingError: another process holds it, and lives.
+        TrackingError: another living process holds it.
     """
     holder, mine, watch, told = owner_of(run), this_process(), Watch(), False
     gone = set() if gone is None else gone
@@ -143,7 +143,7 @@ def _held(run: RunFolder, holder: Owner) -> TrackingError:
 
 
 def release(run: RunFolder) -> None:
-    """Let go of a run, if this process holds it."""
+    """Release a run, if this process holds it."""
     _HELD.pop(run.root, None)
     with locked(run.root / _LOCK):
         if owner_of(run) == this_process():
@@ -156,7 +156,7 @@ def held() -> list[RunFolder]:
 
 
 def close_if(run: RunFolder, holder: Owner, why: str) -> bool:
-    """End a run KILLED, at its last sign of life, unless it ended or has another holder by now."""
+    """End a run as KILLED at its last sign of life, unless it has ended or changed its holder."""
     with locked(run.root / _LOCK):
         if run.ended() is not None or owner_of(run) != holder:
             return False
@@ -171,7 +171,7 @@ def heartbeat_s() -> float:
     """GLIOTRAIL_HEARTBEAT_S, by default 30.
 
     Raises:
-        ParamsError: it is no number of seconds from 0.1 to 3600.
+        ParamsError: it is not a number of seconds from 0.1 to 3600.
     """
     text = os.environ.get(HEARTBEAT) or str(_DEFAULT_S)
     if not re.fullmatch(r"\d+(\.\d+)?", text) or not 0.1 <= float(text) <= 3600:
@@ -187,9 +187,9 @@ def beat_of(run: RunFolder) -> str:
 
 
 def beat(run: RunFolder) -> str:
-    """One more; each differs from all before, whichever process they were of.
+    """Beat once more. Each beat differs from all earlier ones, of any process.
 
-    It takes the place of the one before in the same file: that works on a full disk, too.
+    It overwrites the earlier beat in the same file, which works on a full disk, too.
     """
     count = int(beat_of(run).partition(" ")[0] or 0) + 1
     text = f"{count} every {heartbeat_s():g} s"
@@ -202,14 +202,14 @@ def beat(run: RunFolder) -> str:
 
 
 def interval_of(beat: str) -> float:
-    """The seconds between two heartbeats, from what they say of themselves."""
+    """The seconds between two heartbeats, as the heartbeat itself says."""
     return max((float(s) for s in re.findall(r"every ([\d.]+) s", beat)), default=_DEFAULT_S)
 
 
 class Watch:
-    """Heartbeats of other machines, watched with this machine's own clock: no two clocks agree.
+    """Watches heartbeats of other machines by this machine's clock, as no two clocks agree.
 
-    Only time in which they were looked at counts: of a pause between two looks, one interval.
+    Only watched time counts: of a longer pause between two looks, one interval.
     """
 
     def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
@@ -218,7 +218,7 @@ class Watch:
         self._moved: set[str] = set()
 
     def is_still(self, name: str, beat: str) -> bool:
-        """Whether it stood still over three of its intervals, this look included."""
+        """Whether the heartbeat stood still for three of its intervals, including this look."""
         now_s = self._clock_s()
         before, at_s, still_s = self._seen.get(name, (None, now_s, 0.0))
         if before not in (None, beat):
@@ -228,9 +228,9 @@ class Watch:
         return still_s >= _INTERVALS * interval_of(beat)
 
     def has_moved(self, name: str) -> bool:
-        """Whether it went up while it was watched."""
+        """Whether the heartbeat grew while it was watched."""
         return name in self._moved
 
     def forget(self) -> None:
-        """Begin anew, where nothing could be seen for a while."""
+        """Start again, after a time in which nothing could be seen."""
         self._seen.clear()

@@ -1,7 +1,7 @@
-"""The store that all machines share: DVC's remote, be it S3, a folder or what else DVC can reach.
+"""The store that all machines share: DVC's remote (S3, a folder, or whatever DVC can reach).
 
 files/md5/ab/cdef...    DVC's own: content by its hash
-gliotrail/              what is Gliotrail's: jobs and runs of a cluster
+gliotrail/              Gliotrail's own: jobs and runs of a cluster
 """
 
 import shutil
@@ -21,9 +21,9 @@ _NO_SECRETS: Final = ("url", "endpointurl", "region", "use_ssl", "projectname", 
 
 @dataclass(frozen=True)
 class Store:
-    """Files by their name, such as `gliotrail/jobs/a.json`. Each is there whole or not at all.
+    """Files by name, such as `gliotrail/jobs/a.json`. Each is there whole or not at all.
 
-    All of it raises ClusterError where the store does not answer, or refuses.
+    All methods raise ClusterError if the store does not answer, or refuses.
 
     config: DVC's settings of a remote.
     """
@@ -35,7 +35,7 @@ class Store:
         """DVC's default remote.
 
         Raises:
-            ClusterError: there is none.
+            ClusterError: there is no default remote.
         """
         from dvc.config import Config  # half a second of imports
         from dvc.fs import get_fs_config
@@ -48,17 +48,17 @@ class Store:
         return cls(get_fs_config(config, name=name))
 
     def without_secrets(self) -> dict[str, Any]:
-        """The settings that may be sent to others; machines have keys of their own."""
+        """The settings that may be sent to other machines, which have keys of their own."""
         return {key: self.config[key] for key in _NO_SECRETS if key in self.config}
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The store's address."""
         return str(self.config["url"])
 
     @property
     def folder(self) -> Path | None:
-        """Of a store that is a folder of this machine, or mounted here."""
+        """The store's folder, if it is one on this machine; else None."""
         return Path(self.url) if "://" not in self.url else None
 
     @cached_property
@@ -84,7 +84,7 @@ class Store:
             raise ClusterError(what, where=shown(self.url), got=got) from error
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Whether a file exists."""
         with self._asked() as (fs, root):
             return bool(fs.exists(f"{root}/{name}"))
 
@@ -96,7 +96,7 @@ class Store:
             return sorted(name for name in found if not name.endswith(".partial"))
 
     def read(self, name: str) -> bytes | None:
-        """A file; None where there is none."""
+        """A file's content; None if there is none."""
         with self._asked() as (fs, root):
             try:
                 return bytes(fs.cat_file(f"{root}/{name}"))
@@ -135,7 +135,7 @@ class Store:
         """Copy a file of the store to this machine.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no such file.
         """
         with self._asked() as (fs, root):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""What lies on this machine's disk, by owner, and what of it nothing needs any more.
+"""What takes this machine's disk, by owner, and which of it nothing needs any more.
 
-Nothing goes that a living process works on, that MLflow was not told, that a registered model came
+Kept is all that a living process works on, that MLflow was not told, that a registered model came
 from, or that the outputs of this checkout, a git branch, tag or experiment refer to.
 """
 
@@ -41,9 +41,9 @@ _GC: Final = ("gc", "--workspace", "--all-branches", "--all-tags", "--all-experi
 class Part:
     """What one owner has on the disk.
 
-    unneeded_bytes: of what `remove` removes.
+    unneeded_bytes: what `remove` would free.
     told: what stays, and why.
-    remove: returns what there is to say of it.
+    remove: removes it; returns a line to show.
     """
 
     owner: str
@@ -54,7 +54,7 @@ class Part:
 
 
 def all_versions(server: MlflowClient) -> list[ModelVersion]:
-    """Of all registered models."""
+    """The versions of all registered models."""
     found: list[ModelVersion] = []
     token = None
     while True:
@@ -65,7 +65,7 @@ def all_versions(server: MlflowClient) -> list[ModelVersion]:
 
 
 def deleted_runs(server: MlflowClient) -> list[Run]:
-    """Those that somebody deleted in MLflow."""
+    """The runs that somebody deleted in MLflow."""
     every = server.search_experiments(view_type=ViewType.ALL, max_results=1000)
     experiments = [experiment.experiment_id for experiment in every]
     found: list[Run] = []
@@ -78,7 +78,7 @@ def deleted_runs(server: MlflowClient) -> list[Run]:
 
 
 def digests_of(server: MlflowClient, run_id: str) -> set[str]:
-    """DVC's, of the data that a run was made from; none of a run that isn't there any more."""
+    """DVC's digests of the data that a run was made from; none for a run that is gone."""
     try:
         inputs = server.get_run(run_id).inputs
     except MlflowException as error:
@@ -94,7 +94,7 @@ def of_mlflow(
     deleted: Sequence[Run],
     kept: Collection[str],
 ) -> Part:
-    """The artifacts and the database in the state folder; those of a server are its own affair.
+    """MLflow's artifacts and database in the state folder; a server keeps its own.
 
     Args:
         deleted: the runs that were deleted in MLflow.
@@ -156,7 +156,7 @@ def _path(uri: str) -> Path:
 
 
 def _is_here(run: Run) -> bool:
-    """Whether its artifacts are this checkout's: of a copied database they are another's."""
+    """Whether a run's artifacts are this checkout's; in a copied database they are another's."""
     return _path(run.info.artifact_uri).is_relative_to(state_dir() / "artifacts")
 
 
@@ -168,7 +168,7 @@ def of_dvc(root: Path, digests: Collection[str]) -> Part | None:
         digests: of data that stay although no commit may have them.
 
     Raises:
-        TrackingError: DVC can't tell what is used, as while a stage holds its lock.
+        TrackingError: DVC can't tell what is used, for example while a stage holds its lock.
     """
     if not (root / ".dvc").is_dir():
         return None
@@ -202,7 +202,7 @@ def _checkouts(root: Path) -> list[str]:
 
 @contextmanager
 def _project(cache: Path, digests: Collection[str]) -> Iterator[Path]:
-    """A project on the same cache that refers to some data: so DVC keeps them."""
+    """A project on the same cache that refers to some data, so that DVC keeps them."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         git("init", "--quiet", cwd=root)  # branches and tags are asked of each project
@@ -233,7 +233,7 @@ _DAY_S: Final = 24 * 3600
 
 
 def parts(days: float) -> list[Part]:
-    """All owners; nothing is removed yet.
+    """All owners. Nothing is removed yet.
 
     Args:
         days: how long the checkpoints of a training that didn't come to its end stay.
@@ -260,7 +260,7 @@ def parts(days: float) -> list[Part]:
 
 
 def _ids_that_stay(runs: Sequence[RunFolder]) -> set[str]:
-    """MLflow's ids of runs that it may be told more of, or that the outputs here are of."""
+    """MLflow's ids of runs with more to deliver, or whose outputs are here."""
     outputs = {json.loads((path / RUN_FILE).read_text())["id"] for path in outputs_here()}
     return {
         read_notes(run).get("run_id", "")
@@ -275,7 +275,7 @@ def _is_live(run: RunFolder) -> bool:
 
 
 def _checkpoints(runs: Sequence[RunFolder], forgotten: Sequence[RunFolder], days: float) -> Part:
-    """What trainings would go on from."""
+    """The states that trainings would resume from."""
     stays = _winners(runs)
     before_ms = 1000 * (time.time() - days * _DAY_S)
 

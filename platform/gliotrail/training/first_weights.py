@@ -14,10 +14,10 @@ _KERAS: Final = {".h5", ".hdf5", ".keras"}
 
 
 def initial_weights(init: str) -> Path | None:
-    """The weights file that `train.init` means; None for `scratch`.
+    """The weights file that `train.init` names; None for `scratch`.
 
-    Keras' files are converted, and a registered model's weights fetched, into the state folder,
-    under their own hash: a name that later means another model changes nothing here.
+    Keras files are converted, and weights of registered models fetched, into the state folder under
+    their own hash, so a name that later means another model changes nothing here.
 
     Raises:
         ParamsError: no such file.
