@@ -111,6 +111,7 @@ class Patch(Section):
     per_case: Count
     background_below: Annotated[float, Field(gt=0, le=1)]
     tumour_centred: Probability
+    healthy: Probability
     seed: Seed
 
 
@@ -151,16 +152,30 @@ class Model(Section):
     """The network. `unet3d, depth: 2, base_filters: 32` has exactly 833,507 parameters.
 
     `dynunet` and `segresnet` are MONAI's, and want `pip install 'gliotrail[monai]'`.
+
+    heads: what the outputs are: the `classes`, or the nested `regions` of REGIONS.
+    residual: of `dynunet`: blocks with a shortcut (He et al., 2016, arXiv:1512.03385).
+    space_to_depth: cubes of so many voxels a side become one voxel with as many more channels
+        before the network, and back after it (Shi et al., 2016, arXiv:1609.05158): a network at
+        half the resolution takes an eighth of the time and sees twice as far.
     """
 
     name: Literal["unet3d", "dynunet", "segresnet"]
     depth: Annotated[int, Field(ge=1, le=6)]
     base_filters: Annotated[int, Field(ge=1, le=512)]
+    # these came later: weights files that don't tell them have networks without
+    heads: Literal["classes", "regions"] = "classes"
+    residual: bool = False
+    space_to_depth: Literal[1, 2] = 1
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.name == "dynunet" and self.depth < 3:
             raise ValueError(f"depth: dynunet wants 3 or more, got {self.depth}")
+        if self.residual and self.name != "dynunet":
+            raise ValueError(f"residual: true is for dynunet, got {self.name}")
+        if self.space_to_depth > 1 and self.name == "unet3d":
+            raise ValueError("space_to_depth: 2 is for dynunet and segresnet, got unet3d")
         if self.name == "segresnet" and self.base_filters % 8:
             raise ValueError(
                 f"base_filters: segresnet wants multiples of 8, got {self.base_filters}"
@@ -169,9 +184,22 @@ class Model(Section):
 
 
 class Augment(Section):
-    """Random changes of a patch, drawn anew each time it is served."""
+    """Random changes of a patch, drawn anew each time it is served.
+
+    `flip` is the probability a mirror axis, `intensity_scale` and `intensity_shift` are half
+    widths; all others are the probability of one of nnU-Net's changes, whose ranges are in
+    `segmentation.augment`.
+    """
 
     flip: Probability
+    rotate: Probability
+    scale: Probability
+    noise: Probability
+    blur: Probability
+    brightness: Probability
+    contrast: Probability
+    low_resolution: Probability
+    gamma: Probability
     intensity_scale: Annotated[Number, Field(ge=0, lt=1)]
     intensity_shift: Annotated[Number, Field(ge=0, le=2)]
 
@@ -189,6 +217,7 @@ class Train(Section):
     patch_size: PatchSizeOrSweep
     weight_decay: Annotated[Number, Field(ge=0, le=1)]
     warmup: Annotated[float, Field(ge=0, lt=1)]
+    clip: Annotated[Number, Field(ge=0)]
     average: Annotated[float, Field(ge=0, lt=1)]
     keep: Literal["last", "best"]
     batch_size: Annotated[int, Field(ge=1, le=4096)]

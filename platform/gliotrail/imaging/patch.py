@@ -36,6 +36,7 @@ _CORNER = [f"corner_{axis}_vox" for axis in "ijk"]
 _SIZE = [f"size_{axis}_vox" for axis in "ijk"]
 _VOXELS = [f"voxels_{name}" for name in ("background", *CLASSES)]
 _CENTRED = "tumour_centred"
+_HEALTHY_TRIES = 1000
 _PEAK_BYTES_PER_VOXEL = 60  # of the scan, where a tumour is everywhere
 
 
@@ -83,9 +84,11 @@ def patch(
     """Draw the patches of a size and write `out/SIZE/index.parquet`.
 
     Of each training case `per_case` corners, each at most once (all of them where there are
-    fewer): first `tumour_centred * per_case` whose centre is tumour, uniformly; then the rest,
-    uniformly among all corners that are left. Their order is random, so that the first n are a
-    sample as well. Another size or case changes nothing: all comes from (seed, size, case name).
+    fewer): first, of those with tumour, `tumour_centred` of them whose centre is tumour, uniformly;
+    then the rest, uniformly among all corners that are left; last the share `healthy` of all,
+    whose centre is brain and which hold no tumour, as far as there are such. Their order is random, so
+    that the first n are a sample as well. Another size or case changes nothing: all comes from
+    (seed, size, case name).
 
     Args:
         section: how many, which, the seed.
@@ -171,16 +174,46 @@ def _draw(
     centre = Box.at([s // 2 for s in size], valid.shape).slices
     central = np.flatnonzero(valid & (labels_IJK[centre] > 0))
     rng = np.random.default_rng([section.seed, *size, *case.name.encode()])
-    n_central = min(len(central), round(section.tumour_centred * section.per_case))
+    n_healthy = round(section.healthy * section.per_case)
+    n_tumour = section.per_case - n_healthy
+    n_central = min(len(central), round(section.tumour_centred * n_tumour))
     first = rng.choice(central, n_central, replace=False)
     valid.flat[first] = False
     rest = np.flatnonzero(valid)
-    others = rng.choice(rest, min(len(rest), section.per_case - n_central), replace=False)
-    order = rng.permutation(len(first) + len(others))
-    drawn = np.concatenate([first, others])[order]
+    others = rng.choice(rest, min(len(rest), n_tumour - n_central), replace=False)
+    drawn = np.concatenate([first, others])
     voxels = np.stack([background.ravel()[drawn], *counts.reshape(len(CLASSES), -1)[:, drawn]], 1)
     corner_vox = np.stack(np.unravel_index(drawn, valid.shape), axis=1) + corners.start_vox
-    return corner_vox, voxels.astype(np.int64), order < len(first)
+    if n_healthy:
+        healthy = _healthy_corners(case, size, kept_out, rng)[:n_healthy]
+        corner_vox = np.concatenate([corner_vox, healthy])
+        empty = [[n_voxels] + [0] * len(CLASSES)] * len(healthy)
+        voxels = np.concatenate([voxels, np.array(empty, np.int64).reshape(-1, len(CLASSES) + 1)])
+    order = rng.permutation(len(corner_vox))
+    return corner_vox[order], voxels[order].astype(np.int64), order < len(first)
+
+
+def _healthy_corners(
+    case: PreparedCase, size: Size, kept_out: Box | None, rng: np.random.Generator
+) -> Ints:
+    """Corners (n, 3), in random order, of patches with brain at their centre and no tumour."""
+    brain_IJK = (case.image_CIJK != 0).any(axis=0)
+    tumour_IJK = read_labels_patch(case, case.box) > 0
+    centres = np.flatnonzero(brain_IJK & ~tumour_IJK)
+    tried = rng.choice(centres, min(len(centres), _HEALTHY_TRIES), replace=False)
+    corners = np.stack(np.unravel_index(tried, case.box.size_vox), axis=1) + case.box.start_vox
+    # a patch stays inside the scan
+    corners = corners - np.array(size) // 2
+    corners = np.clip(corners, 0, np.array(case.ras_shape_vox) - size)
+    first = np.unique(corners, axis=0, return_index=True)[1]
+    corners = corners[np.sort(first)]
+    clear = []
+    for corner in corners:
+        box = Box.at(vox3(corner), size)
+        apart = kept_out is None or 0 in box.meet(kept_out).size_vox
+        if apart and not read_labels_patch(case, box).any():
+            clear.append(corner)
+    return np.array(clear, np.int64).reshape(-1, 3)
 
 
 def _corners_near_tumour(case: PreparedCase, size: Size) -> tuple[Box, Box]:

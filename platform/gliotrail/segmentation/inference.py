@@ -76,11 +76,23 @@ def segment_array(
     """
     affine = np.eye(4) if affine_ras is None else affine_ras
     case = case_of_array(image_CIJK, affine, "the array")
-    return to_labels(predict_case(model, case, standardize), threshold)
+    return to_labels(predict_case(model, case, standardize), threshold, model.heads)
 
 
-def to_labels(probabilities_CIJK: npt.NDArray[np.float32], threshold: float) -> Labels:
-    """The class of largest probability among those above the threshold, background if none."""
+def to_labels(
+    probabilities_CIJK: npt.NDArray[np.float32], threshold: float, heads: str = "classes"
+) -> Labels:
+    """The class of largest probability among those above the threshold, background if none.
+
+    Of `regions` the innermost whose probability, the sum of its classes', is above it.
+    """
+    if heads == "regions":
+        labels = np.zeros(probabilities_CIJK.shape[1:], np.uint8)
+        region_IJK = np.zeros(labels.shape, np.float32)
+        for label in reversed(range(1, len(CLASSES) + 1)):
+            region_IJK += probabilities_CIJK[label - 1]
+            labels[(region_IJK > threshold) & (labels == 0)] = label
+        return labels
     winner = probabilities_CIJK.argmax(axis=0).astype(np.uint8) + np.uint8(1)
     winner[probabilities_CIJK.max(axis=0) <= threshold] = 0
     return cast(Labels, winner)
@@ -105,7 +117,16 @@ def forward(
         probabilities = predict_in_blocks(model, image, most_bytes)
     else:
         probabilities = _by_windows(model, image, most_bytes)
+    if model.heads == "regions":
+        probabilities = _of_classes(probabilities)
     return probabilities[0].float().cpu().numpy()
+
+
+def _of_classes(regions_BCIJK: Tensor) -> Tensor:
+    """Of nested regions: a class has what its region has beyond the next one inside."""
+    nested_BCIJK = regions_BCIJK.cummin(1).values
+    inner_BCIJK = torch.cat([nested_BCIJK[:, 1:], torch.zeros_like(nested_BCIJK[:, :1])], dim=1)
+    return nested_BCIJK - inner_BCIJK
 
 
 def _room_bytes(device: torch.device) -> int:

@@ -61,6 +61,7 @@ class Plan:
     weight_decay: float
     warmup_steps: int
     average: float
+    clip: float
     keep: str
     loss: str
     precision: str
@@ -213,6 +214,9 @@ def fit(
         # in float16 the scaler leaves out a step whose gradients are infinite
         if not math.isfinite(loss) or (plan.precision != "float16" and not flat.isfinite().all()):
             raise NotFiniteError(losses, step, plan, source)
+        if plan.clip:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(trained, plan.clip)
         scaler.step(optimizer)
         scaler.update()
         _average_into(averaged, model, plan.average, step)
@@ -263,6 +267,9 @@ def gradients_and_losses(
         # where the truth is not known the prediction counts as right, and nothing is learnt
         logits = logits.masked_fill(targets.isnan(), _SURELY_NOT)
         targets = targets.nan_to_num(0)
+        if getattr(model, "heads", "classes") == "regions":
+            # each class' mask and those of all classes inside it
+            targets = targets.flip(1).cumsum(1).flip(1)
         sums = torch.stack([LOSSES[name](logits, targets).sum() for name in plan.losses])
     mean = scaler.scale(sums[0] / plan.batch_size)
     if batch.samples:

@@ -1,11 +1,12 @@
 """Networks with normalisation, by MONAI: an optional extra, `pip install 'gliotrail[monai]'`."""
 
 from collections.abc import Sequence
-from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from gliotrail.errors import ParamsError
+from gliotrail.params import Model
 from gliotrail.segmentation.network import Network
 from gliotrail.segmentation.unet import check_size
 
@@ -15,7 +16,7 @@ class Normalised(Network):
 
     `dynunet` is nnU-Net's network (instance normalisation, arXiv:1904.08128) without deep
     supervision, `segresnet` Myronenko's (group normalisation, arXiv:1810.11654) without its
-    autoencoder.
+    autoencoder. `residual` and `space_to_depth` are described in `params.Model`.
 
     Raises:
         ParamsError: MONAI isn't installed.
@@ -23,9 +24,7 @@ class Normalised(Network):
 
     def __init__(
         self,
-        name: Literal["dynunet", "segresnet"],
-        depth: int,
-        base_filters: int,
+        model: Model,
         in_channels: int,
         out_channels: int,
     ) -> None:
@@ -35,25 +34,33 @@ class Normalised(Network):
             from monai.networks.nets.segresnet import SegResNet
         except ImportError:
             do = "`pip install 'gliotrail[monai]'`"
-            raise ParamsError(f"model.name: {name}", wanted="MONAI", got="none", do=do) from None
-        self.depth, self.base_filters = depth, base_filters
+            raise ParamsError(
+                f"model.name: {model.name}", wanted="MONAI", got="none", do=do
+            ) from None
+        depth, base_filters = model.depth, model.base_filters
+        self.depth, self.base_filters, self.heads = depth, base_filters, model.heads
+        self.cube_vox = model.space_to_depth
+        self.voxels_each = self.cube_vox**3
+        in_channels, out_channels = in_channels * self.voxels_each, out_channels * self.voxels_each
         self.net: nn.Module
         self._down: tuple[str, ...]
-        if name == "dynunet":
-            self.first = "net.input_block.conv1.conv.weight"
+        if model.name == "dynunet":
+            convolutions = ("conv1", "conv3") if model.residual else ("conv1",)
+            self.first = tuple(f"net.input_block.{name}.conv.weight" for name in convolutions)
             self.head_name = "net.output_block.conv.conv"
             self._down = ("input_block", "downsamples", "bottleneck")
             halving = [2] * (depth - 1)
             self.net = DynUNet(
                 3, in_channels, out_channels, kernel_size=[3] * depth, strides=[1, *halving],
                 upsample_kernel_size=halving, filters=[base_filters * 2**n for n in range(depth)],
+                res_block=model.residual,
             )  # fmt: skip
             # MONAI registers each block here again, so that its weights would be stored twice
             skips = self.net.skip_layers
             del self.net.skip_layers
             object.__setattr__(self.net, "skip_layers", skips)
         else:
-            self.first, self.head_name = "net.convInit.conv.weight", "net.conv_final.2.conv"
+            self.first, self.head_name = ("net.convInit.conv.weight",), "net.conv_final.2.conv"
             self._down = ("convInit", "down_layers")
             self.net = SegResNet(
                 init_filters=base_filters, in_channels=in_channels, out_channels=out_channels,
@@ -66,8 +73,15 @@ class Normalised(Network):
         Raises:
             ParamsError: a side that is not a multiple of the stride.
         """
-        check_size(tuple(image_BCIJK.shape[2:]), self.depth)
-        return self.net(image_BCIJK)  # type: ignore[no-any-return]
+        n = self.cube_vox
+        check_size(tuple(image_BCIJK.shape[2:]), self.depth, n)
+        if n == 1:
+            return self.net(image_BCIJK)  # type: ignore[no-any-return]
+        cubes = image_BCIJK.unflatten(2, (-1, n)).unflatten(4, (-1, n)).unflatten(6, (-1, n))
+        image = cubes.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+        logits = self.net(image.contiguous(memory_format=torch.channels_last_3d))
+        cubes = logits.unflatten(1, (-1, n, n, n)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        return cubes.flatten(6, 7).flatten(4, 5).flatten(2, 3)  # type: ignore[no-any-return]
 
     @property
     def encoder(self) -> Sequence[nn.Module]:

@@ -13,15 +13,18 @@ class Network(nn.Module):
 
     I, J, K are multiples of `unet.stride(depth)`.
 
-    first, head_name: the names of the weights that are fed the channels, and of the layer that
-        gives the classes (it has a bias).
+    first, head_name: the names of the weights that are fed the channels (each channel as
+        `voxels_each` in a row), and of the layer that gives the outputs likewise (it has a bias).
+    heads: what the outputs are, see `params.Model`.
     window_vox: None where an output depends on its surroundings only (see
         `unet.receptive_radius_vox`); with normalisation what is predicted at once: the size of the
         patches that it was trained on.
     """
 
-    first: str
+    first: tuple[str, ...]
     head_name: str
+    heads: str = "classes"
+    voxels_each: int = 1
     depth: int
     base_filters: int
     window_vox: Vox3 | None = None

@@ -26,6 +26,13 @@ from gliotrail.imaging.labels import CHANNELS, CLASSES, Labels, class_masks
 from gliotrail.imaging.patch import PatchIndex
 from gliotrail.imaging.prepared import PreparedCase, read_labels_patch, read_patch
 from gliotrail.params import Augment
+from gliotrail.segmentation.augment import (
+    change_intensities,
+    changes_intensities,
+    placement,
+    source_box,
+    warp,
+)
 from gliotrail.synthesis.tumours import Anatomy, Style, synthesize
 
 SYNTHETIC: Final = "synthetic"
@@ -86,16 +93,24 @@ class Patches:
 
     def serve(self, sample: Sample) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """The image and its targets, both (C, I, J, K), randomly changed."""
-        box = Box.at(sample.corner_vox, self.index.size_vox)
-        image_CIJK = read_patch(self.cases[sample.case], box, self.standardize, self.fused)
-        targets_CIJK = class_masks(read_labels_patch(self.cases[sample.case], box))
-        return change(
-            image_CIJK,
-            targets_CIJK,
-            self.augment,
-            np.random.default_rng(sample.augmentation_seed),
-            self.fused,
+        case, augment = self.cases[sample.case], self.augment
+        size_vox, corner_vox = self.size_vox, sample.corner_vox
+        # numbers of their own, so that what is off changes nothing of the rest
+        rng = np.random.default_rng((*sample.augmentation_seed, 1))
+        matrix = placement(augment, rng) if augment.rotate or augment.scale else None
+        box = (
+            Box.at(corner_vox, size_vox)
+            if matrix is None
+            else source_box(corner_vox, size_vox, matrix)
         )
+        image_CIJK = read_patch(case, box, self.standardize, self.fused)
+        labels_IJK = read_labels_patch(case, box)
+        if matrix is not None:
+            image_CIJK, labels_IJK = warp(image_CIJK, labels_IJK, box, corner_vox, size_vox, matrix)
+        if changes_intensities(augment):
+            image_CIJK = change_intensities(image_CIJK, augment, rng)
+        rng = np.random.default_rng(sample.augmentation_seed)
+        return change(image_CIJK, class_masks(labels_IJK), augment, rng, self.fused)
 
 
 @dataclass(frozen=True)

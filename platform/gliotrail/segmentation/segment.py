@@ -58,7 +58,7 @@ def segment(
         DataError: no brain in it, values that are not finite, a side that is too long, or
             networks that were trained at different spacings.
     """
-    trained_mm = networks[0][1].spacing_mm
+    trained_mm, heads = networks[0][1].spacing_mm, networks[0][0].heads
     for _, description in networks:
         if not same_spacing(description.spacing_mm, trained_mm):
             spacings = by_mm(trained_mm), by_mm(description.spacing_mm)
@@ -81,7 +81,7 @@ def segment(
         probabilities_CIJK = np.stack(
             [resample(p_IJK, trained_mm, shape_vox, own_mm) for p_IJK in probabilities_CIJK]
         )
-    labels_IJK = to_labels(probabilities_CIJK, threshold)
+    labels_IJK = to_labels(probabilities_CIJK, threshold, heads)
     return Segmentation(
         from_ras(labels_IJK, scan.affine),
         from_ras(np.moveaxis(probabilities_CIJK, 0, 3), scan.affine),

@@ -33,7 +33,7 @@ class UNet3d(Network):
     numbers to rounding); `plain` is the textbook form and the reference of the tests.
     """
 
-    first, head_name = "down.0.0.weight", "head"
+    first, head_name = ("down.0.0.weight",), "head"
 
     def __init__(
         self,
@@ -133,13 +133,18 @@ def stride(depth: int) -> int:
     return int(2 ** (depth - 1))
 
 
-def check_size(size_vox: tuple[int, ...], depth: int) -> None:
+def check_size(size_vox: tuple[int, ...], depth: int, cube_vox: int = 1) -> None:
     """Refuse a size that pooling can't halve often enough, naming the nearest that it can.
 
+    Args:
+        size_vox: of the image.
+        depth: of the network.
+        cube_vox: how many voxels a side are one voxel of the network.
+
     Raises:
-        ParamsError: a side that is not a multiple of `stride(depth)`.
+        ParamsError: a side that is not a multiple of `stride(depth)` cubes.
     """
-    step = stride(depth)
+    step = stride(depth) * cube_vox
     if any(side % step for side in size_vox):
         below = "x".join(str(max(step, side // step * step)) for side in size_vox)
         above = "x".join(str(-(-side // step) * step) for side in size_vox)

@@ -54,7 +54,7 @@ def validate(
         region, case = regions[place], cases[regions[place].case]
         box = region.box or Box((0, 0, 0), case.ras_shape_vox)
         probabilities_CIJK = predict_box(model, case, box, standardize)
-        pred_IJK = to_labels(probabilities_CIJK, threshold)
+        pred_IJK = to_labels(probabilities_CIJK, threshold, model.heads)
         if watch is not None:
             watch(region, pred_IJK)
         rows[place] = _row(probabilities_CIJK, pred_IJK, read_labels_patch(case, box))
@@ -78,7 +78,8 @@ def validate_synthetic(
     for place in range(world.rank, len(scans), world.workers):
         image_CIJK, labels_IJK, unknown_IJK = scans[place]
         probabilities_CIJK = forward(model, image_CIJK) * ~unknown_IJK
-        rows[place] = _row(probabilities_CIJK, to_labels(probabilities_CIJK, threshold), labels_IJK)
+        pred_IJK = to_labels(probabilities_CIJK, threshold, model.heads)
+        rows[place] = _row(probabilities_CIJK, pred_IJK, labels_IJK)
     model.train()
     return _means(rows, world, part)
 

@@ -57,10 +57,12 @@ def build(model: Model, in_channels: int = len(CHANNELS), classes: int = len(CLA
         ParamsError: one of MONAI's, which isn't installed.
     """
     if model.name == "unet3d":
-        return UNet3d(model.depth, model.base_filters, in_channels, classes)
+        network = UNet3d(model.depth, model.base_filters, in_channels, classes)
+        network.heads = model.heads
+        return network
     from gliotrail.segmentation.monai_networks import Normalised
 
-    return Normalised(model.name, model.depth, model.base_filters, in_channels, classes)
+    return Normalised(model, in_channels, classes)
 
 
 def to_bytes(state: Mapping[str, Tensor], description: Description) -> bytes:
@@ -152,11 +154,17 @@ def _fitting(
         fitting[name] = tensor.to(wanted[name].dtype)
         if not fitting[name].isfinite().all():
             raise WeightsError(name, where=where, wanted="finite numbers", got="NaN or Inf")
-    fitting[model.first] = fitting[model.first][:, takes]
+    for name in model.first:
+        fitting[name] = fitting[name][:, _each(takes, model.voxels_each)]
     for part in ("weight", "bias"):
         name = f"{model.head_name}.{part}"
-        fitting[name] = fitting[name][gives]
+        fitting[name] = fitting[name][_each(gives, model.voxels_each)]
     return fitting
+
+
+def _each(order: Sequence[int], n: int) -> list[int]:
+    """The same order of groups of n."""
+    return [place * n + part for place in order for part in range(n)]
 
 
 def _order(have: Sequence[str], want: Sequence[str], what: str, where: object) -> list[int]:

@@ -82,6 +82,7 @@ def plan_of(training: Training) -> Plan:
         learning_rate=training.learning_rate,
         weight_decay=section.weight_decay,
         average=section.average,
+        clip=section.clip,
         keep=section.keep,
         loss=section.loss,
         precision=section.precision,

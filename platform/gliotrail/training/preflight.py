@@ -28,7 +28,7 @@ def check(trainings: Sequence[Training]) -> None:
         raise ParamsError("no validation data to judge a training on", do=do)
     for training in trainings:
         depth = training.section.model.depth
-        check_size(training.size_vox, depth)
+        check_size(training.size_vox, depth, training.section.model.space_to_depth)
         if window_of(training) and set(training.size_vox) == {stride(depth)}:
             wanted = f"more than {stride(depth)} along some axis, or nothing is left to normalise"
             raise ParamsError("patch size", wanted=wanted, got=format_size(training.size_vox))
