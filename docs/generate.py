@@ -145,7 +145,7 @@ def _keys(
     path: str, section: type, values: Any, said: Mapping[str, str]
 ) -> Iterator[tuple[str, ...]]:
     for key, field in section.model_fields.items():  # type: ignore[attr-defined]
-        name, value = f"{path}.{key}", values[key]
+        name, value = f"{path}.{key}", values.get(key, field.default)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _keys(name, field.annotation, value, said)
         else:

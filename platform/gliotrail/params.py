@@ -213,6 +213,7 @@ class Train(Section):
     rehearsal: Probability
     standardize: Literal["brain", "slice", "none"]
     loss: Literal["soft_dice", "dice_ce"]
+    optimizer: Literal["adamw", "sgd"]
     learning_rate: RateOrSweep
     patch_size: PatchSizeOrSweep
     weight_decay: Annotated[Number, Field(ge=0, le=1)]

@@ -40,7 +40,8 @@ and 8x8x8 voxels: float16 1e-3, 7e-2, 2e-4; bfloat16 9e-3, 5e-2, 2e-4.
 STEPS: Final = 10
 PLAN: Final = Plan(
     steps=STEPS, steps_per_epoch=STEPS, batch_size=2, learning_rate=1e-3, weight_decay=1e-5,
-    warmup_steps=2, average=0.9, keep="last", loss="soft_dice", precision="float32",
+    warmup_steps=2, average=0.9, clip=0, optimizer="adamw", keep="last", loss="soft_dice",
+    precision="float32",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from gliotrail.errors import DataError, TrainingError
 from gliotrail.imaging.patch import patch
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import Prepared, load_prepared, read_patch
-from gliotrail.params import Augment, Model
+from gliotrail.params import Model
 from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.webhook import NOT_FINITE_FILE
 from gliotrail.search.proposals import Trial
@@ -29,7 +29,7 @@ from gliotrail.tracking.delivery_thread import tracked
 from gliotrail.training.driver import run_training
 from tests.support.crops import Crops
 from tests.support.environment import in_state
-from tests.support.scans import edit_json, patch_section, save, split_section
+from tests.support.scans import augmented, edit_json, patch_section, save, split_section
 from tests.support.told import told
 from tests.support.tracked_runs import begun
 
@@ -148,11 +148,12 @@ def test_an_odd_scan_is_standardised_to_numbers(odd: Prepared, kind: str, standa
 def test_a_training_on_odd_scans_has_a_loss_at_every_step(odd: Prepared, tmp_path: Path) -> None:
     index = patch(patch_section(per_case=4, background_below=1), odd, (8, 8, 8), tmp_path)
     assert set(index.cases) == {kind.replace(" ", "_") for kind in KINDS} - {"no_tumour"}
-    source = Patches(index, odd.cases, Augment(flip=0, intensity_scale=0, intensity_shift=0),
+    source = Patches(index, odd.cases, augmented(),
                      "brain", seed=7)  # fmt: skip
     plan = Plan(
         steps=10, steps_per_epoch=10, batch_size=2, learning_rate=1e-2, weight_decay=0,
-        warmup_steps=0, average=0, keep="last", loss="dice_ce", precision="float32",
+        warmup_steps=0, average=0, clip=0, optimizer="adamw", keep="last", loss="dice_ce",
+        precision="float32",
     )  # fmt: skip
     model = weights.build(Model(name="unet3d", depth=2, base_filters=2))
     initialize(model, 7)

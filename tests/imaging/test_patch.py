@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from gliotrail import params
 from gliotrail.errors import DataError
-from gliotrail.imaging.geometry import Box, Vox3
+from gliotrail.imaging.geometry import Box, Vox3, vox3
 from gliotrail.imaging.patch import PatchIndex, _running_sums, patch, read_index
 from gliotrail.imaging.prepare import prepare
-from gliotrail.imaging.prepared import Prepared, PreparedCase, load_prepared
+from gliotrail.imaging.prepared import Prepared, PreparedCase, load_prepared, read_patch
 from gliotrail.imaging.prepared import read_labels_patch as read_labels
 from tests.support.scans import ROOT, patch_section, split_section, with_values
 
@@ -94,6 +94,25 @@ def test_as_many_as_asked_for_and_the_share_with_a_tumour_centre(
             assert index.voxels[row].tolist() == np.bincount(labels.ravel(), minlength=4).tolist()
             assert index.voxels[row, 0] / 2048 < 0.95
             assert labels[8, 8, 4] > 0 or not index.tumour_centred[row]
+
+
+def test_the_share_of_healthy_patches_shows_brain_and_no_tumour(
+    prepared_crops: Prepared, tmp_path: Path
+) -> None:
+    size = (12, 12, 8)
+    prepared = trained_on(prepared_crops, "BRATS_119", kept_out=Box((0, 0, 0), (20, 64, 16)))
+    index = patch(patch_section(per_case=40, healthy=0.25), prepared, size, tmp_path)
+    healthy = index.voxels[:, 0] == 12 * 12 * 8
+    assert (len(index), healthy.sum()) == (40, 10)
+    assert index.tumour_centred.sum() == 15
+    case = prepared.cases["BRATS_119"]
+    for corner in index.corner_vox[healthy]:
+        box = Box.at(vox3(corner), size)
+        assert not read_labels(case, box).any()
+        assert read_patch(case, box, "none").any()
+        assert corner[0] >= 20
+    again = patch(patch_section(per_case=40, healthy=0.25), prepared, size, tmp_path / "b")
+    assert np.array_equal(index.corner_vox, again.corner_vox)
 
 
 def test_draws_are_uniform_over_the_allowed_corners(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.scans import CASES, patch_section
+from tests.support.scans import CASES, augmented, patch_section
 
 if TYPE_CHECKING:
     from gliotrail.imaging.prepared import Prepared
@@ -23,13 +23,12 @@ if TYPE_CHECKING:
 def patches(prepared_crops: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Patches:
     """14 patches of 16x16x8 from both crops, augmented as in the demo."""
     from gliotrail.imaging.patch import patch
-    from gliotrail.params import Augment
     from gliotrail.segmentation.sampling import Patches
 
     both = replace(prepared_crops, split=replace(prepared_crops.split, training=CASES))
     folder = tmp_path_factory.mktemp("patches")
     index = patch(patch_section(per_case=7), both, (16, 16, 8), folder)
-    augment = Augment(flip=0.5, intensity_scale=0.1, intensity_shift=0.1)
+    augment = augmented(flip=0.5, intensity_scale=0.1, intensity_shift=0.1)
     return Patches(index, prepared_crops.cases, augment, "brain", seed=7)
 
 

@@ -323,3 +323,26 @@ def test_the_weights_type_and_the_gradients_don_t_matter(prepared_crops: Prepare
     assert double.dtype == np.float32
     assert np.abs(double - single).max() < 1e-5
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_region_heads_give_nested_labels_whatever_the_heads_say() -> None:
+    model = network()
+    model.heads = "regions"
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.tensor([0.9, 0.2, 0.6]).logit())  # TC below ET
+    probabilities = forward(model, np.zeros((4, 4, 4, 4), np.float32))
+    np.testing.assert_allclose(probabilities[:, 0, 0, 0], [0.7, 0.0, 0.2], atol=1e-6)
+    regions = np.cumsum(probabilities[::-1], axis=0)[::-1]
+    np.testing.assert_allclose(regions[:, 0, 0, 0], [0.9, 0.2, 0.2], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("classes", "label"),
+    [((0.3, 0.2, 0.1), 1), ((0.1, 0.3, 0.3), 2), ((0.1, 0.1, 0.7), 3), ((0.2, 0.1, 0.1), 0)],
+)
+def test_a_region_s_probability_is_the_sum_of_its_classes(
+    classes: tuple[float, ...], label: int
+) -> None:
+    probabilities = np.array(classes, np.float32).reshape(3, 1, 1, 1)
+    assert to_labels(probabilities, 0.5, "regions").item() == label

@@ -1,4 +1,5 @@
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,12 +11,20 @@ import torch
 from gliotrail.errors import TrainingError
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.split import Region
-from gliotrail.params import Augment
-from gliotrail.segmentation.loop import SCORE, Plan, State, World, fit
-from gliotrail.segmentation.sampling import Patches, Sample
+from gliotrail.segmentation.loop import (
+    SCORE,
+    Plan,
+    State,
+    World,
+    fit,
+    gradients_and_losses,
+)
+from gliotrail.segmentation.losses import LOSSES
+from gliotrail.segmentation.sampling import Patches, Sample, batches
 from gliotrail.segmentation.unet import UNet3d, initialize
 from gliotrail.segmentation.validation import validate
 from tests.support.gloo import Workers
+from tests.support.scans import augmented
 
 PLAN = Plan(
     steps=8,
@@ -25,6 +34,8 @@ PLAN = Plan(
     weight_decay=1e-3,
     warmup_steps=2,
     average=0.9,
+    clip=0,
+    optimizer="adamw",
     keep="last",
     loss="soft_dice",
     precision="float32",
@@ -113,9 +124,7 @@ def one_patch(patches: Patches) -> Patches:
     row = int(index.voxels[:, 0].argmin())
     columns = ("case_number", "corner_vox", "voxels", "tumour_centred")
     alone = replace(index, **{name: getattr(index, name)[row : row + 1] for name in columns})
-    return replace(
-        patches, index=alone, augment=Augment(flip=0, intensity_scale=0, intensity_shift=0)
-    )
+    return replace(patches, index=alone, augment=augmented())
 
 
 def equal(a: State, b: State) -> bool:
@@ -220,6 +229,46 @@ def test_a_training_that_goes_on_ends_as_if_it_had_never_stopped(
     assert [m["step"] for m in rest.metrics] == list(range(after + 1, 9))
     # what was handed in is as it was, and can be gone on from again
     assert equal(state, whole.states[after])
+
+
+def test_sgd_goes_on_from_its_momentum(patches: Patches) -> None:
+    plan = replace(PLAN, optimizer="sgd", clip=0.5)
+    seen = Seen(3)
+    wanted = train(patches, plan, seen=seen)
+    assert "optimizer.momentum_buffer.head.weight" in seen.states[3].tensors
+    assert equal(train(patches, plan, state=seen.states[3]), wanted)
+    assert not equal(train(patches, replace(plan, optimizer="adamw")), wanted)
+
+
+def test_a_step_is_no_longer_than_the_clipped_gradient(patches: Patches) -> None:
+    plan = replace(PLAN, optimizer="sgd", weight_decay=0, warmup_steps=0, steps=1)
+
+    def step_length(clip: float) -> float:
+        after = train(patches, replace(plan, clip=clip), scores=[0.0]).weights("last")
+        before = network().state_dict()
+        return math.sqrt(sum((after[n] - before[n]).square().sum().item() for n in before))
+
+    free = step_length(0)
+    gradient = free / (1.99 * plan.learning_rate)  # Nesterov's first step: 1 + the momentum
+    assert step_length(gradient / 10) == pytest.approx(free / 10, rel=1e-3)
+    assert step_length(gradient * 10) == free
+
+
+def test_region_heads_learn_the_nested_regions(patches: Patches) -> None:
+    """A logit of WT is pulled up where edema is, one of ET only where ET is."""
+    model = network()
+    model.heads = "regions"
+    with torch.no_grad():
+        model.head.weight.zero_()
+    batch = next(batches(patches, range(1), 2))
+    flat = gradients_and_losses(
+        model, batch, replace(PLAN, loss="dice_ce"), torch.amp.GradScaler("cpu", enabled=False),
+        World(), stop=False,
+    )  # fmt: skip
+    targets = batch.targets_BCIJK
+    regions = torch.stack([targets.sum(1), targets[:, 1:].sum(1), targets[:, 2]], dim=1)
+    wanted = LOSSES["dice_ce"](torch.zeros_like(regions), regions).mean()
+    assert flat[-3].item() == pytest.approx(wanted.item(), rel=1e-6)
 
 
 def test_a_step_that_float16_leaves_out_is_gone_on_from(patches: Patches) -> None:

@@ -1,7 +1,9 @@
 """MONAI's networks do all that the 3-D U-Net does; what differs is how a scan is predicted."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +19,19 @@ from gliotrail.segmentation.network import Network
 from gliotrail.segmentation.unet import count_parameters, initialize
 from gliotrail.segmentation.weights import Description, build, load, to_bytes
 
-pytestmark = pytest.mark.parametrize("name", ["dynunet", "segresnet"])
+KINDS: Mapping[str, Mapping[str, Any]] = {
+    "dynunet": {},
+    "segresnet": {},
+    "dynunet, residual": {"residual": True},
+    "dynunet, residual, at half the resolution": {"residual": True, "space_to_depth": 2},
+    "segresnet, at half the resolution": {"space_to_depth": 2},
+}
+pytestmark = pytest.mark.parametrize("name", KINDS)
 WINDOW = (16, 16, 8)
 
 
 def description(name: str, **changes: tuple[str, ...]) -> Description:
-    model = Model(name=name, depth=3, base_filters=8)
+    model = Model(name=name.split(",", maxsplit=1)[0], depth=3, base_filters=8, **KINDS[name])
     return Description(model=model, window=WINDOW, standardize="brain", **changes)
 
 
@@ -38,8 +47,16 @@ def image(i: int = 16, j: int = 16, k: int = 8) -> torch.Tensor:
 
 def test_it_gives_a_logit_a_class_and_refuses_what_it_can_t_halve(name: str) -> None:
     assert network(name)(image()).shape == (1, 3, 16, 16, 8)
-    with pytest.raises(ParamsError, match="sides that are multiples of 4"):
+    step = 4 * KINDS[name].get("space_to_depth", 1)
+    with pytest.raises(ParamsError, match=f"sides that are multiples of {step}"):
         network(name)(image(18))
+
+
+def test_a_voxel_keeps_its_place_at_half_the_resolution(name: str) -> None:
+    model = network(name)
+    n = getattr(model, "cube_vox", 1)
+    object.__setattr__(model, "net", lambda cubes: cubes[:, : 3 * n**3])  # the channels again
+    torch.testing.assert_close(model(image()), image()[:, :3], rtol=0, atol=0)
 
 
 def test_its_first_weights_follow_from_the_seed(name: str) -> None:
@@ -66,11 +83,14 @@ def test_permuted_names_with_permuted_weights_give_the_same_logits(
 ) -> None:
     model, path = network(name), tmp_path / "model.safetensors"
     with torch.no_grad():
-        model.get_submodule(model.head_name).bias.copy_(torch.tensor([0.1, 0.2, 0.3]))
+        bias = model.get_submodule(model.head_name).bias
+        bias.copy_(torch.linspace(0.1, 0.9, len(bias)))
     channels, classes, state = [2, 0, 3, 1], [2, 0, 1], model.state_dict()
-    state[model.first] = state[model.first][:, channels]
-    for part in ("weight", "bias"):
-        state[f"{model.head_name}.{part}"] = state[f"{model.head_name}.{part}"][classes]
+    n = model.voxels_each
+    for first in model.first:
+        state[first] = torch.cat([state[first][:, c * n : c * n + n] for c in channels], 1)
+    for part in (f"{model.head_name}.weight", f"{model.head_name}.bias"):
+        state[part] = torch.cat([state[part][c * n : c * n + n] for c in classes])
     permuted = description(
         name,
         channels=tuple(CHANNELS[n] for n in channels),
@@ -85,7 +105,7 @@ def test_the_encoder_is_a_part_of_it_without_the_head(name: str) -> None:
     for part in model.encoder:
         part.requires_grad_(False)
     frozen = {key for key, p in model.named_parameters() if not p.requires_grad}
-    assert model.first in frozen
+    assert frozen >= set(model.first)
     assert f"{model.head_name}.weight" not in frozen
 
 
@@ -119,5 +139,5 @@ def test_without_monai_it_is_told_what_to_install(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "monai.networks.nets.dynunet", None)
-    with pytest.raises(ParamsError, match=rf"model.name: {name}: wanted MONAI, got none; `pip"):
-        build(Model(name=name, depth=3, base_filters=8))
+    with pytest.raises(ParamsError, match=r"model.name: \w+: wanted MONAI, got none; `pip"):
+        build(description(name).model)

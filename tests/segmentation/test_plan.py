@@ -13,9 +13,9 @@ from tests.support.scans import ROOT
 
 
 def plan_of(size_vox: tuple[int, int, int], **changes: Any) -> Plan:
-    rest = {"weight_decay": 0, "average": 0, "keep": "last", "loss": "dice_ce"}
+    rest = {"weight_decay": 0, "average": 0, "clip": 0, "optimizer": "adamw", "keep": "last"}
     values = {"epochs": 3, "epoch_voxels": 10**6, "batch_size": 4, "warmup": 0.1, **rest}
-    values |= {"learning_rate": 1e-3, "precision": "float32", **changes}
+    values |= {"loss": "dice_ce", "learning_rate": 1e-3, "precision": "float32", **changes}
     return Plan.of(size_vox=size_vox, **values)
 
 
@@ -31,6 +31,12 @@ def test_the_learning_rate_rises_to_its_value_and_falls_to_nearly_0() -> None:
     assert rates[109] == pytest.approx(0.1 * (1 + math.cos(0.99 * math.pi)))
     assert np.all(np.diff(rates[:10]) > 0)
     assert np.all(np.diff(rates[10:]) < 0)
+
+
+def test_the_learning_rate_of_sgd_falls_as_nnu_net_s() -> None:
+    plan = replace(PLAN, steps=1000, warmup_steps=0, learning_rate=0.01, optimizer="sgd")
+    wanted = [0.01 * (1 - step / 1000) ** 0.9 for step in range(1000)]
+    assert [plan.learning_rate_at(step) for step in range(1000)] == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(

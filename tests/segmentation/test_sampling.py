@@ -16,7 +16,6 @@ from gliotrail.imaging import kernels
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import class_masks
 from gliotrail.imaging.prepared import read_labels_patch, read_patch
-from gliotrail.params import Augment
 from gliotrail.segmentation.sampling import (
     SYNTHETIC,
     Batch,
@@ -29,9 +28,9 @@ from gliotrail.segmentation.sampling import (
     part_of_step,
 )
 from gliotrail.synthesis.tumours import Style, read_anatomy, read_shape, shape_path
-from tests.support.scans import ROOT
+from tests.support.scans import ROOT, augmented
 
-NONE = Augment(flip=0, intensity_scale=0, intensity_shift=0)
+NONE = augmented()
 EPOCH = range(7)
 BATCH_SIZE = 5
 
@@ -166,7 +165,7 @@ def test_background_stays_0_and_each_channel_s_brain_is_scaled_and_shifted(
     seed: int, flip: float
 ) -> None:
     image, targets = half_brain(seed)
-    augment = Augment(flip=flip, intensity_scale=0.2, intensity_shift=0.5)
+    augment = augmented(flip=flip, intensity_scale=0.2, intensity_shift=0.5)
     changed, moved = change(image, targets, augment, np.random.default_rng(seed))
     unflipped, _ = change(
         image, targets, augment.model_copy(update={"flip": 0.0}), np.random.default_rng(seed)
@@ -200,7 +199,7 @@ def flips(
     image: np.ndarray, targets: np.ndarray, axes: list[tuple[int, ...]], flip: float
 ) -> Mapping[tuple[int, ...], int]:
     found: Counter[tuple[int, ...]] = Counter()
-    augment = Augment(flip=flip, intensity_scale=0, intensity_shift=0)
+    augment = augmented(flip=flip)
     for seed in range(400):
         changed, moved = change(image, targets, augment, np.random.default_rng(seed))
         assert np.array_equal(moved, targets_of(changed))

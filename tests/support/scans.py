@@ -44,6 +44,12 @@ def patch_section(**changes: Any) -> params.Patch:
     return params.Patch.model_validate(values | changes)
 
 
+def augmented(**changes: float) -> params.Augment:
+    """No random change but those that are named."""
+    none = dict.fromkeys(params.Augment.model_fields, 0.0)
+    return params.Augment.model_validate(none | changes)
+
+
 def rewrite(path: Path, change: Callable[[bytearray], bytes | bytearray | None]) -> None:
     """Change the unpacked bytes of a `.nii.gz` in place; `change` edits them or returns others."""
     content = bytearray(gzip.decompress(path.read_bytes()))

@@ -88,7 +88,7 @@ def evaluate(
             whole = Box((0, 0, 0), case.ras_shape_vox)
             image_CIJK, ref_IJK = read_patch(case, whole, "none"), read_labels_patch(case, whole)
             probabilities_CIJK = predict_case(model, case, description.standardize)
-            pred_IJK = to_labels(probabilities_CIJK, section.threshold)
+            pred_IJK = to_labels(probabilities_CIJK, section.threshold, model.heads)
             losses[name] = soft_dice_loss_scan(probabilities_CIJK, ref_IJK)
             scores[name] = score(ref_IJK, pred_IJK, case.spacing_mm, (image_CIJK != 0).any(axis=0))
             confusion_rp += confusion(ref_IJK, pred_IJK)

@@ -84,11 +84,11 @@ def patch(
     """Draw the patches of a size and write `out/SIZE/index.parquet`.
 
     Of each training case `per_case` corners, each at most once (all of them where there are
-    fewer): first, of those with tumour, `tumour_centred` of them whose centre is tumour, uniformly;
-    then the rest, uniformly among all corners that are left; last the share `healthy` of all,
-    whose centre is brain and which hold no tumour, as far as there are such. Their order is random, so
-    that the first n are a sample as well. Another size or case changes nothing: all comes from
-    (seed, size, case name).
+    fewer): first, of those with tumour, `tumour_centred` of them whose centre is tumour,
+    uniformly; then the rest, uniformly among all corners that are left; last the share `healthy`
+    of all, whose centre is brain and which hold no tumour, as far as there are such. Their order
+    is random, so that the first n are a sample as well. Another size or case changes nothing: all
+    comes from (seed, size, case name).
 
     Args:
         section: how many, which, the seed.
@@ -197,22 +197,18 @@ def _healthy_corners(
     case: PreparedCase, size: Size, kept_out: Box | None, rng: np.random.Generator
 ) -> Ints:
     """Corners (n, 3), in random order, of patches with brain at their centre and no tumour."""
-    brain_IJK = (case.image_CIJK != 0).any(axis=0)
     tumour_IJK = read_labels_patch(case, case.box) > 0
-    centres = np.flatnonzero(brain_IJK & ~tumour_IJK)
+    centres = np.flatnonzero((case.image_CIJK != 0).any(axis=0) & ~tumour_IJK)
     tried = rng.choice(centres, min(len(centres), _HEALTHY_TRIES), replace=False)
-    corners = np.stack(np.unravel_index(tried, case.box.size_vox), axis=1) + case.box.start_vox
-    # a patch stays inside the scan
-    corners = corners - np.array(size) // 2
-    corners = np.clip(corners, 0, np.array(case.ras_shape_vox) - size)
-    first = np.unique(corners, axis=0, return_index=True)[1]
-    corners = corners[np.sort(first)]
-    clear = []
-    for corner in corners:
-        box = Box.at(vox3(corner), size)
-        apart = kept_out is None or 0 in box.meet(kept_out).size_vox
-        if apart and not read_labels_patch(case, box).any():
-            clear.append(corner)
+    at = np.stack(np.unravel_index(tried, case.box.size_vox), axis=1) + case.box.start_vox
+    limits = np.array(case.ras_shape_vox) - size
+    corners = dict.fromkeys(vox3(row) for row in np.clip(at - np.array(size) // 2, 0, limits))
+    boxes = [Box.at(corner, size) for corner in corners]
+    clear = [
+        box.start_vox
+        for box in boxes
+        if not (kept_out and box.touches(kept_out)) and not read_labels_patch(case, box).any()
+    ]
     return np.array(clear, np.int64).reshape(-1, 3)
 
 

@@ -27,6 +27,10 @@ SCORE: Final = "val/dice_mean_regions"
 _SURELY_NOT: Final = -30.0
 """A logit whose sigmoid is 1e-13: small enough for any loss, and finite in half precision."""
 _MOST_TOLD: Final = 8
+_POLY_POWER: Final = 0.9
+_MOMENTUM: Final = 0.99
+_REMEMBERED: Final = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+"""What an optimizer knows of each weight, by its own names."""
 _DTYPES: Final = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -62,6 +66,7 @@ class Plan:
     warmup_steps: int
     average: float
     clip: float
+    optimizer: str
     keep: str
     loss: str
     precision: str
@@ -88,10 +93,15 @@ class Plan:
         return tuple(dict.fromkeys((self.loss, "soft_dice")))
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear rise, then half a cosine down to 0 (Loshchilov and Hutter, arXiv:1608.03983)."""
+        """Linear rise, then half a cosine down to 0 (Loshchilov and Hutter, arXiv:1608.03983).
+
+        With `sgd` the fall is nnU-Net's polynomial one (arXiv:1904.08128).
+        """
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        if self.optimizer == "sgd":
+            return float(self.learning_rate * (1 - done) ** _POLY_POWER)
         return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
@@ -185,7 +195,7 @@ def fit(
     model.to(world.device, _DTYPES["float64"] if plan.precision == "float64" else None)
     model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, weight_decay=plan.weight_decay)
+    optimizer = _optimizer(trained, plan)
     scaler = torch.amp.GradScaler(world.device.type, enabled=plan.precision == "float16")
     averaged = copy.deepcopy(model)
     state = replace(state) if state else State(0, {})
@@ -193,7 +203,7 @@ def fit(
     if state.step:
         model.load_state_dict(state.weights("last"))
         averaged.load_state_dict(state.weights("averaged"))
-        _restore(model, optimizer, scaler, state)
+        _restore(model, optimizer, scaler, state, plan)
 
     epoch_started, epoch_steps, waited_s = time.perf_counter(), 0, 0.0
     steps = range(state.step, plan.steps if until is None else until)
@@ -286,6 +296,15 @@ def gradients_and_losses(
     return flat
 
 
+def _optimizer(trained: list[nn.Parameter], plan: Plan) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101), or SGD with Nesterov's momentum as nnU-Net has it."""
+    if plan.optimizer == "adamw":
+        return torch.optim.AdamW(trained, weight_decay=plan.weight_decay)
+    return torch.optim.SGD(
+        trained, momentum=_MOMENTUM, nesterov=True, weight_decay=plan.weight_decay
+    )
+
+
 @torch.no_grad()
 def _average_into(averaged: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Exponential moving average of the weights, quick at first (Polyak and Juditsky, 1992)."""
@@ -321,13 +340,17 @@ def _snapshot(
 
 
 def _restore(
-    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, state: State
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    state: State,
+    plan: Plan,
 ) -> None:
     """The inverse of `_snapshot`, of what is no weights."""
     whole = optimizer.state_dict()
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     for place, name in enumerate(trained):
-        moments = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
+        moments = {key: f"optimizer.{key}.{name}" for key in _REMEMBERED[plan.optimizer]}
         # there are none yet where float16's first steps were left out
         whole["state"][place] = {
             key: state.tensors[of].clone() for key, of in moments.items() if of in state.tensors

@@ -83,6 +83,7 @@ def plan_of(training: Training) -> Plan:
         weight_decay=section.weight_decay,
         average=section.average,
         clip=section.clip,
+        optimizer=section.optimizer,
         keep=section.keep,
         loss=section.loss,
         precision=section.precision,
