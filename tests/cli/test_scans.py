@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from gliotrail.cli import scans
 from gliotrail.cli.scans import _one, _trained
 from gliotrail.errors import ParamsError
 from gliotrail.imaging.labels import CHANNELS, CLASSES, REGIONS, from_msd
@@ -91,6 +92,26 @@ def test_a_mask_has_the_codes_that_are_asked_for(gliotrail, weights, tmp_path, s
     gliotrail("segment", SCAN, "-o", other, "--model", weights, "--scheme", scheme)
     expected = from_msd(np.asarray(nib.load(one).dataobj), scheme)
     assert np.array_equal(nib.load(other).dataobj, expected)
+
+
+def test_without_a_promoted_model_the_weights_that_ship_are_taken_and_named(
+    gliotrail, weights, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path / "state"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(scans, "SHIPPED", weights)
+    one, other = tmp_path / "one.nii.gz", tmp_path / "other.nii.gz"
+    ended = gliotrail("segment", SCAN, "-o", one)
+    assert ended.code == 0
+    assert (
+        f"no model was promoted by name: taking the weights that ship, {weights.name}\n"
+        in ended.err
+    )
+    gliotrail("segment", SCAN, "-o", other, "--model", weights)
+    assert np.array_equal(nib.load(one).dataobj, nib.load(other).dataobj)
+    assert not (tmp_path / "state").exists()  # nothing is set up to find that out
+    monkeypatch.setattr(scans, "SHIPPED", tmp_path / "none.safetensors")
+    one_line(gliotrail("segment", SCAN, "-o", one), "no model: none is promoted, and no weights")
 
 
 def test_two_models_and_tta_change_the_mask(gliotrail, weights, tmp_path):

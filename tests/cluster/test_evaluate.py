@@ -2,7 +2,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,21 @@ import numpy as np
 import pytest
 
 from gliotrail.cli.scans import _trained
-from gliotrail.cluster.evaluate import evaluate, measures_of, rows_of, summary
+from gliotrail.cluster.evaluate import (
+    evaluate,
+    measures_of,
+    rows_of,
+    summary,
+    trained_on,
+    unseen,
+)
 from gliotrail.cluster.train import EXPERIMENT, export, finish
 from gliotrail.errors import DataError, TrackingError
+from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import CLASSES, REGIONS
 from gliotrail.imaging.prepare import prepare
+from gliotrail.imaging.prepared import Prepared
+from gliotrail.imaging.split import Region, Split
 from gliotrail.params import Params
 from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.lineage import Origin
@@ -325,3 +335,27 @@ def test_dvc_tells_what_changed(versioned: Project, evaluated: Evaluated) -> Non
     was = evaluated.metrics()["WT"]["dice"]
     assert changed["measures/WT.json"] == {"dice": {"old": was, "new": 0.25, "diff": 0.25 - was}}
     assert set(changed) <= {"measures/WT.json", "measures/ET.json"}
+
+
+def test_validation_data_that_a_model_was_trained_on_compare_nobody(
+    prepared_crops: Prepared,
+) -> None:
+    """A block is new to who left it out, a whole scan only to who never saw it."""
+
+    def split(*training: str, kept_out: Box | None = None, **validation: Box | None) -> Prepared:
+        boxes = {training[0]: kept_out} if kept_out else {}
+        regions = tuple(Region(case, box) for case, box in validation.items())
+        made = Split(training, regions, (), boxes)
+        return replace(prepared_crops, split=made)
+
+    block, around, half = (Box((0, 0, 0), (n, 20, 20)) for n in (20, 30, 10))
+    whole = split("BRATS_119", BRATS_009=None)
+    assert unseen(whole, trained_on(whole)) == list(whole.split.validation)
+    assert unseen(whole, trained_on(split("BRATS_009", "BRATS_119"))) == []
+    assert unseen(whole, None) == []
+    of_block = split("BRATS_009", kept_out=around, BRATS_009=block)
+    assert unseen(of_block, trained_on(of_block)) == list(of_block.split.validation)
+    assert unseen(of_block, trained_on(split("BRATS_009", kept_out=half))) == []
+    assert unseen(whole, trained_on(of_block)) == []
+    both = split("BRATS_119", BRATS_009=None, BRATS_119=block)
+    assert unseen(both, trained_on(split("BRATS_119"))) == [Region("BRATS_009")]

@@ -12,7 +12,7 @@ from gliotrail.tracking.champion import crown, uncrown, versions
 from gliotrail.tracking.client import existing_run
 from gliotrail.tracking.evaluation_record import record_evaluation
 from gliotrail.tracking.evaluation_run import held_out_points
-from gliotrail.tracking.registry import CHAMPION, MODEL, champion
+from gliotrail.tracking.registry import CHAMPION, MODEL, PROMOTED, champion, is_promoted
 from tests.support.told import told
 from tests.support.tracked_runs import begun, go_on, model_file
 
@@ -33,7 +33,7 @@ def trained(seed: int = 7, score: float = 0.5) -> tuple[RunFolder, dict[str, Any
 
 def record(run: RunFolder, says: dict[str, Any], judged_on: str = "data", **more: Any) -> str:
     files = [run.root / "run.json"]
-    values = {"measures": MEASURES, "rescore": lambda path: 1 / 0} | more
+    values = {"measures": MEASURES, "rescore": lambda path, seen: 1 / 0, "trained_on": "a b"} | more
     return record_evaluation(
         run=says, weights=run.root / MODEL_FILE, files=files, judged_on=judged_on, **values
     )
@@ -118,14 +118,30 @@ def test_on_other_data_the_old_champions_own_weights_are_scored(server: MlflowCl
     record(first, says)
     seen = []
 
-    def rescore(path: Path) -> float:
-        seen.append(path.read_bytes())
-        return 0.3
+    def rescore(path: Path, trained_on: str | None) -> tuple[float, float, str]:
+        seen.append((path.read_bytes(), trained_on))
+        return 0.4, 0.3, "other data"
 
     line = record(*trained(2, 0.4), judged_on="other data", rescore=rescore)
     old, new = "version 1 (validation Dice 0.300", "version 2 (validation Dice 0.400"
     assert f"champion: {old}, held out 0.700) -> {new}, held out 0.700)" in line
-    assert seen == [(first.root / MODEL_FILE).read_bytes()]
+    assert seen == [((first.root / MODEL_FILE).read_bytes(), "a b")]
+
+
+def test_a_champion_that_knows_the_validation_data_stays_and_that_is_told(
+    server: MlflowClient,
+) -> None:
+    record(*trained(1, 0.3))
+    line = record(*trained(2, 0.9), judged_on="other", rescore=lambda path, seen: None)
+    assert "the champion stays version 1" in line
+    assert "it was trained on these validation data, or does not tell" in line
+    assert not is_promoted()
+    crown("2")
+    assert is_promoted()
+    for alias in (CHAMPION, PROMOTED):
+        assert str(server.get_model_version_by_alias(MODEL, alias).version) == "2"
+    uncrown("2")
+    assert not is_promoted()
 
 
 def test_a_run_of_another_machine_must_be_in_mlflow(server: MlflowClient, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def version(server: MlflowClient, folder: Path, seed: int) -> ModelVersion:
     return register(server, run_id, model_id, weights, {})
 
 
-def never(holder: ModelVersion) -> float:
+def never(holder: ModelVersion) -> tuple[float, float, str]:
     raise AssertionError("nobody is to be scored again")
 
 
@@ -128,16 +128,16 @@ def test_of_two_that_challenge_at_once_the_better_one_is_champion(
 
 
 @pytest.mark.parametrize(("held", "won"), [(0.9, False), (0.3, True)])
-def test_judged_on_other_data_the_champion_is_scored_again_first(
+def test_judged_on_other_data_both_are_scored_again_first(
     held: float, won: bool, server: MlflowClient, tmp_path: Path
 ) -> None:
     old, new = version(server, tmp_path, 1), version(server, tmp_path, 2)
     assert promote(server, old, 0.5, OTHER_DATA, never)
     asked = []
 
-    def rescore(holder: ModelVersion) -> float:
+    def rescore(holder: ModelVersion) -> tuple[float, float, str]:
         asked.append(holder.version)
-        return held
+        return 0.6, held, DATA
 
     assert promote(server, new, 0.6, DATA, rescore) == won
     assert asked == [old.version]
@@ -146,12 +146,30 @@ def test_judged_on_other_data_the_champion_is_scored_again_first(
     assert (of["gliotrail.score"], of["gliotrail.judged_on"]) == (repr(held), DATA)
 
 
+def test_on_part_of_the_data_the_scores_there_decide(server: MlflowClient, tmp_path: Path) -> None:
+    old, new = version(server, tmp_path, 1), version(server, tmp_path, 2)
+    assert promote(server, old, 0.5, OTHER_DATA, never)
+    assert promote(server, new, 0.9, DATA, lambda holder: (0.2, 0.3, "part")) is False
+    assert server.get_model_version(MODEL, new.version).tags["gliotrail.judged_on"] == DATA
+
+
+def test_a_champion_that_was_trained_on_all_that_is_judged_on_stays(
+    server: MlflowClient, tmp_path: Path
+) -> None:
+    old, new = version(server, tmp_path, 1), version(server, tmp_path, 2)
+    assert promote(server, old, 0.5, OTHER_DATA, never)
+    assert promote(server, new, 0.9, DATA, lambda holder: None) is None
+    holder = champion(server)
+    assert holder is not None
+    assert holder.version == old.version
+
+
 def test_a_version_that_was_made_champion_by_hand_is_scored_too(
     server: MlflowClient, tmp_path: Path
 ) -> None:
     by_hand, new = version(server, tmp_path, 1), version(server, tmp_path, 2)
     server.set_registered_model_alias(MODEL, CHAMPION, by_hand.version)
-    assert not promote(server, new, 0.6, DATA, lambda holder: 0.7)
+    assert not promote(server, new, 0.6, DATA, lambda holder: (0.6, 0.7, DATA))
 
 
 def test_a_server_that_fails_is_not_taken_for_one_without_a_champion(

@@ -18,7 +18,7 @@ Version = Annotated[
 def models(as_json: Json = False) -> None:
     """List the registered models, the newest first, with their Dice on validation and held out.
 
-    `gliotrail segment` takes the champion where it is not told another.
+    `gliotrail segment` takes the one that was promoted by name, where it is not told another.
     """
     from gliotrail.tracking.champion import versions as known
 
@@ -46,7 +46,7 @@ _SHOWN = ("mean_regions", "WT", "TC", "ET")
 
 
 def promote(version: Version, as_json: Json = False) -> None:
-    """Make a version champion, whatever its figures are."""
+    """Make a version champion, whatever its figures are; `gliotrail segment` takes it from now on."""
     from gliotrail.tracking.champion import crown
 
     told = crown(version)

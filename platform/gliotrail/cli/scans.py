@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+import gliotrail
 from gliotrail.cli.output import Json, number, print_json, print_table, table_of, tell
 from gliotrail.errors import ParamsError
 from gliotrail.imaging.header import is_packed
+from gliotrail.progress import say
+from gliotrail.runs.addresses import tracking_uri
 
 if TYPE_CHECKING:
     from gliotrail.segmentation.segment import Trained
 
 Scheme = Literal["msd", "brats21", "brats23"]
-CHAMPION = "models:/gliotrail-unet3d@champion"
+PROMOTED = "models:/gliotrail-unet3d@promoted"
+SHIPPED = Path(gliotrail.__file__).parents[2] / "results/weights/brats-dynunet.safetensors"
 THRESHOLD = 0.5  # where a model tells none
 
 
@@ -61,7 +65,10 @@ def segment(
     t2: Annotated[Path | None, typer.Option(help="and T2.")] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help=f"Weights file or model URI, by default {CHAMPION}; several: averaged."),
+        typer.Option(
+            help=f"Weights file or model URI; several: averaged. By default {PROMOTED} (see "
+            "`gliotrail promote`), else the weights that ship."
+        ),
     ] = None,
     probabilities: Annotated[
         Path | None, typer.Option(help="A file for a probability a class and voxel.")
@@ -98,7 +105,7 @@ def segment(
     from gliotrail.segmentation import segment as work
 
     image = read_image(paths[0]) if scan else read_channels(paths)
-    models = model or [CHAMPION]
+    models = model or [_default_model()]
     networks, theirs = zip(*(_trained(name) for name in models), strict=True)
     chosen = _one(theirs) if threshold is None else threshold
     done = work.segment(image, networks, chosen, tta)
@@ -107,6 +114,22 @@ def segment(
         write_probabilities(probabilities, done.probabilities, image)
     values = {"mask": str(out), "probabilities": probabilities and str(probabilities)}
     tell(as_json, values, " and ".join(map(str, outputs)))
+
+
+def _default_model() -> str:
+    """The version that somebody promoted; else the weights that ship, which is said."""
+    uri = tracking_uri()
+    database = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or database.is_file():
+        from gliotrail.tracking.registry import is_promoted  # MLflow takes seconds to import
+
+        if is_promoted():
+            return PROMOTED
+    if not SHIPPED.is_file():
+        do = "name one by --model, or promote one by `gliotrail promote`"
+        raise ParamsError("no model: none is promoted, and no weights ship", where=SHIPPED, do=do)
+    say(f"no model was promoted by name: taking the weights that ship, {SHIPPED.name}")
+    return str(SHIPPED)
 
 
 def _one(thresholds: Sequence[float]) -> float:

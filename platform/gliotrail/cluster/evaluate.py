@@ -5,7 +5,7 @@ the saved mask gives `metrics.json` again.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import numpy as np
 from gliotrail.errors import DataError
 from gliotrail.files import replacing, write_json
 from gliotrail.imaging.formats.decathlon import read_dataset
-from gliotrail.imaging.geometry import Box, from_ras
+from gliotrail.imaging.geometry import Box, from_ras, vox3
 from gliotrail.imaging.header import read_header
 from gliotrail.imaging.labels import CLASSES, REGIONS, Labels
 from gliotrail.imaging.nifti import Scan, write_labels
@@ -25,6 +25,7 @@ from gliotrail.imaging.prepared import (
     read_labels_patch,
     read_patch,
 )
+from gliotrail.imaging.split import Region
 from gliotrail.params import Evaluate, Params
 from gliotrail.progress import progress, say
 from gliotrail.report.evaluation_charts import Look, look, write_charts
@@ -48,6 +49,7 @@ from gliotrail.tracking.evaluation_record import record_evaluation
 
 _TOLD: Final = ("dice", "sensitivity", "specificity", "hd95_mm")
 _MEASURES: Final = (*_TOLD, "specificity_brain")
+_HASH_LENGTH: Final = 16
 MEASURES_VERSION: Final = 1
 """Goes up when a measure's definition changes: champions are then judged again."""
 
@@ -173,8 +175,11 @@ def record(trained: Path, out: Path, prepared: Prepared, section: Evaluate) -> N
         trained / MODEL_FILE,
         measures_of(metrics),
         [*shown, out / "metrics.json", out / "cases.json"],
-        judged_on=digest_of([MEASURES_VERSION, section.threshold, _validation_inputs(prepared)]),
-        rescore=lambda weights: _validation_score(weights, prepared, section),
+        judged_on=_judged_on(prepared, prepared.split.validation, section.threshold),
+        trained_on=trained_on(prepared),
+        rescore=lambda weights, seen: _rescored(
+            trained / MODEL_FILE, weights, prepared, unseen(prepared, seen), section.threshold
+        ),
         caveat="; ".join(_caveats(prepared)),
     )
     say(told)
@@ -200,18 +205,61 @@ def measures_of(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in points.items() if value is not None}
 
 
-def _validation_inputs(prepared: Prepared) -> list[Any]:
-    return [
+def _judged_on(prepared: Prepared, regions: Sequence[Region], threshold: float) -> str:
+    """A digest of validation data, and of how they are measured."""
+    inputs = [
         [region.case, str(region.box), prepared.cases[region.case].image_sha256,
          prepared.cases[region.case].label_sha256]
-        for region in prepared.split.validation
+        for region in regions
     ]  # fmt: skip
+    return digest_of([MEASURES_VERSION, threshold, inputs])
 
 
-def _validation_score(weights: Path, prepared: Prepared, section: Evaluate) -> float:
-    """What another model is worth on this validation data."""
+def trained_on(prepared: Prepared) -> str:
+    """The training cases by their files' hashes, with the box that was kept out of each, if any."""
+    told = []
+    for name in prepared.split.training:
+        box = prepared.split.kept_out.get(name)
+        kept_out = f":{','.join(map(str, (*box.start_vox, *box.stop_vox)))}" if box else ""
+        told.append(f"{prepared.cases[name].image_sha256[:_HASH_LENGTH]}{kept_out}")
+    return " ".join(sorted(told))
+
+
+def unseen(prepared: Prepared, told: str | None) -> list[Region]:
+    """The validation data that a model with another `trained_on` was not trained on.
+
+    None of them if it doesn't tell.
+    """
+    if told is None:
+        return []
+    kept_out = {digest: box for digest, _, box in (part.partition(":") for part in told.split())}
+
+    def is_new(region: Region) -> bool:
+        box = kept_out.get(prepared.cases[region.case].image_sha256[:_HASH_LENGTH])
+        if not box:
+            return box is None
+        ends = [int(end) for end in box.split(",")]
+        clear = Box(vox3(ends[:3]), vox3(ends[3:]))
+        return region.box is not None and region.box.meet(clear) == region.box
+
+    return [region for region in prepared.split.validation if is_new(region)]
+
+
+def _rescored(
+    ours: Path, theirs: Path, prepared: Prepared, regions: Sequence[Region], threshold: float
+) -> tuple[float, float, str] | None:
+    """What two models are worth on the same validation data, and which; None if there are none."""
+    if not regions:
+        return None
+    first, second = (_score_on(weights, prepared, regions, threshold) for weights in (ours, theirs))
+    return first, second, _judged_on(prepared, regions, threshold)
+
+
+def _score_on(
+    weights: Path, prepared: Prepared, regions: Sequence[Region], threshold: float
+) -> float:
     model, description = load(weights)
     world = World(device=device_here())
     model.to(world.device)
-    regions, standardize = prepared.split.validation, description.standardize
-    return validate(model, prepared.cases, regions, standardize, section.threshold, world)[SCORE]
+    standardize = description.standardize
+    return validate(model, prepared.cases, regions, standardize, threshold, world)[SCORE]

@@ -88,7 +88,7 @@ def warp(
 
     def sampled(array: Floats, mode: str) -> Floats:
         volume = torch.from_numpy(np.ascontiguousarray(array))[None]
-        return F.grid_sample(volume, grid, mode, align_corners=True)[0].numpy()  # type: ignore[no-any-return]
+        return F.grid_sample(volume, grid, mode, align_corners=True)[0].numpy()
 
     labels, brain = sampled(codes_CIJK, "nearest")
     return sampled(image_CIJK, "bilinear") * brain, labels.astype(np.uint8)
@@ -104,7 +104,7 @@ def changes_intensities(augment: Augment) -> bool:
 def change_intensities(image_CIJK: Floats, augment: Augment, rng: np.random.Generator) -> Floats:
     """Noise, blur, brightness, contrast, low resolution and gamma, in nnU-Net's order."""
     brain_IJK = (image_CIJK != 0).any(axis=0)
-    image = np.ascontiguousarray(image_CIJK)
+    image = np.array(image_CIJK, order="C")
     channels = len(image)
     if rng.random() < augment.noise:
         deviation = math.sqrt(rng.uniform(*_NOISE_VARIANCE))
@@ -123,9 +123,11 @@ def change_intensities(image_CIJK: Floats, augment: Augment, rng: np.random.Gene
             image[channel] = _low_resolution(image[channel], zooms[channel])
     if rng.random() < augment.gamma:
         sign = -1 if rng.random() < _INVERTED else 1
-        for channel, gamma in enumerate(rng.uniform(*_GAMMA, channels)):
-            image[channel] = sign * _gamma(sign * image[channel], brain_IJK, gamma)
-    return image.astype(np.float32, copy=False) * brain_IJK
+        gammas = rng.uniform(*_GAMMA, channels)
+        for channel in range(channels):
+            image[channel] = sign * _gamma(sign * image[channel], brain_IJK, gammas[channel])
+    changed: Floats = image.astype(np.float32, copy=False) * brain_IJK
+    return changed
 
 
 def _factors(rng: np.random.Generator, channels: int) -> Floats:

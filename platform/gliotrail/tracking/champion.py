@@ -9,7 +9,14 @@ from gliotrail.errors import TrackingError
 from gliotrail.runs.lineage import PLANNED_TAG
 from gliotrail.tracking.client import client, one_line
 from gliotrail.tracking.evaluation_run import held_out
-from gliotrail.tracking.registry import CHAMPION, MODEL, champion, find_version, validation_score
+from gliotrail.tracking.registry import (
+    CHAMPION,
+    MODEL,
+    PROMOTED,
+    champion,
+    find_version,
+    validation_score,
+)
 
 _DICE: Final = "test/dice_"
 
@@ -23,24 +30,25 @@ def versions() -> list[dict[str, Any]]:
     with one_line():
         server = client()
         # of a search MLflow leaves the aliases out
-        aliases = {
-            str(number): name
-            for model in server.search_registered_models(f"name = '{MODEL}'")
-            for name, number in model.aliases.items()
-        }
+        aliases: dict[str, list[str]] = {}
+        for model in server.search_registered_models(f"name = '{MODEL}'"):
+            for name, number in sorted(model.aliases.items()):
+                aliases.setdefault(str(number), []).append(name)
         known = server.search_model_versions(f"name = '{MODEL}'")
         newest_first = sorted(known, key=lambda version: -int(version.version))
         return [_row(server, version, aliases) for version in newest_first]
 
 
-def _row(server: MlflowClient, version: ModelVersion, aliases: dict[str, str]) -> dict[str, Any]:
+def _row(
+    server: MlflowClient, version: ModelVersion, aliases: dict[str, list[str]]
+) -> dict[str, Any]:
     run = server.get_run(str(version.run_id))
     measures, params = held_out(server, run), run.data.params
     dice = {k.removeprefix(_DICE): v for k, v in measures.items() if k.startswith(_DICE)}
     number, planned = str(version.version), run.data.tags.get(PLANNED_TAG)
     return {
         "version": number,
-        "aliases": [aliases[number]] if number in aliases else [],
+        "aliases": aliases.get(number, []),
         "validation_dice": validation_score(version),
         "held_out_dice": dice,
         "voxels": int(params.get("epochs", 0)) * int(params.get("epoch_voxels", 0)) or None,
@@ -74,7 +82,8 @@ def crown(name: str) -> dict[str, str | None]:
     with one_line():
         server = client()
         version, before = _version(server, name), champion(server)
-        server.set_registered_model_alias(MODEL, CHAMPION, version.version)
+        for alias in (CHAMPION, PROMOTED):
+            server.set_registered_model_alias(MODEL, alias, version.version)
         old = figures(server, before) if before else "none"
         told = f"champion: {old} -> {figures(server, version)}"
         was = str(before.version) if before else None
@@ -93,7 +102,9 @@ def uncrown(name: str) -> dict[str, str | None]:
         if holder is None or str(holder.version) != str(version.version):
             got = f"version {holder.version}" if holder else "none"
             raise TrackingError("champion", wanted=f"version {version.version}", got=got)
-        server.delete_registered_model_alias(MODEL, CHAMPION)
+        for alias in (CHAMPION, PROMOTED):
+            if str(server.get_registered_model(MODEL).aliases.get(alias)) == str(version.version):
+                server.delete_registered_model_alias(MODEL, alias)
         told = (
             f"champion: {figures(server, version)} -> none; `gliotrail promote VERSION` names one"
         )

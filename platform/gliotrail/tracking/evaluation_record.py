@@ -20,6 +20,8 @@ from gliotrail.tracking.evaluation_run import held_out, record_held_out
 from gliotrail.tracking.experiment_page import SCORE
 from gliotrail.tracking.registry import (
     MODEL,
+    TRAINED_ON,
+    Rescored,
     champion,
     download_weights,
     log_model,
@@ -28,6 +30,9 @@ from gliotrail.tracking.registry import (
 )
 from gliotrail.tracking.run_page import note_of, page_of, write_note
 
+_UNCOMPARED: Final = (
+    "it was trained on these validation data, or does not tell: `gliotrail promote` chooses by name"
+)
 TABLE: Final = "table.json"
 """Of the files, a table that MLflow's pages show as one."""
 
@@ -38,7 +43,8 @@ def record_evaluation(
     measures: Mapping[str, float],
     files: Sequence[Path],
     judged_on: str,
-    rescore: Callable[[Path], float],
+    trained_on: str,
+    rescore: Callable[[Path, str | None], Rescored | None],
     caveat: str = "",
 ) -> str:
     """Log test scores and files, register the model, and see whether it is the new champion.
@@ -51,7 +57,9 @@ def record_evaluation(
     Args:
         run: what `results/train/run.json` says.
         judged_on: digest of the validation data and of the measures' version.
-        rescore: the validation score of another weights file.
+        trained_on: the model's training cases, kept with its version for later comparisons.
+        rescore: this model and another weights file on what that one, by its `trained_on` (None
+            if it tells none), was not trained on; None if there is nothing.
         caveat: why the validation score is little to go by, if so.
 
     Returns:
@@ -77,20 +85,24 @@ def record_evaluation(
                 table = [{"path": f"evaluation/{TABLE}", "type": "table"}]
                 server.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(table))
 
-        def rescore_version(holder: ModelVersion) -> float:
+        def rescore_version(holder: ModelVersion) -> Rescored | None:
             with tempfile.TemporaryDirectory() as folder:
-                return rescore(download_weights(server, holder, Path(folder)))
+                theirs = download_weights(server, holder, Path(folder))
+                return rescore(theirs, holder.tags.get(TRAINED_ON))
 
         _write_note(server, server.get_run(run_id), run)
         experiment = found.info.experiment_id
         model_id = log_model(server, experiment, run_id, weights, run["params"]["threshold"])
-        version = register(server, run_id, model_id, weights, {"gliotrail.id": run["id"]})
+        version = register(
+            server, run_id, model_id, weights, {"gliotrail.id": run["id"], TRAINED_ON: trained_on}
+        )
         before, missing = champion(server), _missing_voxels(run)
         won = promote(server, version, score, judged_on, rescore_version, bool(missing))
         now = champion(server)
         told = [f"{MODEL} {figures(server, server.get_model_version(MODEL, version.version))}"]
         if not won:
             told.append(f"the champion stays {figures(server, now) if now else 'nobody'}")
+            told += [_UNCOMPARED] if won is None else []
         elif before is None or str(before.version) == str(version.version):
             told.append("it is champion")
         else:

@@ -32,6 +32,12 @@ from gliotrail.tracking.once import SHA256_TAG, make_once, the_model, the_versio
 
 MODEL: Final = "gliotrail-unet3d"
 CHAMPION: Final = "champion"
+PROMOTED: Final = "promoted"
+"""The version that somebody made champion by name: what `gliotrail segment` takes."""
+TRAINED_ON: Final = "gliotrail.trained_on"
+"""A version's tag: the training cases, as whoever registers it names them."""
+Rescored = tuple[float, float, str]
+"""The challenger's score, the holder's, and the digest of the data that both were judged on."""
 _NEEDS: Final = (
     "mlflow", "nibabel", "numpy", "pydantic", "rich", "ruamel.yaml", "safetensors", "torch",
 )  # fmt: skip
@@ -148,9 +154,9 @@ def promote(
     challenger: ModelVersion,
     score: float,
     judged_on: str,
-    rescore: Callable[[ModelVersion], float],
+    rescore: Callable[[ModelVersion], Rescored | None],
     is_short: bool = False,
-) -> bool:
+) -> bool | None:
     """Make the challenger champion if its validation score is the better one.
 
     MLflow can't compare and set an alias in one step. So whoever has set it looks once more whether
@@ -159,35 +165,41 @@ def promote(
 
     Args:
         judged_on: digest of the validation data and the measures' version. If the champion was
-            judged on other data, it is scored again first.
-        rescore: a version's score on the challenger's validation data.
+            judged on other data, both are scored again first.
+        rescore: on the challenger's validation data, as far as a version wasn't trained on them;
+            None if it was trained on all of them.
         is_short: it saw fewer voxels than are planned: only a person makes it champion.
 
     Returns:
-        whether the challenger is the champion now.
+        whether the challenger is the champion now; None if they can't be compared, and the
+        champion stays the one before.
     """
 
-    def note(version: ModelVersion, of: float) -> None:
+    def note(version: ModelVersion, of: float, on: str) -> None:
         server.set_model_version_tag(MODEL, version.version, _SCORE, repr(float(of)))
-        server.set_model_version_tag(MODEL, version.version, _JUDGED_ON, judged_on)
+        server.set_model_version_tag(MODEL, version.version, _JUDGED_ON, on)
 
     number = str(challenger.version)
     if is_short:
-        note(challenger, score)
+        note(challenger, score, judged_on)
         holder = champion(server)
         return holder is not None and str(holder.version) == number
     before = _scores(server, judged_on, settled=True)
     server.set_model_version_tag(MODEL, number, _CHALLENGES, "true")
-    note(challenger, score)
+    note(challenger, score, judged_on)
     holder = champion(server)
     wins = holder is None or str(holder.version) == number
     if holder is not None and not wins:
         if holder.tags.get(_JUDGED_ON) == judged_on:
-            held = float(holder.tags[_SCORE])
+            ours, held = score, float(holder.tags[_SCORE])
         else:
-            held = rescore(holder)
-            note(holder, held)
-        wins = score > held
+            found = rescore(holder)
+            if found is None:
+                server.delete_model_version_tag(MODEL, number, _CHALLENGES)
+                return None
+            ours, held, on = found
+            note(holder, held, on)
+        wins = ours > held
     if wins:
         server.set_registered_model_alias(MODEL, CHAMPION, number)
         now = {version: of for version, of in _scores(server, judged_on).items() if of > score}
@@ -206,6 +218,22 @@ def _scores(server: MlflowClient, judged_on: str, settled: bool = False) -> dict
         if version.tags.get(_JUDGED_ON) == judged_on
         and not (settled and _CHALLENGES in version.tags)
     }
+
+
+def is_promoted() -> bool:
+    """Whether somebody chose a version by name.
+
+    Raises:
+        TrackingError: MLflow can't be reached.
+    """
+    with one_line():
+        try:
+            client().get_model_version_by_alias(MODEL, PROMOTED)
+        except MlflowException as error:
+            if error.error_code in _ABSENT:
+                return False
+            raise
+    return True
 
 
 def download_weights(server: MlflowClient, version: ModelVersion, folder: Path) -> Path:
