@@ -46,7 +46,7 @@ _SHOWN = ("mean_regions", "WT", "TC", "ET")
 
 
 def promote(version: Version, as_json: Json = False) -> None:
-    """Make a version champion, whatever its figures are; `gliotrail segment` takes it from now on."""
+    """Make a version champion, whatever its figures are, and what `gliotrail segment` takes."""
     from gliotrail.tracking.champion import crown
 
     told = crown(version)

@@ -123,9 +123,8 @@ def change_intensities(image_CIJK: Floats, augment: Augment, rng: np.random.Gene
             image[channel] = _low_resolution(image[channel], zooms[channel])
     if rng.random() < augment.gamma:
         sign = -1 if rng.random() < _INVERTED else 1
-        gammas = rng.uniform(*_GAMMA, channels)
-        for channel in range(channels):
-            image[channel] = sign * _gamma(sign * image[channel], brain_IJK, gammas[channel])
+        for c, gamma in enumerate(rng.uniform(*_GAMMA, channels).tolist()):
+            image[c] = sign * _gamma(sign * image[c], brain_IJK, gamma)
     changed: Floats = image.astype(np.float32, copy=False) * brain_IJK
     return changed
 
