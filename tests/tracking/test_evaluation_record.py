@@ -99,7 +99,10 @@ def test_a_short_run_becomes_champion_only_by_a_person(server: MlflowClient) -> 
     assert str(holder.version) == "2"
     assert "it is champion" in record(short, planned(says, 1_000_000, 2_000_000))
     rows = versions()
-    assert [(row["version"], row["aliases"]) for row in rows] == [("2", ["champion"]), ("1", [])]
+    assert [(row["version"], row["aliases"]) for row in rows] == [
+        ("2", ["champion", "promoted"]),
+        ("1", []),
+    ]
     assert rows[0]["held_out_dice"] == {"WT": 0.8, "mean_regions": 0.7}
     with pytest.raises(TrackingError, match="champion: wanted version 1, got version 2"):
         uncrown("1")
