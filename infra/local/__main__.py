@@ -101,6 +101,8 @@ def start(
     for name in reversed(PORTS):
         print(f"{name:10} {settings.at(PORTS[name])}")
     print(f"dashboard  http://{settings.at('dashboard')}")
+    if not settings.is_loopback:
+        print("warning: passwords and tokens cross the network in plain text: see infra/README.md")
     print(f"now: source {settings.folder / 'env'}")
 
 

@@ -2,11 +2,11 @@
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 import requests
 
+from gliotrail.paths import short_temp
 from infra.local import postgres
 from infra.local.processes import Service
 from infra.local.settings import BUCKETS, LOOPBACK, USER, Settings, write_private
@@ -155,7 +155,8 @@ def ray_head(settings: Settings) -> Service:
 
 def ray_session(settings: Settings) -> Path:
     """Ray's sockets and logs: sockets have short names only, so it is not in the state's folder."""
-    return Path(tempfile.gettempdir()) / f"gliotrail-ray-{settings.secrets['id'][:12]}"
+    name = f"gliotrail-ray-{settings.secrets['id'][:12]}"
+    return Path(short_temp(f"/{name}")) / name
 
 
 def _status(address: str, **options: object) -> int:

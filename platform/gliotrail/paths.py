@@ -6,12 +6,15 @@ in one of DVC's temporary experiment folders, so that runs never scatter.
 
 import os
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Final
 
 from gliotrail.errors import ParamsError
 
+_SOCKETS_BYTES: Final = 49
 JOB: Final = "GLIOTRAIL_JOB"
 """Set in the processes of a stage that runs as a Ray job, whose working folder is thrown away."""
 DIRECT: Final = "GLIOTRAIL_DIRECT"
@@ -53,3 +56,19 @@ def git(*words: str, cwd: Path | None = None) -> str:
     except FileNotFoundError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def short_temp(beside: str = "/ray") -> str:
+    """The folder for what is temporary, or /tmp where sockets below that would have no name.
+
+    A socket's name has 107 bytes, of which Ray's own take 58.
+
+    Args:
+        beside: what is between the folder and Ray's own.
+    """
+    folder = gettempdir()
+    if len(os.fsencode(folder + beside)) <= _SOCKETS_BYTES:
+        return folder
+    told = f"Ray's sockets are in /tmp: the name of TMPDIR={folder} is too long for them\n"
+    sys.stderr.write(told)
+    return "/tmp"  # noqa: S108 - Ray makes a folder of its own there

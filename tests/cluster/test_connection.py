@@ -11,7 +11,6 @@ from gliotrail.cluster.connection import (
     check_shares,
     nodes,
     share_out,
-    short_temp,
     total,
     workers_wanted,
 )
@@ -284,13 +283,3 @@ def test_a_trial_that_can_never_fit_is_refused_at_once(
         f"a trial can never start: wanted {wanted}, got machines of"
         f" 16 CPUs and 0 GPUs / 2 CPUs and 0 GPUs; lower GLIOTRAIL_TRIAL_{lower}"
     )
-
-
-def test_rays_sockets_have_a_short_folder(monkeypatch, tmp_path, capfd):
-    long = tmp_path / ("x" * 50)
-    long.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(long))
-    assert short_temp() == "/tmp"
-    assert f"TMPDIR={long}" in capfd.readouterr().err
-    monkeypatch.setattr("tempfile.tempdir", "/tmp/short")
-    assert short_temp() == "/tmp/short"

@@ -183,8 +183,13 @@ def test_secrets_are_new_each_time_readable_by_their_owner_and_never_replaced(
         assert subprocess.run(ignored, cwd=ROOT).returncode == 0
 
 
-def test_the_cluster_launchers_file_is_valid_and_takes_a_token():
-    (config,) = documents(INFRA / "vm/gcp.yaml")
+@pytest.mark.parametrize("name", ["aws", "gcp"])
+def test_the_cluster_launchers_files_are_valid_take_a_token_and_name_no_address_outside(name):
+    (config,) = documents(INFRA / f"vm/{name}.yaml")
+    for node in config["available_node_types"].values():
+        interfaces = node["node_config"].get("networkInterfaces")
+        assert name == "aws" or (interfaces and "accessConfigs" not in interfaces[0])
+    assert config["provider"]["use_internal_ips"] is True
     schema = json.loads((files("ray") / "autoscaler/ray-schema.json").read_text())
     jsonschema.validate(config, schema)
     starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
@@ -207,7 +212,7 @@ def test_images_begin_from_a_version_and_take_files_that_are_there():
     taken = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
     files = definition.partition("%files")[2].partition("%post")[0]
     taken += [line.split()[0] for line in files.splitlines() if line.strip()]
-    assert len(taken) == 9
+    assert len(taken) == 10
     assert [name for name in taken if not (ROOT / name).exists()] == []
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from gliotrail.errors import ParamsError
-from gliotrail.paths import git, main_checkout, state_dir
+from gliotrail.paths import git, main_checkout, short_temp, state_dir
 from tests.support.projects import Project
 
 
@@ -58,3 +58,14 @@ def test_without_git_there_is_no_checkout_and_no_error(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git("rev-parse", "HEAD") == ""
     assert main_checkout(tmp_path) == tmp_path
+
+
+def test_rays_sockets_have_a_short_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = "gliotrail.paths.gettempdir"
+    monkeypatch.setattr(where, lambda: "/a/short/one")
+    assert short_temp() == "/a/short/one"
+    monkeypatch.setattr(where, lambda: "/" + "x" * 50)
+    assert short_temp() == "/tmp"
+    assert "TMPDIR=/xxx" in capsys.readouterr().err

@@ -21,6 +21,7 @@ import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from gliotrail.errors import ClusterError, ParamsError
+from gliotrail.paths import short_temp
 from gliotrail.progress import say
 
 SETTINGS = {
@@ -40,7 +41,6 @@ _LOCAL_SETTINGS = {
     "RAY_enable_worker_prestart": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-_TEMP_BYTES = 45
 _SHM = "/dev/shm"  # noqa: S108 - Ray's place for it
 WORKERS = "GLIOTRAIL_WORKERS"
 GPUS = "GLIOTRAIL_GPUS"
@@ -125,15 +125,6 @@ def _connect(address: str | None) -> None:
         if address and not isinstance(error, ConnectionError | ValueError):
             raise
         raise (_no_answer(address, error) if address else _no_start(error)) from None
-
-
-def short_temp() -> str:
-    """A folder for Ray's sockets, whose names have 107 bytes, some 60 of them Ray's own."""
-    folder = gettempdir()
-    if len(os.fsencode(folder)) <= _TEMP_BYTES:
-        return folder
-    say(f"Ray's sockets are in /tmp: the name of TMPDIR={folder} is too long for them")
-    return "/tmp"  # noqa: S108 - Ray makes a folder of its own there
 
 
 def check_answer(address: str) -> None:
