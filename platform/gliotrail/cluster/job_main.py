@@ -1,6 +1,6 @@
-"""The cluster's side of `submit`: `python -m gliotrail.cluster.job_main` runs a stage it was sent.
+"""The cluster's side of `submit`: `python -m gliotrail.cluster.job_main` runs the sent stage.
 
-Its outputs go to the store by their hash; which they are is in `gliotrail/jobs/<job>.json` there.
+Outputs go to the store by their hash; `gliotrail/jobs/<job>.json` there lists them.
 """
 
 import json
@@ -32,12 +32,12 @@ from gliotrail.runs.store import Store
 
 
 def run() -> None:
-    """Check this machine and all others, lay out what was sent, run the stage, keep its outputs.
+    """Check all machines, lay out what was sent, run the stage, store its outputs.
 
     Raises:
         ClusterError: versions differ, machines don't share what they must.
         DataError: the inputs can't be fetched.
-        SystemExit: as the stage ends.
+        SystemExit: with the stage's exit code.
     """
     job = sent()
     if job is None:
@@ -74,7 +74,7 @@ def _check_tracking() -> None:
 
 
 def _check_machines(job: Sent, store: Store) -> None:
-    """Those that this process isn't on.
+    """Check the other machines.
 
     Raises:
         ClusterError: as `check_versions`; a store that is not shared.
@@ -110,7 +110,7 @@ def _check_machines(job: Sent, store: Store) -> None:
 
 
 def _look(probe: str) -> tuple[dict[str, str], bool]:
-    """Done on another machine: its versions, and whether it sees what this one put there."""
+    """Runs on another machine: its versions, and whether it sees what this one put there."""
     job = sent()
     assert job is not None
     return versions_here(), job.common_store.has(probe)

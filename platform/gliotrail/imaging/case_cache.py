@@ -1,9 +1,10 @@
-"""What a stage made of one case, kept, so that the next run makes only what is new.
+"""A cache of what a stage made for each case, so that the next run makes only what is new.
 
-DVC removes a stage's outputs before it runs the stage. So each case's files are kept elsewhere too,
-as hard links, under a hash of all that they are made from: the case's raw files, settings, and the
-code. Where DVC puts a copy into its cache and links the outputs to that, what is kept is a second
-copy; only what the newest run used is kept. Where links can't be made (another disk) nothing is.
+DVC removes a stage's outputs before it runs the stage. So each case's files are also kept
+elsewhere, as hard links, under a hash of everything they are made from: the case's raw files,
+settings and code. If DVC copies outputs into its cache and links them to that, the kept files are a
+second copy. Only what the newest run used is kept. If links can't be made (another disk), nothing
+is kept.
 """
 
 import hashlib
@@ -41,13 +42,13 @@ def _code(module: str) -> str:
 def made(
     memory: Path | None, key: str, files: Sequence[Path], make: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Have `files`: those that were kept under this key and are unchanged, else new ones.
+    """Provide `files`: the unchanged ones kept under this key, or new ones.
 
     Args:
-        memory: where they are kept; nowhere if None.
-        key: of all that they are made from.
-        files: in folders that are there.
-        make: writes the files and returns plain values, which are kept too.
+        memory: the folder of kept files; None keeps nothing.
+        key: hash of everything they are made from.
+        files: their paths, in existing folders.
+        make: writes the files and returns plain values, which are kept as well.
 
     Returns:
         what `make` returned, now or then.
@@ -68,7 +69,7 @@ def made(
 
 
 def linked(memory: Path | None, key: str, files: Sequence[Path]) -> dict[str, Any] | None:
-    """The values that are kept, files linked; None where one is not there or was changed."""
+    """The kept values, with the files linked; None if one is missing or was changed."""
     if memory is None:
         return None
     kept = memory / key
@@ -88,7 +89,7 @@ def linked(memory: Path | None, key: str, files: Sequence[Path]) -> dict[str, An
 
 
 def forget_others(memory: Path | None, keys: Iterable[str]) -> None:
-    """Remove what is kept under other keys."""
+    """Remove everything kept under other keys."""
     used = set(keys)
     for folder in memory.iterdir() if memory and memory.is_dir() else ():
         if folder.name not in used:
@@ -96,7 +97,7 @@ def forget_others(memory: Path | None, keys: Iterable[str]) -> None:
 
 
 def at_a_time(cases: int, peak_bytes: int) -> int:
-    """How many cases of so much memory to work on at once: as many as there are cores, or fit."""
+    """How many cases to work on at once: one per core, or as many as fit into memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     fitting = psutil.virtual_memory().available // peak_bytes
     return max(1, min(cases, cores or 1, fitting))

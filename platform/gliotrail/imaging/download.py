@@ -1,4 +1,4 @@
-"""A large file over HTTP, taken up again where it broke off, and its archive unpacked with care.
+"""Download a large file over HTTP with resume, and unpack its archive safely.
 
 pooch starts again from nothing, and so does fsspec's `get_file`; requests with a Range does not.
 """
@@ -27,8 +27,8 @@ _BUSY = {408, 425, 429, 500, 502, 503, 504}
 def download(url: str, path: Path, md5: str, tries: int = 5, wait_s: float = 1.0) -> Path:
     """Download `url` to `path`, unless it is there already and right.
 
-    What has come stays in `PATH.part`, also when the process ends; the next call goes on from
-    there if the server understands Range, else starts anew.
+    What has arrived stays in `PATH.part`, even if the process ends. The next call resumes there if
+    the server understands Range, and starts again otherwise.
 
     Args:
         url: http or https.
@@ -70,7 +70,7 @@ def download(url: str, path: Path, md5: str, tries: int = 5, wait_s: float = 1.0
 
 
 class _InterruptedError(Exception):
-    """Worth another try."""
+    """An interruption that is worth another try."""
 
 
 _BROKEN = (

@@ -1,4 +1,4 @@
-"""Boxes in voxels, and the way from a file's own grid to RAS+ and back.
+"""Boxes in voxels, and axes: from a file's own axes to RAS+ and back.
 
 Array axes after RAS+ are i (left to right), j (posterior to anterior), k (inferior to superior);
 world coordinates are `xyz_mm`. Boxes are half open: `start_vox` is in, `stop_vox` is out.
@@ -55,7 +55,7 @@ class Box:
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
-        """What to index an (I, J, K) array with."""
+        """Slices that index an (I, J, K) array."""
         i, j, k = (slice(a, b) for a, b in zip(self.start_vox, self.stop_vox, strict=True))
         return i, j, k
 
@@ -67,14 +67,14 @@ class Box:
         )
 
     def shifted(self, by_vox: Sequence[int]) -> "Box":
-        """The same box seen from elsewhere."""
+        """The box moved by so many voxels."""
         return Box(
             vox3([a + d for a, d in zip(self.start_vox, by_vox, strict=True)]),
             vox3([b + d for b, d in zip(self.stop_vox, by_vox, strict=True)]),
         )
 
     def meet(self, other: "Box") -> "Box":
-        """What two boxes share; possibly empty."""
+        """The intersection of two boxes; possibly empty."""
         starts = vox3([max(a, b) for a, b in zip(self.start_vox, other.start_vox, strict=True)])
         stops = vox3([min(a, b) for a, b in zip(self.stop_vox, other.stop_vox, strict=True)])
         return Box(starts, vox3([max(a, b) for a, b in zip(starts, stops, strict=True)]))
@@ -91,18 +91,18 @@ def spacing_mm(affine: Affine) -> tuple[float, float, float]:
 
 
 def same_spacing(one_mm: Sequence[float], other_mm: Sequence[float]) -> bool:
-    """Whether a network that knows the one can be shown the other: within a tenth."""
+    """Whether two spacings are alike for a network: within a tenth along each axis."""
     pairs = zip(one_mm, other_mm, strict=True)
     return all(max(a, b) <= 1.1 * min(a, b) for a, b in pairs)
 
 
 def by_mm(lengths_mm: Sequence[float]) -> str:
-    """For messages: `1 x 1 x 5 mm`."""
+    """Lengths as text for messages: `1 x 1 x 5 mm`."""
     return " x ".join(f"{length:.3g}" for length in lengths_mm) + " mm"
 
 
 def axis_codes(affine: Affine) -> str:
-    """Where each array axis points to, such as `RAS` or `LPS`."""
+    """The direction of each array axis, such as `RAS` or `LPS`."""
     return "".join(str(code) for code in nib.orientations.aff2axcodes(affine))
 
 

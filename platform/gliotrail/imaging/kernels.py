@@ -1,7 +1,7 @@
-"""What numpy needs many passes for, in one: compiled by Numba when it is first used, or not at all.
+"""Kernels that do in one pass what numpy does in many, compiled by Numba at first use.
 
-Whoever uses a kernel has the same in numpy too, with the same numbers to the last bit, for where
-there is no Numba. Arrays are as they lie on disk, i the fastest: (C, K, J, I).
+Each user of a kernel also has a numpy version, which gives the same numbers to the last bit, for
+use without Numba. Arrays are laid out as on disk, i fastest: (C, K, J, I).
 """
 
 import math
@@ -23,9 +23,9 @@ _TILE: Final = 16  # values of a cache line
 def fitting(
     kernel: Callable[..., None], image_CIJK: npt.NDArray[Any], dtype: npt.DTypeLike
 ) -> Callable[..., None] | None:
-    """One of the kernels below as machine code; None for another kind of array or without Numba.
+    """A kernel below as machine code; None for another kind of array, or without Numba.
 
-    The first in a process takes about a second, most of it Numba's import.
+    The first call in a process takes about a second, most of it Numba's import.
     """
     fits = image_CIJK.dtype == dtype and image_CIJK.transpose(0, 3, 2, 1).flags.c_contiguous
     return compiled(kernel) if fits else None
@@ -33,7 +33,7 @@ def fitting(
 
 @cache
 def compiled(kernel: Callable[..., None]) -> Callable[..., None] | None:
-    """The same as machine code, without the GIL, kept on disk; None without Numba."""
+    """A kernel as machine code that releases the GIL, cached on disk; None without Numba."""
     try:
         import numba
 

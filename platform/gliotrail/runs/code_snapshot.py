@@ -1,6 +1,6 @@
-"""The code a run was made with: a commit that others can fetch, and all that lies on top of it.
+"""The code of a run: a commit that others can fetch, and all changes on top of it.
 
-Kept by content in the state folder, from the run's start; delivered as the artifacts `code/*`.
+It is kept by its hash in the state folder from the run's start, and delivered as `code/*`.
 """
 
 import gzip
@@ -29,16 +29,16 @@ _DIFF: Final = (
     *("--unified=3", "--inter-hunk-context=0", "--submodule=short", "--ignore-submodules=none"),
 )
 _OWNER: Final = "dubious ownership"
-"""What git says of a checkout that another user owns."""
+"""What git says about a checkout that another user owns."""
 
 
 @dataclass(frozen=True)
 class Code:
-    """A checkout as it is now.
+    """The code of a checkout as it is now.
 
     base: the nearest commit that a remote branch has; without a remote, the newest one.
-    files: what is on top of it: a binary patch, and the untracked files that git doesn't ignore.
-    problem: why it can't be rebuilt from that, if so.
+    files: the changes on top of it: a binary patch, and untracked files that git doesn't ignore.
+    problem: why the code can't be rebuilt from these, if so.
     """
 
     base: str
@@ -46,7 +46,7 @@ class Code:
     problem: str | None = None
 
     def tags(self) -> dict[str, str]:
-        """For a run; the files are found by their digest."""
+        """A run's tags; the files are found by their digest."""
         told = {"gliotrail.code.base": self.base or "unknown"}
         if self.files:
             told["gliotrail.code.files"] = _digest(self.files)
@@ -54,7 +54,7 @@ class Code:
 
 
 def code_now() -> Code:
-    """Of the checkout in the current folder; a problem is told on the terminal, too."""
+    """The code of the current folder's checkout; a problem is also shown on the terminal."""
     code = _look()
     if code.problem:
         say(f"not rebuildable: {code.problem}")
@@ -67,7 +67,7 @@ def code_now() -> Code:
 
 
 def code_dir(digest: str) -> Path:
-    """The folder of the files with that digest."""
+    """The folder of the files with this digest."""
     return state_dir() / "code" / digest
 
 

@@ -1,4 +1,4 @@
-"""How much disk the runs of a checkout may take."""
+"""The disk budget of a checkout's runs."""
 
 import os
 import time
@@ -23,7 +23,7 @@ def budget_bytes() -> int:
 
 
 def gigabytes(name: str, default: float) -> int:
-    """What an environment variable allows, in bytes.
+    """The gigabytes of an environment variable, in bytes.
 
     Raises:
         ParamsError: it is no number above 0.
@@ -39,7 +39,7 @@ def gigabytes(name: str, default: float) -> int:
 
 
 def bytes_of(folder: Path) -> int:
-    """The sizes of all files in a folder; those that vanish meanwhile count nothing."""
+    """The total size of a folder's files; files that vanish meanwhile don't count."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:

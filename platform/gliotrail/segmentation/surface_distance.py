@@ -1,6 +1,6 @@
-"""How far apart two surfaces are: HD95 and surface Dice, in mm, on any spacing.
+"""Distances between two surfaces: HD95 and surface Dice, in mm, for any spacing.
 
-Two definitions of a surface, those of the tools whose numbers are compared with:
+Each measure has the surface of the tool whose numbers it is compared with:
 
 - HD95 is MONAI's: surface voxels are those of a mask with one of their six face neighbours
   outside it (beyond the volume all is outside), each counted once; distances between voxel
@@ -60,7 +60,7 @@ def hd95_mm(ref_IJK: Mask, pred_IJK: Mask, spacing_mm: Spacing) -> float | None:
 def surface_dice(
     ref_IJK: Mask, pred_IJK: Mask, spacing_mm: Spacing, tolerance_mm: float
 ) -> float | None:
-    """The share of both surfaces' area that is within `tolerance_mm` of the other surface.
+    """The share of both surfaces' area within `tolerance_mm` of the other surface.
 
     Returns:
         0 to 1; 0 where one mask is empty, None where both are.

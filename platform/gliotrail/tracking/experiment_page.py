@@ -1,4 +1,4 @@
-"""What MLflow's pages show of an experiment: few columns, the best validation first, and curves.
+"""What MLflow's page of an experiment shows: few columns, the best validation first, curves.
 
 A saved view of these pages is a tag of the experiment, which its menu `Views` lists: its name, and
 as JSON the columns, the order and the charts that it opens with.
@@ -63,7 +63,7 @@ def _view(name: str, state: dict[str, Any]) -> str:
 
 
 def _charts() -> dict[str, Any]:
-    """What is wanted at first sight; MLflow adds its own charts, one a metric, below."""
+    """The charts to show first; MLflow adds its own below, one for each metric."""
     score = {"selectedParams": ["learning_rate", "patch_size"], "selectedMetrics": [SCORE]}
     charts = [
         _line(*(f"{part}/soft_dice_loss" for part in ("train", "val"))),

@@ -1,4 +1,4 @@
-"""Stop a run wherever it goes on: by its folder here, else by MLflow's word to its process."""
+"""Stop a run wherever it is running: through its folder here, or through MLflow."""
 
 import json
 
@@ -11,7 +11,7 @@ from gliotrail.tracking.trace import resolve
 
 
 def ask_by_name(name: str) -> str:
-    """Ask a run to stop that a process here or on another machine works on.
+    """Ask a run to stop, whether its process is here or on another machine.
 
     Args:
         name: the run's folder, its own id or MLflow's.
@@ -27,7 +27,7 @@ def ask_by_name(name: str) -> str:
 
 
 def _ask_there(name: str, by: str) -> str:
-    """Ask a run to stop by MLflow alone: its process sees it with its next heartbeat.
+    """Ask a run to stop through MLflow alone: its process sees it at its next heartbeat.
 
     Returns:
         the process that works on it.

@@ -1,8 +1,8 @@
-"""A training made again from what its run recorded, and the two compared number by number.
+"""Make a training again from what its run recorded, and compare the two number by number.
 
-It happens in a git worktree at the run's commit, by that commit's own code (see `rebuild`), with
-a state folder and a tracking database of its own: whatever that code is, it touches no run and no
-model of this checkout. At its end the new run is taken over into an experiment of its own.
+The training runs in a git worktree at the run's commit, with that commit's own code (see
+`rebuild`), state folder and tracking database, so it touches no run or model of this checkout. At
+the end the new run moves into an experiment of its own.
 """
 
 import fcntl
@@ -44,11 +44,11 @@ from gliotrail.tracking.trace import resolve
 
 @dataclass(frozen=True)
 class Likeness:
-    """Of numbers by name.
+    """How alike two sets of named numbers are.
 
-    n, n_equal: names that either has; those whose numbers are the same, bit for bit.
-    largest: absolute difference; infinite where one lacks a name, or can't be compared.
-    where: the name that it is at; empty where all are equal.
+    n, n_equal: names in either set; names whose numbers are the same, bit for bit.
+    largest: absolute difference; infinite if a name is missing or can't be compared.
+    where: the name of the largest difference; empty if all are equal.
     """
 
     n: int
@@ -71,7 +71,7 @@ def liken(one: Mapping[str, Any], other: Mapping[str, Any]) -> Likeness:
 
 
 def _difference(one: Any, other: Any) -> float | None:
-    """None where all bits are the same."""
+    """The largest difference and its place; None if all bits are the same."""
     if one is None or other is None:
         return math.inf
     first, second = np.asarray(one), np.asarray(other)
@@ -86,7 +86,7 @@ def _difference(one: Any, other: Any) -> float | None:
 
 EXPERIMENT: Final = "gliotrail-reproductions"
 REPRODUCES_TAG: Final = "reproduces"
-"""MLflow's id of the run that was made again."""
+"""MLflow's id of the reproduced run."""
 _VERDICT_TAG: Final = "gliotrail.reproduction"
 _ENVIRONMENT: Final = ("cpu", "cores", *LAYOUT, "machine", "python", "torch", "numpy")
 _OF_TIME: Final = ("train/voxels_per_s", "train/data_wait_share")
@@ -95,11 +95,11 @@ _MEASURE: Final = "test/"
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A run and the one that was made again from it.
+    """A run and its reproduction.
 
     run: MLflow's id.
-    again: the own id of the second, by which `gliotrail trace` finds it.
-    environment: what is not as it was: then, and now.
+    again: the reproduction's own id, by which `gliotrail trace` finds it.
+    environment: what differs: then, and now.
     parts: weights, curves and, if the run was evaluated, measures.
     """
 
@@ -127,10 +127,10 @@ class Reproduction:
 def reproduce(name: str, with_sweep: bool = False) -> Reproduction:
     """Train again, evaluate again if the run was evaluated, and compare.
 
-    Stopped before its end, the same command goes on with the training.
+    If it is stopped, the same command continues the training.
 
     Args:
-        name: a model or a run, as `trail.trace` takes it.
+        name: a model or a run, as `trace.trace` takes it.
         with_sweep: sweep again, instead of taking the winner that the run took.
 
     Raises:
@@ -181,13 +181,13 @@ def reproduce(name: str, with_sweep: bool = False) -> Reproduction:
 
 
 def _layout(run: Run) -> dict[str, str]:
-    """The environment variables that spread the training as it was; those set now come first."""
+    """The environment variables that place the training as before; those set now come first."""
     told = {name: run.data.tags.get(f"env.{key}", "") for key, name in LAYOUT.items()}
     return {name: os.environ.get(name) or then for name, then in told.items()}
 
 
 def _environment(run: Run) -> dict[str, tuple[str, str]]:
-    """What of it can change the bits of a training, and is not as it was: then, and now."""
+    """What can change a training's bits and differs: then, and now."""
     then, layout = run.data.tags, _layout(run)
     now = provenance() | {f"env.{key}": layout[name] for key, name in LAYOUT.items()}
     both = {key: (then.get(f"env.{key}", ""), now[f"env.{key}"]) for key in _ENVIRONMENT}
@@ -200,7 +200,7 @@ def _environment(run: Run) -> dict[str, tuple[str, str]]:
 
 @contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """Hold a folder; what remains of it is what the same command can go on from."""
+    """Lock a folder; the same command continues from what remains in it."""
     place.mkdir(parents=True, exist_ok=True)
     with (place / "lock").open("a") as file:
         try:
@@ -216,7 +216,7 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 def _run_stage(stage: str, tree: Path, state: Path, layout: Mapping[str, str]) -> None:
-    """By the worktree's own code, and where nothing was trained before."""
+    """Run a stage with the worktree's own code, where nothing was trained before."""
     before = os.environ.get("PYTHONPATH")
     env = {
         **os.environ,
@@ -240,7 +240,7 @@ def _run_stage(stage: str, tree: Path, state: Path, layout: Mapping[str, str]) -
 
 
 def _points(server: MlflowClient, run: Run) -> list[Point]:
-    """All that MLflow has of a run, and of its evaluation."""
+    """All points that MLflow has of a run and of its evaluation."""
     return held_out_points(server, run) + [
         Point(m.key, m.value, m.step, m.timestamp)
         for key in run.data.metrics
@@ -254,7 +254,7 @@ def _measures(points: Iterable[Point]) -> dict[str, float]:
 
 
 def _curves(points: Iterable[Point]) -> dict[str, float]:
-    """What a training gives: how fast it was, and what came after it, is left out."""
+    """A training's curves, without its speed and without later measures."""
     return {
         f"{p.key} at step {p.step}": p.value
         for p in points
@@ -263,7 +263,7 @@ def _curves(points: Iterable[Point]) -> dict[str, float]:
 
 
 def _take_over(made: RunFolder, state: Path, found: Reproduction) -> RunFolder:
-    """Move a run among this checkout's, to be delivered like these."""
+    """Move a run to this checkout's runs, to be delivered with them."""
     says = made.describe()
     says["experiment"] = EXPERIMENT
     # it is not what this checkout has for these inputs

@@ -1,4 +1,4 @@
-"""Deliver every run of this checkout that the tracking server doesn't wholly know."""
+"""Deliver every run of this checkout that the tracking server doesn't know completely."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,9 +18,9 @@ from gliotrail.tracking.restore import outputs_here, restore
 
 
 def sync_all() -> tuple[int, dict[str, str]]:
-    """Deliver what is left, sweeps before their trials; then keep to the disk's budget.
+    """Deliver what is left, sweeps before their trials; then enforce the disk budget.
 
-    Runs that only the outputs of this checkout tell of, as after `dvc pull`, are rebuilt first.
+    Runs known only from this checkout's outputs, as after `dvc pull`, are rebuilt first.
 
     Returns:
         how many runs the server knows now, and why others could not be delivered, by folder.
@@ -56,7 +56,7 @@ def close_twins(server: MlflowClient) -> list[str]:
 
 
 def clean_up() -> list[RunFolder]:
-    """What each start does: close runs whose processes are gone, keep to the disk's budget.
+    """Clean up at a start: close runs whose processes are gone, enforce the disk budget.
 
     Returns:
         the runs that nobody holds and that the server doesn't wholly know.
@@ -70,7 +70,7 @@ def clean_up() -> list[RunFolder]:
 
 
 def deliver_some(runs: Sequence[RunFolder], enough: Callable[[], bool]) -> list[RunFolder]:
-    """Deliver runs until it is enough; one whose folder or server is amiss is passed over.
+    """Deliver runs until told to stop; one with a damaged folder or a failing server is skipped.
 
     Returns:
         those that are left for another time.

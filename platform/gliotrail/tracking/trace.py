@@ -1,6 +1,6 @@
 """From a model back to what made it: run, commit, params, data, and the commands that rebuild it.
 
-And what differs between two runs. All of it is read from MLflow; nothing is changed.
+Also: what differs between two runs. Everything is read from MLflow; nothing is changed.
 """
 
 import configparser
@@ -31,7 +31,7 @@ INIT_TAG: Final = "gliotrail.init_sha256"
 
 
 def trace(name: str) -> dict[str, Any]:
-    """All that a model or a run came from, as plain values.
+    """Everything that a model or a run came from, as plain values.
 
     Args:
         name: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a run's id: MLflow's, its own, or
@@ -87,7 +87,7 @@ def compare(first: str, second: str) -> dict[str, dict[str, tuple[Any, Any]]]:
 
 
 def resolve(server: MlflowClient, name: str) -> tuple[ModelVersion | None, Run]:
-    """The model version that is meant, if one is, and its run.
+    """The named model version, if it is one, and its run.
 
     Raises:
         TrackingError: there is no such model or run.
@@ -166,7 +166,7 @@ def _with_prefix(tags: Mapping[str, str], prefix: str) -> dict[str, str]:
 
 
 def _parent(server: MlflowClient, init: str | None, digest: str | None) -> dict[str, Any] | None:
-    """The weights it started from, and the registered model that they are, if they are one."""
+    """The weights it started from, and their registered model, if they have one."""
     if digest is None:
         return None
     known = server.search_model_versions(f"tags.`{SHA256_TAG}` = '{digest}'")
@@ -174,13 +174,13 @@ def _parent(server: MlflowClient, init: str | None, digest: str | None) -> dict[
 
 
 def datasets_of(run: Run) -> dict[str, str]:
-    """DVC's digest of each dataset that went in, by path."""
+    """DVC's digest of each input dataset, by path."""
     inputs = run.inputs.dataset_inputs if run.inputs else ()
     return {d.dataset.name: d.dataset.digest for d in inputs}
 
 
 def _places(digest: str) -> list[str]:
-    """Where data of a digest can be fetched from, as this checkout knows: cache, then remotes."""
+    """Where this checkout knows the data of a digest to be: cache, then remotes."""
     config = dvc_config(main_checkout(Path.cwd()))
     cached = Path(config["cache"]["dir"], "files/md5", digest[:2], digest[2:]).is_file()
     remotes = [config.get(section, "url", fallback="") for section in _remotes(config)]
@@ -188,7 +188,7 @@ def _places(digest: str) -> list[str]:
 
 
 def dvc_config(root: Path) -> configparser.RawConfigParser:
-    """DVC's settings of a checkout, and where its cache is; paths are absolute."""
+    """DVC's settings of a checkout and the place of its cache, with absolute paths."""
     config = configparser.RawConfigParser()
     config.read([root / ".dvc/config", root / ".dvc/config.local"])
     if not config.has_option("cache", "dir"):
@@ -206,7 +206,7 @@ def _remotes(config: configparser.RawConfigParser) -> list[str]:
 
 
 def _commands(server: MlflowClient, run: Run) -> list[str]:
-    """What rebuilds it, in a folder of its own."""
+    """The commands that rebuild it, in a folder of its own."""
     tags, run_id = run.data.tags, run.info.run_id
     base = tags.get("gliotrail.code.base") or tags.get(COMMIT_TAG)
     if base in {None, "unknown"} or problem_of(server, run):

@@ -274,7 +274,7 @@ def _synthetic(
 
 
 def first_network(training: Training) -> Network:
-    """The network with its first weights, which `trainable.check` has found to fit."""
+    """The network with its first weights, which `preflight.check` has found to fit."""
     if training.init:
         model, _ = weights.load(training.init)
     else:
