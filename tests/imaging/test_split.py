@@ -128,3 +128,31 @@ def test_each_training_case_is_judged_in_one_fold_and_trained_on_in_the_others(
         assert fold.test == ("HELD_OUT",)
     sizes = [len(fold.validation) for fold in folds]
     assert max(sizes) - min(sizes) <= 1
+
+
+REPEATED = dict.fromkeys(("BRATS_001", "BRATS_002", "BRATS_275", "BRATS_300"), (4, 4, 4))
+
+
+def test_a_share_takes_a_patient_with_all_its_known_cases() -> None:
+    for seed in range(20):
+        split = split_of(REPEATED, seed=seed, test=0.25, validation=0.25)
+        validation = [region.case for region in split.validation]
+        for part in (split.training, validation, split.test):
+            assert ("BRATS_001" in part) == ("BRATS_275" in part)
+
+
+def test_a_list_that_parts_a_patient_is_refused() -> None:
+    message = "BRATS_275 and BRATS_001 in one part: they are known to be one patient"
+    with pytest.raises(ParamsError, match=message):
+        split_of(REPEATED, test=("BRATS_001",), validation=("BRATS_002",))
+    split_of(REPEATED, test=("BRATS_001", "BRATS_275"), validation=("BRATS_002",))
+
+
+def test_a_fold_holds_a_patient_with_all_its_known_cases() -> None:
+    whole = Split(tuple(REPEATED), (), (), {})
+    folds = [fold_of(whole, number, 3) for number in (1, 2, 3)]
+    judged = [[region.case for region in fold.validation] for fold in folds]
+    assert judged == [["BRATS_001", "BRATS_275"], ["BRATS_002"], ["BRATS_300"]]
+    assert folds[0].training == ("BRATS_002", "BRATS_300")
+    with pytest.raises(ParamsError, match="wanted 2 to 3 folds"):
+        fold_of(whole, 1, 4)

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from gliotrail.errors import DataError, ParamsError
+from gliotrail.params import Rehearsed
 from gliotrail.paths import state_dir
 from gliotrail.training.inputs import Training
 from tests.support.crops import Crops
-from tests.support.scans import edit_json
+from tests.support.scans import ROOT, edit_json
 
 
 def name(training: Training) -> str:
@@ -82,3 +83,25 @@ def test_an_index_that_lies_there_from_before_is_not_used(crops: Crops) -> None:
     assert (crops.patches / size / "index.parquet").is_file()
     with pytest.raises(ParamsError, match=rf"{size}: not prepared; add {size} to patch\.sizes"):
         crops.training(train__patch_size=size, patch__sizes=["16x16x16"])
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_synthetic_tumours_are_made_of_no_patient_that_is_judged(
+    crops: Crops, tmp_path: Path, part: str
+) -> None:
+    """BRATS_275 is BRATS_001 again: a list that names it is refused, a share leaves it out."""
+    prepared = tmp_path / "prepare"
+    shutil.copytree(crops.prepared, prepared)
+    of_part = ["BRATS_275"] if part == "test" else [{"case": "BRATS_275", "box": None}]
+    edit_json(prepared / "split.json", lambda split: split.update({part: of_part}))
+
+    def phantoms(rule: object) -> Rehearsed:
+        shapes = {"pretrain__phantoms__shapes": ["BRATS_001", "BRATS_002"]}
+        values = crops.params(**shapes, **{f"prepare__split__{part}": rule})
+        folders = (prepared, crops.patches, ROOT / "data/pretrain")
+        return Training.of(values, values.train, *folders).phantoms
+
+    wanted = f"shapes: wanted none of a {part} patient .BRATS_275.*got BRATS_001"
+    with pytest.raises(ParamsError, match=wanted):
+        phantoms(["BRATS_275"])
+    assert phantoms(0.5).shapes == ("BRATS_002",)

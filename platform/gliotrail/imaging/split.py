@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gliotrail import params
+from gliotrail.dataset.patients import of_same_patients, patient_of
 from gliotrail.errors import ParamsError
 from gliotrail.imaging.geometry import Box, Vox3, vox3
 
@@ -42,14 +43,15 @@ def make_split(section: params.Split, shapes_vox: Mapping[str, Vox3]) -> Split:
 
     A share counts of all labelled cases, rounded to the nearest number, at least one. Which they
     are: the sorted names are shuffled by `seed` once; test takes from the front, validation next.
+    A share takes all known cases of a patient (`dataset.patients`) where it takes one.
 
     Args:
         section: the rule.
         shapes_vox: each labelled case's scan in RAS+.
 
     Raises:
-        ParamsError: a case that is not there or has no label, one in two parts, nothing left to
-            train on, a block of a case that is not for training or that leaves its scan.
+        ParamsError: a case that is not there or has no label, a case or a patient in two parts,
+            nothing left to train on, a block of a case that is not for training or leaves its scan.
     """
     names = sorted(shapes_vox)
     shuffled = [names[n] for n in np.random.default_rng(section.seed).permutation(len(names))]
@@ -65,6 +67,7 @@ def make_split(section: params.Split, shapes_vox: Mapping[str, Vox3]) -> Split:
     if twice:
         raise ParamsError(_KEY, wanted="each case in one part", got=f"{twice[0]} in two")
     training = tuple(name for name in names if name not in {*test, *validation})
+    _check_patients({"training": training, "validation": validation, "test": test})
     if not training:
         got = f"test {len(test)}, validation {len(validation)} of {len(names)} labelled cases"
         raise ParamsError(f"{_KEY}: no case is left to train on", got=got)
@@ -78,19 +81,20 @@ def make_split(section: params.Split, shapes_vox: Mapping[str, Vox3]) -> Split:
 def fold_of(split: Split, number: int, of: int) -> Split:
     """One of several folds of the training cases: its own are for validation, whole.
 
-    Every training case is in one fold; their sorted names are dealt out in turn, so that names
-    that go by hospital are spread.
+    Every training patient is in one fold, with all its known cases; their sorted names are dealt
+    out in turn, so that names that go by hospital are spread.
 
     Args:
         number: from 1 to `of`.
 
     Raises:
-        ParamsError: more folds than training cases, or fewer than two.
+        ParamsError: more folds than training patients, or fewer than two.
     """
-    if not 2 <= of <= len(split.training) or not 1 <= number <= of:
-        wanted = f"2 to {len(split.training)} folds, as many as there are training cases"
+    patients = list(dict.fromkeys(map(patient_of, split.training)))
+    if not 2 <= of <= len(patients) or not 1 <= number <= of:
+        wanted = f"2 to {len(patients)} folds, as many as there are training patients"
         raise ParamsError("crossvalidate.folds", wanted=wanted, got=f"fold {number} of {of}")
-    kept = split.training[number - 1 :: of]
+    kept = of_same_patients(patients[number - 1 :: of], split.training)
     training = tuple(name for name in split.training if name not in kept)
     return Split(training, tuple(Region(name) for name in kept), split.test, {})
 
@@ -100,7 +104,7 @@ def _part(
 ) -> tuple[str, ...]:
     if isinstance(rule, float):
         count = max(1, round(rule * len(names))) if rule else 0
-        return tuple(sorted(shuffled[:count]))
+        return tuple(sorted(of_same_patients(shuffled[:count], names)))
     for name, times in Counter(rule).items():
         if name not in names:
             wanted = _few(names)
@@ -108,6 +112,17 @@ def _part(
         if times > 1:
             raise ParamsError(f"{_KEY}.{key}", wanted="each case once", got=f"{name} twice")
     return tuple(sorted(rule))
+
+
+def _check_patients(parts: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a patient of whom one case is in one part and another in another."""
+    found: dict[str, tuple[str, str]] = {}
+    for part, names in parts.items():
+        for name in names:
+            other, its_part = found.setdefault(patient_of(name), (name, part))
+            if its_part != part:
+                wanted = f"{other} and {name} in one part: they are known to be one patient"
+                raise ParamsError(_KEY, wanted=wanted, got=f"{its_part} and {part}")
 
 
 def _box(

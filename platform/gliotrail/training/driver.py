@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from gliotrail.dataset.patients import of_same_patients
 from gliotrail.errors import ParamsError, TrackingError, TrainingError
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import Labels
@@ -242,7 +243,14 @@ def source_of(training: Training, prepared: Prepared | None) -> Source:
         )
         if not section.rehearsal:
             return real
-    anatomies, shapes = _synthetic(training.synthetic, phantoms.anatomies, phantoms.shapes)
+    # a fold's validation patients lend it no shapes either
+    judged = [region.case for region in prepared.split.validation] if prepared else []
+    known = of_same_patients(judged, (*phantoms.anatomies, *phantoms.shapes))
+    names = [
+        tuple(name for name in of if name not in known)
+        for of in (phantoms.anatomies, phantoms.shapes)
+    ]
+    anatomies, shapes = _synthetic(training.synthetic, *names)
     style, size_vox = Style(phantoms.spans), training.size_vox
     synthetic = Phantoms(anatomies, shapes, style, phantoms.healthy, size_vox, section.seed)
     return Mixture(real, synthetic, section.rehearsal) if prepared else synthetic

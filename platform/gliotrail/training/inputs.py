@@ -6,6 +6,7 @@ again and goes on, a finished one is not run twice, and a changed one starts afr
 Nothing here imports torch or MLflow: Ray starts while they are imported.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from gliotrail.code_graph import result_code
+from gliotrail.dataset.patients import of_same_patients
 from gliotrail.errors import DataError, ParamsError
 from gliotrail.files import sha256
+from gliotrail.imaging.split import split_from_json
 from gliotrail.param_types import FROM_SWEEP, Size, format_size
 from gliotrail.params import Judged, Params, Pretrain, Rehearsed, Train, validate
 from gliotrail.paths import state_dir
@@ -83,7 +86,7 @@ class Training:
         made = cls(
             section,
             params.evaluate.threshold,
-            params.pretrain.phantoms,
+            _clear_of_judged(params, prepared) if prepared else params.pretrain.phantoms,
             params.pretrain.validation if section.standardize == "brain" else None,
             synthetic.resolve(),
             init and init.resolve(),
@@ -154,6 +157,36 @@ class Training:
             ParamsError: the patch size isn't prepared.
         """
         return RunFolder(state_dir() / "runs" / digest_of(self.inputs()))
+
+
+def _clear_of_judged(params: Params, prepared: Path) -> Rehearsed:
+    """What synthetic tumours are made of, without the test and validation patients' own.
+
+    Raises:
+        ParamsError: a listed test or validation patient is among them, or nothing is left.
+        DataError: the stage `prepare` has not been run.
+    """
+    path, rule = prepared / "split.json", params.prepare.split
+    if not path.is_file():
+        raise DataError("no such file", where=path, do="run `dvc repro prepare` first")
+    split = split_from_json(json.loads(path.read_text()))
+    parts = {
+        "test": (rule.test, split.test),
+        "validation": (rule.validation, [region.case for region in split.validation]),
+    }
+    section = params.pretrain.phantoms
+    for key in ("shapes", "anatomies"):
+        names: tuple[str, ...] = getattr(section, key)
+        for part, (asked, cases) in parts.items():
+            known = of_same_patients(cases, names)
+            if known and not isinstance(asked, float):
+                wanted = f"none of a {part} patient ({', '.join(cases)}), as prepare.split lists it"
+                raise ParamsError(f"pretrain.phantoms.{key}", wanted=wanted, got=", ".join(known))
+            names = tuple(name for name in names if name not in known)
+        if not names:
+            raise ParamsError(f"pretrain.phantoms.{key}", wanted="some of no judged patient")
+        section = section.model_copy(update={key: names})
+    return section
 
 
 def prepared_digest(folder: Path) -> str:

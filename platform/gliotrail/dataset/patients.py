@@ -1,0 +1,36 @@
+"""Known repeats: cases of public releases that are scans of one patient.
+
+Found by their tumours' masks: the Decathlon's Task01 repeats itself, and BraTS 2021 has some of
+its patients again, labelled anew. Of those the last are probable, and treated as certain.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+REPEATS: Final = (
+    ("BRATS_001", "BRATS_275"),
+    ("BRATS_002", "BRATS_293"),
+    ("BRATS_007", "BRATS_290"),
+    ("BRATS_010", "BRATS_278"),
+    ("BRATS_013", "BRATS_288"),
+    ("BRATS_015", "BRATS_280"),
+    ("BRATS_254", "BraTS2021_01476"),
+    ("BRATS_116", "BraTS2021_01477"),
+    ("BRATS_047", "BraTS2021_01479"),
+    ("BRATS_153", "BraTS2021_01481"),
+    ("BRATS_272", "BraTS2021_01483"),
+    ("BRATS_218", "BraTS2021_01484"),
+)
+"""Names of the Decathlon's and BraTS' cases, a patient a row."""
+_FIRST: Final = {name: row[0] for row in REPEATS for name in row}
+
+
+def patient_of(case: str) -> str:
+    """The name that all known cases of a patient share: that of the first."""
+    return _FIRST.get(case, case)
+
+
+def of_same_patients(cases: Iterable[str], among: Iterable[str]) -> tuple[str, ...]:
+    """All cases of `among` whose patient has one in `cases`, in the order of `among`."""
+    patients = {patient_of(case) for case in cases}
+    return tuple(name for name in among if patient_of(name) in patients)
