@@ -5,6 +5,9 @@ PYTHON ?= python3.11
 VENV ?= .venv
 SERVICES ?= chromium chromium-driver iproute2 postgresql
 ARGS ?=
+# of `make chaos`
+KILLS ?= 200
+SEED ?= 1
 # of `make test`, each on a core: tests/support/rooms.py tells what runs beside what
 PROCESSES ?= -n 2 --dist loadscope --no-loadscope-reorder
 
@@ -71,8 +74,9 @@ coverage: setup ## which lines of the package `make test` runs: a table, and pag
 demo-test: setup ## the demo in a temporary clone, with its time and peak memory
 	@pytest -m long -s tests/spine/test_demo.py $(ARGS)
 
-chaos: setup ## kill processes at random, many times, and count what is lost, doubled or left running
-	@pytest -m long -s tests/runs tests/tracking $(ARGS)
+chaos: setup ## KILLS=200 processes killed at random from SEED, each kind of call to MLflow spoilt, a disk filled at each write; goes on where it was stopped
+	@python -m tests.tracking.kills --kills $(KILLS) --seed $(SEED)
+	CHAOS_SEED=$(SEED) pytest -m long -s tests/runs tests/tracking tests/training/test_full_disk.py $(ARGS)
 
 hostile: setup ## thousands of spoilt files and faults, from a seed that is told; HOSTILE_SEED=1 chooses it
 	@pytest -m 'long or not long' -s tests/hostile $(ARGS)

@@ -5,11 +5,11 @@ import signal
 import pytest
 from mlflow import MlflowClient
 
-from gliotrail.errors import Stopped, TrackingError
+from gliotrail.errors import ParamsError, Stopped, TrackingError
 from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.local_runs import runs_dir
 from gliotrail.runs.owner import HEARTBEAT
-from gliotrail.runs.stop import ask, asked_by, stop_if_asked, stopped_by_signals
+from gliotrail.runs.stop import STOP, ask, asked_by, stop_if_asked, stop_s, stopped_by_signals
 from gliotrail.tracking.client import OWNER_TAG, find_run
 from gliotrail.tracking.delivery import STOP_TAG
 from gliotrail.tracking.remote_stop import ask_by_name
@@ -61,10 +61,27 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(
 def test_a_second_signal_stops_at_once(run: RunFolder, start: Start) -> None:
     process = begin(start, run, pause_s=60)
     process.send_signal(signal.SIGTERM)
-    until(lambda: "once more stops at once" in process.printed())
+    until(lambda: "at once after 240 s, or if asked once more" in process.printed())
     process.send_signal(signal.SIGTERM)
     assert process.wait(5) == 143
     assert why(run) == ("KILLED", "stopped at once by SIGTERM")
+
+
+def test_a_step_that_takes_too_long_is_not_waited_for(
+    run: RunFolder, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STOP, "1")
+    process = begin(start, run, pause_s=60)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    assert why(run) == ("KILLED", "stopped at once by SIGTERM")
+
+
+def test_a_patience_that_is_no_number_of_seconds_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("soon", "0", "-1", "inf"):
+        monkeypatch.setenv(STOP, text)
+        with pytest.raises(ParamsError, match="GLIOTRAIL_STOP_S: wanted seconds from 1 to 86400"):
+            stop_s()
 
 
 def test_another_terminal_stops_it(run: RunFolder, start: Start) -> None:

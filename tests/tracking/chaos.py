@@ -33,6 +33,16 @@ def sync() -> None:
     app.main()
 
 
+def moment_of(run: RunFolder) -> str:
+    """What a run is at."""
+    if not run.has_begun():
+        return "before it began"
+    if run.ended() is not None:
+        return "at its end"
+    made = len(list(run.root.glob("checkpoints/*/manifest.json")))
+    return "between checkpoints" if made else "before a checkpoint"
+
+
 class Storm:
     """Kills, and the faults found after them."""
 
@@ -40,7 +50,7 @@ class Storm:
         self.root, self.run = root, RunFolder(root / "runs/one")
         self.random = random.Random(seed)
         self.max_kills, self.steps = kills, STEPS_PER_KILL * (kills + 1)
-        self.kills: Counter[str] = Counter()
+        self.kills: Counter[tuple[str, str]] = Counter()
         self.faults: Counter[str] = Counter()
         self.seen: list[str] = []
 
@@ -55,8 +65,9 @@ class Storm:
         try:
             process.wait(after_s)
         except subprocess.TimeoutExpired:
+            moment = moment_of(self.run)
             process.kill()
-            self.kills[what] += 1
+            self.kills[what, moment] += 1
 
     def count(self, server: MlflowClient, ended: str | None) -> None:
         """Compare MLflow with the history; `ended` is the status it must have, if it must."""
@@ -105,7 +116,10 @@ class Storm:
 
     def table(self) -> str:
         """Who was killed how often, and what was amiss."""
-        rows = [f"{what:24}killed {n:4} times" for what, n in sorted(self.kills.items())]
+        rows = [
+            f"{what:20} killed {n:3} times {moment}"
+            for (what, moment), n in sorted(self.kills.items())
+        ]
         names = ("points lost", "points doubled", "points wrong", "runs lost", "wrong statuses")
         return "\n".join(
             [*rows, *(f"{name:24}{self.faults[name]:11}" for name in names), *self.seen]

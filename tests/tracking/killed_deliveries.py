@@ -40,15 +40,21 @@ def in_a_process(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def die_before(n: int) -> None:
-    """Make this process kill itself before the n-th call to MLflow or note of what was told."""
+def die_before(n: int, told: Path | None = None) -> None:
+    """Make this process kill itself before the n-th call to MLflow or note of what was told.
+
+    Args:
+        told: a file that is told the call's name.
+    """
     calls, depth = 0, 0
 
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **more: Any) -> Any:
             nonlocal calls, depth
             calls += depth == 0  # MLflow's own calls to itself don't count
-            if calls == n:
+            if calls == n and depth == 0:
+                if told:
+                    told.write_text(call.__name__)
                 os.kill(os.getpid(), signal.SIGKILL)
             depth += 1
             try:

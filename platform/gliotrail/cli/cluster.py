@@ -58,7 +58,7 @@ def doctor(as_json: Json = False) -> None:
     found = []
     for check in (
         *(checks.machine, of_cluster.gpus, of_cluster.ray),
-        *(checks.mlflow, checks.store, checks.outputs),
+        *(checks.mlflow, checks.store, checks.outputs, checks.twins),
     ):
         for finding in check():
             found.append(finding)

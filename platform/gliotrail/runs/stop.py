@@ -5,19 +5,22 @@ each step. The same command goes on from there.
 """
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from gliotrail.errors import Stopped, TrackingError
+from gliotrail.errors import ParamsError, Stopped, TrackingError
 from gliotrail.files import write_durably
 from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.local_runs import all_runs, run_named, runs_named
 from gliotrail.runs.owner import held, owner_of
 
 STOP_FILE: Final = "stop"
+STOP: Final = "GLIOTRAIL_STOP_S"
+_DEFAULT_S: Final = 240.0  # less than a job of Ray's is given: see `submit`
 _AGAIN: Final = "the same command goes on"
 _BY: Final = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
@@ -85,9 +88,31 @@ def ask_here(name: str, by: str) -> str | None:
     return str(holder)
 
 
+def stop_s() -> float:
+    """GLIOTRAIL_STOP_S, by default 240: seconds that a step and its checkpoint may take at a stop.
+
+    Raises:
+        ParamsError: it is no number of seconds from 1 to 86400.
+    """
+    text = os.environ.get(STOP) or str(_DEFAULT_S)
+    if not re.fullmatch(r"\d+(\.\d+)?", text) or not 1 <= float(text) <= 86400:
+        raise ParamsError(STOP, wanted="seconds from 1 to 86400", got=repr(text))
+    return float(text)
+
+
+def end_at_once(by: str, number: int) -> None:
+    """End this process as a signal's number says; what it holds ends KILLED."""
+    for run in held():
+        if run.has_begun() and run.ended() is None:
+            run.end("KILLED", f"stopped at once by {by}")
+    os._exit(128 + number)
+
+
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """In the block Ctrl-C or SIGTERM asks what this process holds to stop; the second is at once.
+    """In the block Ctrl-C or SIGTERM asks what this process holds to stop.
+
+    The second ends it at once, and so does GLIOTRAIL_STOP_S after the first.
 
     Signals reach the main thread alone; elsewhere this does nothing.
     """
@@ -95,25 +120,30 @@ def stopped_by_signals() -> Iterator[None]:
         yield
         return
     seen: list[int] = []
+    latest: list[threading.Timer] = []
 
     def handle(number: int, _: Any) -> None:
         by = _BY[signal.Signals(number)]
         if not held():
             raise Stopped(f"stopped by {by}", do=_AGAIN)
         if seen:
-            for run in held():
-                if run.has_begun() and run.ended() is None:
-                    run.end("KILLED", f"stopped at once by {by}")
-            os._exit(128 + number)
+            end_at_once(by, number)
         seen.append(number)
         for run in held():
             note(run, by)
+        patience_s = stop_s()
+        latest.append(threading.Timer(patience_s, end_at_once, (by, number)))
+        latest[0].daemon = True
+        latest[0].start()
         # not by print: it may be what was interrupted
-        os.write(2, f"\n{by}: stopping at the next step; once more stops at once\n".encode())
+        told = f"stopping at the next step, with a checkpoint; at once after {patience_s:g} s"
+        os.write(2, f"\n{by}: {told}, or if asked once more\n".encode())
 
     before = {number: signal.signal(number, handle) for number in _BY}
     try:
         yield
     finally:
+        for timer in latest:
+            timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -13,7 +13,7 @@ from gliotrail.errors import GliotrailError, Stopped
 from gliotrail.progress import say
 from gliotrail.runs.journal import MODEL_FILE, RunFolder
 from gliotrail.runs.owner import Owner, claim, heartbeat_s, held, release
-from gliotrail.runs.stop import forget, stopped_by_signals
+from gliotrail.runs.stop import forget, stop_s, stopped_by_signals
 from gliotrail.runs.webhook import alerting
 from gliotrail.tracking.heartbeat import Heart
 
@@ -123,7 +123,7 @@ def tracked(
     """
     runs: list[RunFolder] = []
     gone: set[Owner] = set()
-    heartbeat_s()  # a wrong one is told before anything starts
+    heartbeat_s(), stop_s()  # wrong ones are told before anything starts
     outermost = not held()
     with ExitStack() as closing:
 

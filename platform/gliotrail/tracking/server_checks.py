@@ -216,6 +216,24 @@ def outputs() -> Iterator[Finding]:
         yield Finding("outputs", "ok", "outputs and MLflow agree")
 
 
+def twins() -> Iterator[Finding]:
+    """Whether requests that were carried out late left anything in MLflow."""
+    from gliotrail.tracking.client import client, one_line
+    from gliotrail.tracking.once import twins_left
+    from gliotrail.tracking.registry import MODEL
+
+    try:
+        with one_line():
+            found = [told for told, _ in twins_left(client(), MODEL)]
+    except GliotrailError as error:
+        yield Finding("twins", "failed", str(error), "mend MLflow first")
+        return
+    for told in found:
+        yield Finding("twins", "warning", told, "`gliotrail runs sync` closes them")
+    if not found:
+        yield Finding("twins", "ok", "each run and version is there once")
+
+
 def is_loopback(address: str) -> bool:
     """Whether an address is one that only this machine sees."""
     host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
