@@ -28,6 +28,7 @@ def on(tmp_path: Path) -> Callable[[str], Mirror]:
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_EVERY_S", 0.02)
+    monkeypatch.setattr(module, "_SELDOM_S", 0.3)
 
 
 def train(writer: Writer, *steps: int) -> None:
@@ -166,3 +167,29 @@ def test_a_store_that_is_away_holds_no_training_up(
         (tmp_path / "store").unlink()
     two.bring()
     assert steps_of(two.run) == [1, 2]
+
+
+def test_the_store_is_asked_the_more_seldom_the_longer_there_is_nothing_new(
+    on: Callable[[str], Mirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, asked = Store.names, 0
+
+    def counted(store: Store, folder: str) -> list[str]:
+        nonlocal asked
+        asked += 1
+        return names(store, folder)
+
+    one, two = on("one"), on("two")
+    one.run.begin({"id": "1"})
+    one.begin()
+    monkeypatch.setattr(Store, "names", counted)
+    with sending(one), following(two):
+        writer = Writer(one.run)
+        train(writer, 1)
+        soon(lambda: bool(two.run.points()))
+        asked = 0
+        time.sleep(1.5)  # 75 times as often as it is looked for what is new here
+        assert asked < 20
+        train(writer, 2)
+        soon(lambda: steps_of(two.run) == [1, 2])
+        writer.close()

@@ -219,6 +219,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--log", type=Path, default=None, help="where kills are written down")
+    parser.add_argument("--minutes", type=float, default=1e6, help="of this piece")
     parser.add_argument("--kinds", default=",".join(KINDS))
     options = parser.parse_args()
     log = options.log or state_dir() / "chaos" / f"{options.seed}.jsonl"
@@ -230,7 +231,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
         in_state(Path(place), patch)
         assert in_a_process(client) == 0
-        while len(kills) < options.kills:
+        ends_s = time.monotonic() + 60 * options.minutes
+        while len(kills) < options.kills and time.monotonic() < ends_s:
             n = len(rounds)
             found = one_round(options.seed, n, kinds[n % len(kinds)], Path(place) / "mlflow.db")
             rounds.append(found)

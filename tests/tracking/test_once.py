@@ -142,10 +142,13 @@ def test_every_kind_of_call_lost_late_doubled_or_refused(calls: Calls) -> None:
     assert not calls.faults, calls.faults
     most = int(os.environ.get("CHAOS_CALLS") or len(cases))
     started_s = time.monotonic()
-    for case in source.sample(cases, min(most, len(cases))):
+    for n, case in enumerate(source.sample(cases, min(most, len(cases))), 1):
+        before = len(calls.faults)
         calls.run(case)
-        if calls.faults:
-            print(calls.faults[-1], flush=True)
+        for fault in calls.faults[before:]:
+            print(fault, flush=True)
+        if n % 10 == 0:
+            print(f"{n} of {len(cases)} calls, {len(calls.faults)} faults", flush=True)
     kinds = len({(case.work, case.call) for case in cases})
     print(f"{kinds} kinds of calls, {sum(calls.outcomes.values())} spoilt, ", end="")
     print(f"{time.monotonic() - started_s:.0f} s: {dict(calls.outcomes)}")

@@ -18,7 +18,7 @@ from gliotrail.runs.journal import MODEL_FILE, RUN_FILE, TRACEBACK_FILE, RunFold
 from gliotrail.runs.stop import STOP_FILE, note
 from gliotrail.runs.store import Store
 
-_EVERY_S, _PATIENCE_S = 1.0, 600.0
+_EVERY_S, _SELDOM_S, _PATIENCE_S = 1.0, 8.0, 600.0
 _LOCK = "mirror.lock"
 _STATE, _MANIFEST, _ENDED, _OWNER = "state.safetensors", "manifest.json", "ended.json", "owner.json"
 _WHOLE: Final = (RUN_FILE, _ENDED, MODEL_FILE, TRACEBACK_FILE, "failed.json", "decisions.csv",
@@ -33,19 +33,25 @@ class Mirror:
         self.run, self._store = run, store
         self._at = f"gliotrail/runs/{run.root.name}"
         self._journals: set[str] = set()  # those of other machines
+        self._came = 0
 
-    def bring(self, to_go_on: bool = True) -> None:
+    def bring(self, to_go_on: bool = True) -> bool:
         """Copy here what the store has and this folder has not.
 
         Args:
             to_go_on: also what a training goes on from, and how the run ended; else checkpoints
                 without their state, to follow a run that goes on elsewhere.
 
+        Returns:
+            whether there was anything.
+
         Raises:
             ClusterError: as the store has it.
         """
         with locked(self.run.root / _LOCK):  # who waits and who works may be on one machine
+            before = self._came
             self._bring(set(self._store.names(self._at)), to_go_on)
+            return self._came > before
 
     def _bring(self, names: set[str], to_go_on: bool) -> None:
         manifests = [name for name in names if name.endswith(f"/{_MANIFEST}")]
@@ -73,6 +79,7 @@ class Mirror:
         try:
             with replacing(self.run.root / name) as partial:
                 self._store.download(f"{self._at}/{name}", partial)
+            self._came += 1
         except FileNotFoundError:
             return  # a state that a newer one has replaced meanwhile
 
@@ -173,9 +180,18 @@ def sending(mirror: Mirror | None) -> Iterator[None]:
         yield
         return
 
+    sent, stops = (0, 0), _Seldom()
+
     def work() -> None:
-        mirror.send(_newest(mirror.run.root.glob("attempts/*.jsonl")))
-        mirror.hear_of_stop()
+        nonlocal sent
+        journals = list(mirror.run.root.glob("attempts/*.jsonl"))
+        now = len(journals), len(list(mirror.run.root.glob(f"checkpoints/*/{_MANIFEST}")))
+        if now != sent:
+            mirror.send(_newest(journals))
+            sent = now
+        if stops.is_due():
+            mirror.hear_of_stop()
+            stops.asked(news=False)
 
     with _sitting_out(work):
         yield
@@ -195,10 +211,15 @@ def following(mirror: Mirror | None) -> Iterator[None]:
         yield
         return
 
+    news, stops = _Seldom(), _Seldom()
+
     def work() -> None:
-        mirror.bring(to_go_on=False)
+        if news.is_due():
+            news.asked(mirror.bring(to_go_on=False))
         mirror.tell_of_stop()
-        mirror.hear_of_stop()
+        if stops.is_due():
+            mirror.hear_of_stop()
+            stops.asked(news=False)
 
     try:
         with _sitting_out(work):
@@ -224,6 +245,20 @@ def telling_of_stops(mirrors: Collection[Mirror]) -> Iterator[None]:
 
     with _sitting_out(work):
         yield
+
+
+class _Seldom:
+    """When to ask the store again: the longer there was nothing new, the later, up to 8 s."""
+
+    def __init__(self) -> None:
+        self._pause_s, self._due_s = _EVERY_S, 0.0
+
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._due_s
+
+    def asked(self, news: bool) -> None:
+        self._pause_s = _EVERY_S if news else min(2 * self._pause_s, _SELDOM_S)
+        self._due_s = time.monotonic() + self._pause_s
 
 
 @contextmanager
