@@ -13,7 +13,7 @@ from gliotrail.tracking.delivery import deliver, flatten
 from tests.support.environment import in_state
 from tests.support.forked import Forked
 from tests.support.told import files, told
-from tests.support.tracked_runs import DIGESTS, begun, finished, go_on
+from tests.support.tracked_runs import DIGESTS, begun, finished, go_on, picture
 from tests.tracking import killed_deliveries
 
 
@@ -237,3 +237,21 @@ def test_what_is_killed_between_any_two_calls_to_mlflow_loses_and_doubles_nothin
     assert int(killed["points"]) > 15
     assert int(killed["model"]) > 5
     assert int(killed["evaluation"]) > 10
+
+
+def test_a_run_of_which_an_older_version_told_less_is_delivered(
+    tmp_path: Path, server: MlflowClient
+) -> None:
+    made = finished(tmp_path / "made")
+    run = RunFolder(tmp_path / "older")
+    run.begin({"id": "1", "name": "one", "experiment": "tests", "started_ms": 1000})
+    writer = Writer(run)
+    writer.attach("validation.png", picture(1))
+    writer.checkpoint(1, b"a picture and no point")
+    writer.close()
+    (made.root / MODEL_FILE).rename(run.root / MODEL_FILE)
+    (run.root / "ended.json").write_text('{"status": "FINISHED", "time_ms": 2000}')
+    of = told(server, deliver(run, server))
+    assert (of["status"], of["times"], of["points"]) == ("FINISHED", (1000, 2000), [])
+    assert [status for _, status, _ in of["models"]] == ["READY"]
+    assert len([name for name in of["files"] if name.startswith("images/")]) == 2

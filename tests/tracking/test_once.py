@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from gliotrail.paths import state_dir
 from gliotrail.runs.owner import Watch, claim, release
-from gliotrail.tracking import once
+from gliotrail.tracking import once, server_checks
 from gliotrail.tracking.delivery import deliver
 from gliotrail.tracking.once import TWIN_TAG
 from gliotrail.tracking.reaper import reap
@@ -104,12 +104,16 @@ def test_twins_are_told_and_closed(server: MlflowClient, by_sql: Database) -> No
     twin = server.create_run(
         server.get_run(run_id).info.experiment_id, tags={"gliotrail.id": run.describe()["id"]}
     )
+    findings = list(server_checks.twins())
+    assert {finding.state for finding in findings} == {"warning"}
     told = close_twins(server)
+    assert told == [finding.told for finding in findings]
     assert told == [
         f"run {twin.info.run_id}, a twin of {run_id}",
         f"versions 1, 2 of {MODEL}, of one run",
     ]
     assert close_twins(server) == []
+    assert [finding.state for finding in server_checks.twins()] == ["ok"]
     assert len(by_sql.runs(run.describe()["id"])) == 1
     assert by_sql.runs(says["id"])[0].versions == [1]
     assert by_sql.champion() == recorded.run_id
