@@ -67,7 +67,7 @@ def while_ray_lives(own: bool) -> Iterator[None]:
         raise
     finally:
         done.set()
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGUSR1, before or signal.SIG_DFL)
 
 
 def _of_own() -> Callable[[], str | None]:
