@@ -65,9 +65,8 @@ def test_segment_score_and_show_need_no_extra(weights: Path, tmp_path: Path) -> 
     [
         ("sweep", ["ray"], "error: ray is not installed: `pip install 'gliotrail[train]'`\n"),
         ("trace abc", EXTRAS, "error: mlflow is not installed: `pip install 'gliotrail[track]'`\n"),
-        ("ui", ["mlflow"], "error: mlflow is not installed: `pip install 'gliotrail[track]'`\n"),
         (
-            f"segment {SCAN} --out mask.nii.gz",
+            f"segment {SCAN} --out mask.nii.gz --model models:/gliotrail-unet3d@champion",
             ["mlflow"],
             "error: --model: wanted a weights file, got models:/gliotrail-unet3d@champion; "
             "registered models need `pip install 'gliotrail[track]'`\n",

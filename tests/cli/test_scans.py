@@ -111,7 +111,7 @@ def test_without_a_promoted_model_the_weights_that_ship_are_taken_and_named(
     assert np.array_equal(nib.load(one).dataobj, nib.load(other).dataobj)
     assert not (tmp_path / "state").exists()  # nothing is set up to find that out
     monkeypatch.setattr(scans, "SHIPPED", tmp_path / "none.safetensors")
-    one_line(gliotrail("segment", SCAN, "-o", one), "no model: none is promoted, and no weights")
+    one_line(gliotrail("segment", SCAN, "-o", one), "--model: wanted a weights file, got none")
 
 
 def test_two_models_and_tta_change_the_mask(gliotrail, weights, tmp_path):

@@ -118,18 +118,26 @@ def segment(
 
 def _default_model() -> str:
     """The version that somebody promoted; else the weights that ship, which is said."""
-    uri = tracking_uri()
-    database = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or database.is_file():
-        from gliotrail.tracking.registry import is_promoted  # MLflow takes seconds to import
-
-        if is_promoted():
-            return PROMOTED
+    if _is_one_promoted():
+        return PROMOTED
     if not SHIPPED.is_file():
-        do = "name one by --model, or promote one by `gliotrail promote`"
-        raise ParamsError("no model: none is promoted, and no weights ship", where=SHIPPED, do=do)
+        do = "no version was promoted by name, and no weights are installed"
+        raise ParamsError("--model", wanted="a weights file", got="none", do=do)
     say(f"no model was promoted by name: taking the weights that ship, {SHIPPED.name}")
     return str(SHIPPED)
+
+
+def _is_one_promoted() -> bool:
+    """Whether somebody promoted a version; outside of a checkout and without MLflow none is."""
+    try:
+        uri = tracking_uri()
+        database = Path(uri.removeprefix("sqlite:///"))
+        if uri.startswith("sqlite:///") and not database.is_file():
+            return False
+        from gliotrail.tracking.registry import is_promoted  # MLflow takes seconds to import
+    except (ParamsError, ModuleNotFoundError):
+        return False
+    return is_promoted()
 
 
 def _one(thresholds: Sequence[float]) -> float:
