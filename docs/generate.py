@@ -56,8 +56,8 @@ ENVIRONMENT = {
     " Ray's machines, it is another path there, the same on all.",
     "GLIOTRAIL_TEST_GPU_IS_CPU": "For tests alone: a worker with a GPU of Ray's computes on its"
     " CPU.",
-    "GLIOTRAIL_STOP_S": "Seconds that a step and its checkpoint may take once a run is asked to stop;"
-    " 240.",
+    "GLIOTRAIL_STOP_S": "Seconds that a step and its checkpoint may take once a run is asked to"
+    " stop; 240.",
     "GLIOTRAIL_TRIAL_CPUS": "Cores of each worker of a sweep's trial.",
     "GLIOTRAIL_TRIAL_GPUS": "The former name of GLIOTRAIL_GPUS: refused.",
     "GLIOTRAIL_TRIAL_WORKERS": "Workers of each trial of a sweep; 1.",
