@@ -22,6 +22,7 @@ from docs.rooms import drawing
 from gliotrail import params
 from gliotrail.cli.app import app
 from gliotrail.cluster.evaluate import measures_of, summary
+from gliotrail.dataset.brats import BRATS
 from gliotrail.imaging import patch, prepared
 from gliotrail.imaging.formats import course
 from gliotrail.runs import journal
@@ -270,7 +271,7 @@ def _validation_keys(part: str) -> list[str]:
 
 def _test_keys() -> list[str]:
     measured = score(_labels(), np.roll(_labels(), 1), (1, 1, 1))
-    return list(measures_of(summary({"a": measured}, {"a": 0.5})))
+    return list(measures_of(summary({"a": measured}, {"a": 0.5}, BRATS), BRATS))
 
 
 # files
@@ -296,7 +297,9 @@ def _files() -> Iterator[str]:
     ]
     yield from _table(("field", "what"), *said[1:-1])
     yield f"\n## A patch index: `data/patch/SIZE/index.parquet`\n\n{inspect.getdoc(patch)}\n"
-    columns = ["case", *patch._CORNER, *patch._SIZE, *patch._VOXELS, patch._CENTRED]
+    columns = ["case", *patch._CORNER, *patch._SIZE]
+    columns += [f"{patch._VOXELS}{name}" for name in ("background", *BRATS.class_names)]
+    columns.append(patch._CENTRED)
     yield "Columns: " + ", ".join(f"`{column}`" for column in columns) + "."
     yield f"\n## Patches as HDF5 files\n\n{inspect.getdoc(course)}"
     yield f"\n## Weights: `.safetensors`\n\n{inspect.getdoc(weights)}\n"

@@ -70,3 +70,24 @@ Vox3 = Annotated[
     tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]],
     Field(strict=False),
 ]
+
+
+def _spacing(value: object) -> str | tuple[float, float, float]:
+    if value in ("native", "median"):
+        return str(value)
+    if (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
+        and all(0.05 <= x <= 50 for x in value)
+    ):
+        i, j, k = (float(x) for x in value)
+        return i, j, k
+    raise ValueError(f"native, median or three lengths in mm, such as [1, 1, 3], got {value!r}")
+
+
+SpacingRule = Annotated[
+    str | tuple[float, float, float],
+    PlainValidator(_spacing),
+    PlainSerializer(lambda of: of if isinstance(of, str) else list(of)),
+]

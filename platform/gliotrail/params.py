@@ -31,6 +31,7 @@ from gliotrail.param_types import (
     Probability,
     RateOrSweep,
     Seed,
+    SpacingRule,
     Vox3,
 )
 from gliotrail.plain_yaml import read_yaml
@@ -92,6 +93,7 @@ class Split(Section):
 class Prepare(Section):
     """How raw scans become arrays."""
 
+    spacing: SpacingRule
     split: Split
 
 

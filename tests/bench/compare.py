@@ -91,7 +91,12 @@ def lay_out(folder: Path, slices: int, size: int, course: tuple[int, int, int], 
     description |= {"numTraining": 1, "numTest": 0, "test": []}
     (folder / "raw/dataset.json").write_text(json.dumps(description))
     split = params.Split(seed=7, test=(), validation=())
-    prepare(params.Prepare(split=split), folder / "raw", folder / "prepare", processes=1)
+    prepare(
+        params.Prepare(spacing="native", split=split),
+        folder / "raw",
+        folder / "prepare",
+        processes=1,
+    )
     prepared = load_prepared(folder / "prepare")
     (case,) = prepared.cases.values()
     section = params.load(ROOT / "params.yaml").patch

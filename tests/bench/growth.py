@@ -64,7 +64,13 @@ def stages(folder: Path, cases: int, processes: int | None = None) -> tuple[floa
     kept = folder / "kept"
     out = folder / "prepare"
     shutil.rmtree(out, ignore_errors=True)  # as DVC does
-    prepare(params.Prepare(split=split), folder / "raw", out, processes, kept / "prepare")
+    prepare(
+        params.Prepare(spacing="native", split=split),
+        folder / "raw",
+        out,
+        processes,
+        kept / "prepare",
+    )
     prepared_at = time.perf_counter()
     section = params.load(ROOT / "params.yaml").patch
     patch(section, load_prepared(out), SIZE, folder / "patch", kept / "patch")

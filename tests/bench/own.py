@@ -14,7 +14,6 @@ from protocol import Work, answer
 from gliotrail.imaging import nifti
 from gliotrail.imaging.formats.course import standardized_patch
 from gliotrail.imaging.geometry import Box
-from gliotrail.imaging.labels import REGIONS
 from gliotrail.imaging.patch import read_index
 from gliotrail.imaging.prepared import load_prepared, read_labels_patch, read_patch
 from gliotrail.runs.journal import RunFolder, Writer
@@ -23,9 +22,10 @@ from gliotrail.segmentation import unet
 from gliotrail.segmentation.inference import predict_case
 from gliotrail.segmentation.loop import SCORE, Plan, fit
 from gliotrail.segmentation.losses import LOSSES
-from gliotrail.segmentation.metrics import CLASS_LABELS, confusion, counts_of
+from gliotrail.segmentation.metrics import confusion, counts_of
 from gliotrail.segmentation.sampling import Sample
 from gliotrail.segmentation.surface_distance import hd95_mm
+from tests.support.brain import CLASS_LABELS, REGIONS
 
 FOLDER = Path(sys.argv[1])
 SETTINGS = json.loads((FOLDER / "settings.json").read_text())
@@ -172,7 +172,7 @@ def counting() -> Work:
     ref, pred = labels()
 
     def work() -> None:
-        table = confusion(ref, pred)
+        table = confusion(ref, pred, 4)
         for codes in CLASS_LABELS.values():
             counts = counts_of(table, codes)
             _ = counts.dice, counts.sensitivity, counts.specificity

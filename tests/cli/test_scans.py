@@ -11,8 +11,8 @@ import pytest
 from gliotrail.cli import scans
 from gliotrail.cli.scans import _one, _trained
 from gliotrail.errors import ParamsError
-from gliotrail.imaging.labels import CHANNELS, CLASSES, REGIONS, from_msd
 from gliotrail.imaging.nifti import read_image
+from tests.support.brain import CHANNELS, CLASSES, REGIONS, from_msd
 from tests.support.scans import DEMO, save, snapshot
 
 SCAN = DEMO / "crops/BRATS_119_crop_image.nii.gz"

@@ -20,9 +20,9 @@ from gliotrail.cluster.evaluate import (
     unseen,
 )
 from gliotrail.cluster.train import EXPERIMENT, export, finish
+from gliotrail.dataset.brats import BRATS
 from gliotrail.errors import DataError, TrackingError
 from gliotrail.imaging.geometry import Box
-from gliotrail.imaging.labels import CLASSES, REGIONS
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import Prepared
 from gliotrail.imaging.split import Region, Split
@@ -37,6 +37,7 @@ from gliotrail.tracking.evaluation_run import held_out
 from gliotrail.tracking.registry import MODEL, champion, threshold_of
 from gliotrail.training.description import describe_training, starting_artifacts
 from gliotrail.training.driver import run_training
+from tests.support.brain import CLASSES, REGIONS
 from tests.support.crops import Crops
 from tests.support.projects import Project, commit
 from tests.support.scans import edit_json, lay_out_crops, save, snapshot
@@ -131,7 +132,9 @@ def test_scoring_the_saved_masks_gives_the_measures_again(evaluated: Evaluated) 
     assert flat(again.model_dump(mode="json")) == pytest.approx(flat(once[CASE]), abs=1e-12)
     metrics = evaluated.metrics()
     loss = metrics["soft_dice_loss"]
-    assert flat(summary({CASE: again}, {CASE: loss})) == pytest.approx(flat(metrics), abs=1e-12)
+    assert flat(summary({CASE: again}, {CASE: loss}, BRATS)) == pytest.approx(
+        flat(metrics), abs=1e-12
+    )
     assert 0 < metrics["WT"]["dice"] < 1  # it is no empty mask that is compared
 
 
@@ -165,7 +168,7 @@ def test_mlflow_gets_scores_and_files_under_few_keys(evaluated: Evaluated) -> No
     of, metrics, server = evaluated.told(), evaluated.metrics(), client()
     run = existing_run(server, EXPERIMENT, evaluated.run.describe()["id"])
     scores = held_out(server, run)
-    assert scores == measures_of(metrics)
+    assert scores == measures_of(metrics, BRATS)
     # the training's own page would have a chart of a single dot for each
     assert not [key for key, *_ in of["points"] if key.startswith("test/")]
     below = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
@@ -211,9 +214,8 @@ def test_the_runs_page_tells_data_split_network_measures_and_how_to_make_it_agai
 def test_undefined_measures_are_left_out() -> None:
     nothing = {"dice": None, "sensitivity": None, "specificity": 1.0, "hd95_mm": None}
     metrics = dict.fromkeys((*CLASSES, *REGIONS), nothing)
-    told = measures_of(
-        metrics | {"soft_dice_loss": 0.5, "mean_classes": None, "mean_regions": None}
-    )
+    means = {"soft_dice_loss": 0.5, "mean_classes": None, "mean_regions": None}
+    told = measures_of(metrics | means, BRATS)
     assert told == {"test/soft_dice_loss": 0.5} | {
         f"test/specificity_{name}": 1.0 for name in (*CLASSES, *REGIONS)
     }
@@ -312,7 +314,7 @@ def versioned(evaluated: Evaluated, tmp_path_factory: pytest.TempPathFactory) ->
     (project.root / "dvc.yaml").write_text("metrics: [measures]\n")
     shutil.copytree(evaluated.out / "measures", project.root / "measures")
     commit(project, "first")
-    rows = rows_of(evaluated.metrics())
+    rows = rows_of(evaluated.metrics(), BRATS)
     rows["WT"]["dice"], rows["ET"]["hd95_mm"] = 0.25, None
     for name in ("WT", "ET"):
         (project.root / f"measures/{name}.json").write_text(json.dumps(rows[name]))

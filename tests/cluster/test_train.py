@@ -13,7 +13,6 @@ import torch
 
 from gliotrail.cluster.train import train
 from gliotrail.errors import Stopped
-from gliotrail.imaging.labels import CHANNELS, CLASSES
 from gliotrail.params import Params
 from gliotrail.runs.journal import MODEL_FILE, RunFolder, parse_lines
 from gliotrail.segmentation import weights
@@ -21,6 +20,7 @@ from gliotrail.segmentation.loop import World
 from gliotrail.tracking.client import client, existing_run
 from gliotrail.training.driver import result, run_training
 from gliotrail.training.inputs import Training
+from tests.support.brain import CHANNELS, CLASSES
 from tests.support.crops import Crops, a_worker_killed, interrupt, once, train_here
 from tests.support.environment import in_state
 from tests.support.scans import snapshot

@@ -11,6 +11,7 @@ import torch
 
 from gliotrail.cluster.connection import Resources
 from gliotrail.cluster.trials import _trial
+from gliotrail.dataset.brats import BRATS
 from gliotrail.errors import DataError, TrainingError
 from gliotrail.imaging.patch import patch
 from gliotrail.imaging.prepare import prepare
@@ -155,7 +156,7 @@ def test_a_training_on_odd_scans_has_a_loss_at_every_step(odd: Prepared, tmp_pat
         warmup_steps=0, average=0, clip=0, optimizer="adamw", keep="last", loss="dice_ce",
         precision="float32",
     )  # fmt: skip
-    model = weights.build(Model(name="unet3d", depth=2, base_filters=2))
+    model = weights.build(Model(name="unet3d", depth=2, base_filters=2), BRATS)
     initialize(model, 7)
     seen: list[float] = []
     fit(

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from gliotrail.dataset.brats import BRATS
 from gliotrail.errors import DataError
 from gliotrail.imaging.nifti import in_ras, read_image, read_labels
 from gliotrail.imaging.prepared import case_of_array
@@ -30,7 +31,7 @@ def attack(spoilt: Spoilt, place: Path, tally: Tally) -> None:
             tally.check(np.array_equal(scan.array, before))
         if spoilt.channels == 4:
             image_CIJK = np.moveaxis(in_ras(scan).array, 3, 0)
-            tally.refusal(case_of_array, image_CIJK, np.eye(4), "a case")
+            tally.refusal(case_of_array, image_CIJK, np.eye(4), "a case", BRATS.channels)
     elif spoilt.channels == 1:
         assert tally.refusal(read_labels, path) is not None
     assert path.read_bytes() == spoilt.content
@@ -96,7 +97,7 @@ def test_what_is_no_scan_is_told_at_once(what: str, tmp_path: Path, tally: Tally
 
     def read() -> None:
         scan = read_image(path)
-        case_of_array(np.moveaxis(scan.array, 3, 0), np.eye(4), "a case")
+        case_of_array(np.moveaxis(scan.array, 3, 0), np.eye(4), "a case", BRATS.channels)
 
     with pytest.raises(DataError, match=message):
         read()

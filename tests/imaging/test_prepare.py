@@ -283,7 +283,7 @@ def test_what_prepare_did_not_write_is_not_loaded(prepared_crops: Prepared, tmp_
     with pytest.raises(DataError, match=r"case.json: not JSON: got"):
         load_prepared(tmp_path / "copy")
     edit_json(folder / "case.json", lambda values: values.update(format=0))
-    with pytest.raises(DataError, match=r"BRATS_009: format: wanted 1; run the stage prepare"):
+    with pytest.raises(DataError, match=r"BRATS_009: format: wanted 2; run the stage prepare"):
         load_prepared(tmp_path / "copy")
 
 

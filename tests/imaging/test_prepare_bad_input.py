@@ -41,7 +41,7 @@ BAD = {
     ),
     "a label value": (
         lambda raw: with_values(raw / LABEL, lambda labels: put(labels, 4)),
-        f"{LABEL}: label values: wanted among 0, 1, 2, 3 .*got 4",
+        f"{LABEL}: label values: wanted among 0, 1, 2, 3, got 4",
     ),
     "NaN": (
         lambda raw: with_values(raw / IMAGE, lambda image: put(image, np.nan)),
@@ -61,14 +61,14 @@ BAD = {
             or with_values(raw / "labelsTr/BRATS_119.nii.gz", lambda labels: labels, THIN)
         ),
         r"BRATS_119.nii.gz: spacing in RAS.: wanted that of the other cases, 1 x 1 x 1 mm, "
-        "got 1 x 1 x 5 mm; resample",
+        "got 1 x 1 x 5 mm; set prepare.spacing",
     ),
     "zeros": (
         lambda raw: (
             with_values(raw / IMAGE, np.zeros_like),
             with_values(raw / LABEL, np.zeros_like),
         ),
-        f"{IMAGE}: voxel values: wanted a brain, got zeros alone",
+        f"{IMAGE}: voxel values: wanted a brain or other body, got zeros alone",
     ),
 }
 

@@ -4,7 +4,7 @@ from PIL import Image
 
 from gliotrail.errors import DataError
 from gliotrail.report.animation import write_gif
-from gliotrail.report.colours import CLASS_COLOURS
+from tests.support.brain import CLASS_COLOURS
 
 SPACING_MM = (1.0, 1.0, 1.0)
 

@@ -10,8 +10,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from gliotrail.imaging.labels import CLASSES, REGIONS
+from gliotrail.dataset.task import Channel, Class, Task
 from gliotrail.report import colours
+from tests.support.brain import CLASS_COLOURS, CLASSES, REGION_COLOURS, REGIONS
 
 VISION = {
     "usual": np.eye(3),
@@ -67,8 +68,8 @@ def test_the_distance_is_right_for_known_colours():
 @pytest.mark.parametrize(
     ("table", "least"),
     [
-        (colours.CLASS_COLOURS, 30),
-        (colours.REGION_COLOURS, 30),
+        (CLASS_COLOURS, 30),
+        (REGION_COLOURS, 30),
         (colours.SPLIT_COLOURS, 25),
         (colours.STATUS_COLOURS, 25),
         (dict(enumerate(colours.SERIES_COLOURS)), 25),
@@ -82,7 +83,7 @@ def test_colours_of_one_table_are_apart_from_each_other_and_from_the_ground(tabl
 @pytest.mark.parametrize("vision", VISION)
 @pytest.mark.parametrize("grey", [0.2, 0.4, 0.6])
 def test_fills_are_apart_over_the_same_brain(grey, vision):
-    fills = [over(colour, colours.FILL_ALPHA, grey) for colour in colours.CLASS_COLOURS.values()]
+    fills = [over(colour, colours.FILL_ALPHA, grey) for colour in CLASS_COLOURS.values()]
     everything = [*fills, np.full(3, grey)]
     assert min(distance(a, b, vision) for a, b in combinations(everything, 2)) > 10
 
@@ -99,7 +100,15 @@ def test_errors_are_apart_from_each_other_agreement_and_brain(brightness, vision
 
 
 def test_every_class_and_region_has_one_colour_and_the_shared_one_is_shared():
-    assert tuple(colours.CLASS_COLOURS) == CLASSES
-    assert tuple(colours.REGION_COLOURS) == tuple(REGIONS)
-    assert colours.REGION_COLOURS["ET"] == colours.CLASS_COLOURS["enhancing"]
-    assert colours.label_colours() == tuple(colours.CLASS_COLOURS[name] for name in CLASSES)
+    assert tuple(CLASS_COLOURS) == CLASSES
+    assert tuple(REGION_COLOURS) == tuple(REGIONS)
+    assert REGION_COLOURS["ET"] == CLASS_COLOURS["enhancing"]
+    assert colours.label_colours() == tuple(CLASS_COLOURS[name] for name in CLASSES)
+
+
+def test_other_data_sets_take_the_palette_in_turn():
+    classes = tuple(Class(name=f"organ_{n}", code=n) for n in range(1, 41))
+    task = Task(channels=(Channel(name="CT"),), classes=classes)
+    assert colours.label_colours(task)[:12] == colours.PALETTE
+    assert len(colours.label_colours(task)) == 40
+    assert colours.spoken("organ_3") == "organ 3"

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gliotrail.report.colours import CLASS_COLOURS, REGION_COLOURS, SPLIT_COLOURS
+from gliotrail.report.colours import SPLIT_COLOURS
 from gliotrail.report.curves import axis_name, draw_curves, parse_key, smoothed
 from gliotrail.report.figures import figure_array, figure_png
+from tests.support.brain import CLASS_COLOURS, REGION_COLOURS
 
 STEPS = range(1, 101)
 

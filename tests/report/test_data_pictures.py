@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gliotrail.imaging.labels import CLASSES
+from gliotrail.dataset.brats import BRATS
 from gliotrail.imaging.patch import patch
 from gliotrail.report.data_pictures import (
     draw_data,
@@ -15,6 +15,7 @@ from gliotrail.report.data_pictures import (
     part_of,
 )
 from gliotrail.report.patch_sheet import draw_sample
+from tests.support.brain import CLASSES
 from tests.support.scans import CASES, patch_section, snapshot
 
 
@@ -54,20 +55,20 @@ def test_volumes_are_the_labels_voxels_in_ml(prepared_crops, drawn_data):
 def test_standardised_histograms_are_centred_and_raw_ones_are_not(prepared_crops):
     case = prepared_crops.cases[CASES[0]]
     most_C = case.mean_C + 4 * case.std_C
-    seen = look_at(case, most_C)
+    seen = look_at(case, most_C, BRATS)
     raw, standard = seen.counts_CRB[0]
     assert raw.sum() >= standard.sum() > 0.99 * raw.sum()
     centre = (standard * (np.arange(64) - 25.1)).sum() / standard.sum() / 6.4  # -4 to 6 in 64
     assert abs(centre) < 0.1
-    figure = draw_intensities([seen], most_C, lambda name: "train")
+    figure = draw_intensities([seen], most_C, lambda name: "train", BRATS)
     assert len(figure.axes) == 8
     assert all(len(axes.lines) == 1 for axes in figure.axes)
 
 
 def test_an_unlabelled_case_counts_in_no_volume(prepared_crops):
     case = prepared_crops.cases[CASES[0]]
-    seen = look_at(case, case.mean_C + 4 * case.std_C)
-    figure = draw_volumes([seen, seen._replace(volumes_ml=None)], lambda name: "")
+    seen = look_at(case, case.mean_C + 4 * case.std_C, BRATS)
+    figure = draw_volumes([seen, seen._replace(volumes_ml=None)], lambda name: "", BRATS)
     names = [text.get_text() for text in figure.axes[0].get_xticklabels()]
     assert [name.split("n = ")[1] for name in names] == ["1"] * 4
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from gliotrail.imaging.labels import CLASSES, REGIONS
-from gliotrail.report.colours import CLASS_COLOURS, ERROR_COLOURS
+from gliotrail.report.colours import ERROR_COLOURS
 from gliotrail.report.evaluation_charts import (
     case_table,
     confusion_rows,
@@ -19,6 +18,7 @@ from gliotrail.report.evaluation_charts import (
 )
 from gliotrail.segmentation.metrics import confusion
 from gliotrail.segmentation.score import score
+from tests.support.brain import CLASS_COLOURS, CLASSES, REGIONS
 from tests.support.scans import snapshot
 
 SPACING_MM = (1.0, 1.0, 1.0)
@@ -43,7 +43,7 @@ def judged():
     }
     scores = {name: score(*pair, SPACING_MM) for name, pair in pairs.items()}
     looks = {name: look(image, *pair, SPACING_MM) for name, pair in pairs.items()}
-    return scores, looks, confusion(ref, worse)
+    return scores, looks, confusion(ref, worse, 4)
 
 
 def test_the_worst_case_comes_first_and_those_without_dice_last(judged):

@@ -8,8 +8,9 @@ from hypothesis.extra import numpy as arrays
 
 from gliotrail.errors import DataError
 from gliotrail.report import overlays
-from gliotrail.report.colours import BACKGROUND, CLASS_COLOURS, ERROR_COLOURS, FOREGROUND, rgb
+from gliotrail.report.colours import BACKGROUND, ERROR_COLOURS, FOREGROUND, rgb
 from gliotrail.report.figures import figure_png
+from tests.support.brain import CLASS_COLOURS
 
 SPACING_MM = (1.0, 1.0, 1.0)
 SHAPE = (20, 24, 3)

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from gliotrail.dataset.brats import BRATS
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.prepared import case_of_array, read_labels_patch
 from gliotrail.report.viewer import LARGEST_BYTES, NIIVUE_SHA256, viewer_html
@@ -143,7 +144,7 @@ def test_a_whole_scan_fits_into_15_mb(prepared_demo):
     whole = np.zeros((4, 240, 240, 155), np.int16)
     i, j, _ = slab.box.slices
     whole[:, i, j] = np.where(stacked != 0, stacked + noise, 0).clip(0)
-    case = case_of_array(whole, slab.affine_ras, "whole")
+    case = case_of_array(whole, slab.affine_ras, "whole", BRATS.channels)
     labels = np.random.default_rng(7).integers(0, 4, (30, 30, 31), np.uint8)
     labels = labels.repeat(8, 0).repeat(8, 1).repeat(5, 2)
     page = viewer_html(case, labels, labels[::-1])

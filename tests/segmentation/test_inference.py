@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gliotrail.dataset.brats import BRATS
 from gliotrail.errors import DataError
 from gliotrail.imaging.geometry import Box, to_ras
 from gliotrail.imaging.prepared import Prepared, PreparedCase, case_of_array, read_patch
@@ -50,7 +51,7 @@ def odd_case(depth: int) -> PreparedCase:
     twice = np.concatenate([crop(), crop()[:, ::-1]], axis=1)
     scan[:, *box.slices] = twice[:, *(slice(n) for n in size)]
     scan[:, *CORNER_VOX] = scan[:, *(n - 1 for n in box.stop_vox)] = 1
-    case = case_of_array(scan, np.eye(4), "odd")
+    case = case_of_array(scan, np.eye(4), "odd", BRATS.channels)
     assert case.box == box
     return case
 
@@ -183,6 +184,7 @@ import numpy as np, torch
 from gliotrail.imaging.prepared import case_of_array
 from gliotrail.segmentation.inference import CPU_BYTES, predict_case
 from gliotrail.segmentation.unet import UNet3d, initialize
+from gliotrail.dataset.brats import BRATS
 base, k, most_bytes = map(int, sys.argv[1:])
 torch.set_num_threads(1)
 scan = np.zeros((4, 240, 240, 155), np.int16)
@@ -190,7 +192,7 @@ brain = np.random.default_rng(1).integers(1, 1000, (4, 140, 170, k), dtype=np.in
 scan[:, 50:190, 35:205, 5:5 + k] = brain
 model = UNet3d(2, base)
 initialize(model, 1)
-case = case_of_array(scan, np.eye(4), "synthetic")
+case = case_of_array(scan, np.eye(4), "synthetic", BRATS.channels)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 probabilities = predict_case(model, case, "brain", most_bytes or CPU_BYTES)
 assert probabilities.shape == (3, 240, 240, 155)
@@ -259,7 +261,9 @@ def test_an_array_is_segmented_as_its_prepared_case(
     model, case = network(), prepared_crops.cases["BRATS_009"]
     wanted = to_labels(predict_case(model, case, standardize), 0.5)
     assert len(np.unique(wanted)) > 1
-    assert np.array_equal(segment_array(model, crop().astype(dtype), standardize), wanted)
+    assert np.array_equal(
+        segment_array(model, crop().astype(dtype), standardize, BRATS.channels, {}), wanted
+    )
 
 
 @pytest.mark.parametrize(
@@ -280,12 +284,12 @@ def test_an_array_that_is_no_scan_is_refused_in_one_line(
     spoil: Callable[[np.ndarray], np.ndarray], line: str
 ) -> None:
     with pytest.raises(DataError) as refused:
-        segment_array(network(), spoil(np.ones((4, 8, 8, 8))), "brain")
+        segment_array(network(), spoil(np.ones((4, 8, 8, 8))), "brain", BRATS.channels, {})
     assert str(refused.value) == f"the array: {line}"
 
 
 def predicted(image: np.ndarray, standardize: str = "brain") -> np.ndarray:
-    case = case_of_array(image, np.eye(4), "changed")
+    case = case_of_array(image, np.eye(4), "changed", BRATS.channels)
     return predict_case(network(base=4), case, standardize)
 
 

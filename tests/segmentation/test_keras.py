@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from gliotrail.errors import DataError, WeightsError
-from gliotrail.imaging.labels import CHANNELS, CLASSES
 from gliotrail.segmentation.inference import forward
 from gliotrail.segmentation.keras import read_keras
 from gliotrail.segmentation.unet import UNet3d, initialize
 from gliotrail.segmentation.weights import load, to_bytes
+from tests.support.brain import CHANNELS, CLASSES
 
 ROOT = Path(__file__).parents[2]
 NETWORKS = ("2x32", "2x4", "3x4", "4x2")

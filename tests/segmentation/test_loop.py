@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from gliotrail.dataset.brats import BRATS
 from gliotrail.errors import TrainingError
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.split import Region
@@ -95,7 +96,7 @@ def train(
         if scores is not None:
             return {SCORE: scores.pop(0)}
         assert isinstance(model, UNet3d)
-        return validate(model, patches.cases, REGIONS, "brain", 0.5, world)
+        return validate(model, BRATS, patches.cases, REGIONS, "brain", 0.5, world)
 
     return fit(network(base), patches, plan, judge, seen or Seen(), world, state, stop)
 

@@ -7,9 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gliotrail.errors import DataError
-from gliotrail.imaging.labels import REGIONS
 from gliotrail.segmentation.metrics import (
-    CLASS_LABELS,
     Counts,
     confusion,
     counts_of,
@@ -18,6 +16,7 @@ from gliotrail.segmentation.metrics import (
     sensitivity,
     specificity,
 )
+from tests.support.brain import CLASS_LABELS, REGIONS
 
 ALL = {**CLASS_LABELS, **REGIONS}
 seeds = st.integers(0, 2**32 - 1)
@@ -72,7 +71,7 @@ def test_tensor_measures_are_those_of_the_counts(seed):
         torch.stack([torch.from_numpy(v == c) for c in (1, 2, 3)])[None].double()
         for v in (ref, pred)
     )
-    table = confusion(ref, pred)
+    table = confusion(ref, pred, 4)
     for c in range(3):
         counts = counts_of(table, (c + 1,))
         assert dice_coefficient(p, y, eps=0)[0, c].item() == pytest.approx(counts.dice)
@@ -96,18 +95,18 @@ def test_tensor_measures_follow_a_permutation_of_the_batch(seed):
 @given(seeds)
 def test_the_confusion_counts_every_voxel_once(seed):
     ref, pred = random_labels(seed)
-    table = confusion(ref, pred)
+    table = confusion(ref, pred, 4)
     slow = [[int(((ref == r) & (pred == p)).sum()) for p in range(4)] for r in range(4)]
     assert table.dtype == np.int64
     assert table.tolist() == slow
-    assert confusion(pred, ref).tolist() == table.T.tolist()
+    assert confusion(pred, ref, 4).tolist() == table.T.tolist()
 
 
 def test_blocks_are_added_up(monkeypatch):
     ref, pred = random_labels(1, (7, 6, 5))
-    whole = confusion(ref, pred, ref != 1)
+    whole = confusion(ref, pred, 4, ref != 1)
     monkeypatch.setattr("gliotrail.segmentation.metrics._BLOCK_VOXELS", 70)
-    assert confusion(ref, pred, ref != 1).tolist() == whole.tolist()
+    assert confusion(ref, pred, 4, ref != 1).tolist() == whole.tolist()
 
 
 @quick
@@ -115,15 +114,15 @@ def test_blocks_are_added_up(monkeypatch):
 def test_inside_a_mask_and_outside_it_make_the_whole(seed):
     ref, pred = random_labels(seed)
     brain = np.random.default_rng(seed).random(ref.shape) < 0.6
-    parts = confusion(ref, pred, brain) + confusion(ref, pred, ~brain)
-    assert parts.tolist() == confusion(ref, pred).tolist()
+    parts = confusion(ref, pred, 4, brain) + confusion(ref, pred, 4, ~brain)
+    assert parts.tolist() == confusion(ref, pred, 4).tolist()
 
 
 @quick
 @given(seeds)
 def test_counts_of_every_class_and_region_are_those_of_its_masks(seed):
     ref, pred = random_labels(seed)
-    table = confusion(ref, pred)
+    table = confusion(ref, pred, 4)
     for labels in ALL.values():
         y, p = np.isin(ref, labels), np.isin(pred, labels)
         counts = counts_of(table, labels)
@@ -141,7 +140,7 @@ def test_counts_of_every_class_and_region_are_those_of_its_masks(seed):
 def test_a_perfect_prediction_scores_one(seed):
     ref, _ = random_labels(seed)
     for labels in ALL.values():
-        counts = counts_of(confusion(ref, ref), labels)
+        counts = counts_of(confusion(ref, ref, 4), labels)
         assert (counts.dice, counts.sensitivity, counts.specificity) == (1, 1, 1)
 
 
@@ -168,10 +167,10 @@ def test_means_are_over_the_defined_values_and_say_how_many():
 def test_bad_labels_and_shapes_are_refused_in_one_line():
     ref, pred = random_labels(1)
     with pytest.raises(DataError, match=r"labels of the prediction: wanted 0, 1, 2, 3, got 0 to 4"):
-        confusion(ref, np.where(pred == 3, np.uint8(4), pred))
+        confusion(ref, np.where(pred == 3, np.uint8(4), pred), 4)
     with pytest.raises(DataError, match=r"labels of the truth"):
-        confusion(ref.astype(np.int16) - 1, pred)
+        confusion(ref.astype(np.int16) - 1, pred, 4)
     with pytest.raises(DataError, match=r"shape of the prediction: wanted \(5, 4, 3\)"):
-        confusion(ref, pred[:-1])
+        confusion(ref, pred[:-1], 4)
     with pytest.raises(DataError, match=r"shape of the mask"):
-        confusion(ref, pred, ref[:-1] > 0)
+        confusion(ref, pred, 4, ref[:-1] > 0)

@@ -10,14 +10,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from gliotrail.dataset.brats import BRATS
 from gliotrail.errors import ParamsError
-from gliotrail.imaging.labels import CHANNELS, CLASSES
 from gliotrail.imaging.prepared import case_of_array
 from gliotrail.params import Model
 from gliotrail.segmentation.inference import forward, predict_case
 from gliotrail.segmentation.network import Network
 from gliotrail.segmentation.unet import count_parameters, initialize
 from gliotrail.segmentation.weights import Description, build, load, to_bytes
+from tests.support.brain import CHANNELS, CLASSES
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "dynunet": {},
@@ -120,7 +121,7 @@ def test_windows_overlap_without_seams_and_give_nothing_outside_the_brain(name: 
     values = np.zeros((4, 40, 24, 20), np.float32)
     generator = np.random.default_rng(3)
     values[:, 5:38, 2:23, 1:18] = generator.normal(100, 10, (4, 33, 21, 17))
-    case = case_of_array(values, np.eye(4), "a scan")
+    case = case_of_array(values, np.eye(4), "a scan", BRATS.channels)
     probabilities = predict_case(model, case, "brain")
     assert probabilities.shape == (3, 40, 24, 20)
     outside = np.ones(values.shape[1:], bool)
@@ -140,4 +141,4 @@ def test_without_monai_it_is_told_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "monai.networks.nets.dynunet", None)
     with pytest.raises(ParamsError, match=r"model.name: \w+: wanted MONAI, got none; `pip"):
-        build(description(name).model)
+        build(description(name).model, BRATS)

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion, gaussian_filter
 
-from gliotrail.imaging.labels import REGIONS
 from gliotrail.segmentation.surface_distance import areas_mm2, hd95_mm, surface_dice
+from tests.support.brain import REGIONS
 
 ROOT = Path(__file__).parents[2]
 SPACINGS_MM = ((1.0, 1.0, 1.0), (1.0, 2.0, 3.0), (0.9375, 0.9375, 3.6), (2.7, 0.4, 1.1))

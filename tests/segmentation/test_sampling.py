@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from gliotrail.errors import DataError
 from gliotrail.imaging import kernels
 from gliotrail.imaging.geometry import Box
-from gliotrail.imaging.labels import class_masks
 from gliotrail.imaging.prepared import read_labels_patch, read_patch
 from gliotrail.segmentation.sampling import (
     SYNTHETIC,
@@ -28,6 +27,7 @@ from gliotrail.segmentation.sampling import (
     part_of_step,
 )
 from gliotrail.synthesis.tumours import Style, read_anatomy, read_shape, shape_path
+from tests.support.brain import class_masks
 from tests.support.scans import ROOT, augmented
 
 NONE = augmented()

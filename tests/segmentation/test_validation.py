@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
+from gliotrail.dataset.brats import BRATS
 from gliotrail.errors import TrainingError
 from gliotrail.imaging.geometry import Box
-from gliotrail.imaging.labels import CLASSES, REGIONS, Labels
+from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.prepared import Prepared, PreparedCase, read_labels_patch
 from gliotrail.imaging.split import Region
 from gliotrail.segmentation.inference import predict_case, to_labels
@@ -15,6 +16,7 @@ from gliotrail.segmentation.metrics import soft_dice_loss_scan
 from gliotrail.segmentation.score import score
 from gliotrail.segmentation.unet import UNet3d, initialize
 from gliotrail.segmentation.validation import validate
+from tests.support.brain import CLASSES, REGIONS
 from tests.support.gloo import Workers
 
 WHOLE = Region("BRATS_119")
@@ -33,7 +35,7 @@ def network(seed: int = 3) -> UNet3d:
 def numbers(
     cases: Mapping[str, PreparedCase], regions: Sequence[Region], threshold: float = THRESHOLD
 ) -> dict[str, float]:
-    return validate(network(), cases, regions, "brain", threshold, World())
+    return validate(network(), BRATS, cases, regions, "brain", threshold, World())
 
 
 def numbers_there(
@@ -42,7 +44,7 @@ def numbers_there(
     """On a worker: the numbers, and which regions it was shown."""
     shown: list[Region] = []
     watch = lambda region, labels: shown.append(region)  # noqa: E731 - as a caller does
-    return validate(network(), cases, regions, "brain", THRESHOLD, world, watch), shown
+    return validate(network(), BRATS, cases, regions, "brain", THRESHOLD, world, watch), shown
 
 
 def in_scan(case: PreparedCase, region: Region) -> Box:
@@ -117,7 +119,7 @@ def test_two_workers_give_the_numbers_of_one(gloo: Workers, prepared_crops: Prep
 def test_the_labels_shown_are_those_judged(prepared_crops: Prepared) -> None:
     shown: dict[Region, Labels] = {}
     cases = prepared_crops.cases
-    validate(network(), cases, REGIONS_THERE, "brain", THRESHOLD, World(), shown.__setitem__)
+    validate(network(), BRATS, cases, REGIONS_THERE, "brain", THRESHOLD, World(), shown.__setitem__)
     assert tuple(shown) == REGIONS_THERE
     for region, labels in shown.items():
         case = cases[region.case]
@@ -139,8 +141,8 @@ def test_no_tumour_anywhere_is_an_error_whatever_is_predicted(
             warnings.simplefilter("error")
             numbers(prepared_crops.cases, regions, threshold)
         assert str(refused.value) == (
-            "validation data: no tumour in them: wanted at least one scan or block with a tumour; "
-            "choose others in prepare.split.validation"
+            "validation data: no class in them: wanted at least one scan or block with "
+            "edema or non_enhancing or enhancing; choose others in prepare.split.validation"
         )
     assert numbers(prepared_crops.cases, [healthy, WHOLE], threshold)[SCORE] >= 0
 
@@ -148,6 +150,6 @@ def test_no_tumour_anywhere_is_an_error_whatever_is_predicted(
 def test_the_network_is_left_as_it_was(prepared_crops: Prepared) -> None:
     model = network()
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    validate(model, prepared_crops.cases, [BLOCK], "brain", THRESHOLD, World())
+    validate(model, BRATS, prepared_crops.cases, [BLOCK], "brain", THRESHOLD, World())
     assert all(np.array_equal(t, before[name]) for name, t in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())

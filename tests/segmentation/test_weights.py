@@ -8,12 +8,21 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from gliotrail.dataset.brats import BRATS
 from gliotrail.errors import WeightsError
-from gliotrail.imaging.labels import CHANNELS, CLASSES
 from gliotrail.params import Model
 from gliotrail.segmentation.loop import World
 from gliotrail.segmentation.unet import UNet3d, initialize
-from gliotrail.segmentation.weights import Description, build, load, load_into, read, to_bytes
+from gliotrail.segmentation.weights import (
+    Description,
+    build,
+    load,
+    load_into,
+    read,
+    reordered,
+    to_bytes,
+)
+from tests.support.brain import CHANNELS, CLASSES
 from tests.support.gloo import Workers
 from tests.support.limits import Canary, at_most_more
 
@@ -23,7 +32,7 @@ FIRST, HEAD = "down.0.0.weight", "head.weight"
 
 
 def network(seed: int = 1) -> UNet3d:
-    model = build(DESCRIPTION.model)
+    model = build(DESCRIPTION.model, BRATS)
     initialize(model, seed)
     return model
 
@@ -38,7 +47,10 @@ def write(
 ) -> Path:
     """A weights file with some tensors replaced (None: left out) and another description."""
     state = {**network().state_dict(), **{n.replace("__", "."): t for n, t in tensors.items()}}
-    text = json.dumps(DESCRIPTION.model_dump(mode="json") | (dict(changes) if changes else {}))
+    values = DESCRIPTION.model_dump(mode="json") | (dict(changes) if changes else {})
+    if values.keys() & {"channels", "classes"}:  # as older files had it
+        del values["task"], values["intensities"]
+    text = json.dumps(values)
     kept = {name: tensor for name, tensor in state.items() if tensor is not None}
     path.write_bytes(save(kept, metadata={KEY: text}))
     return path
@@ -110,9 +122,9 @@ def test_permuted_classes_with_permuted_names_give_the_same_logits(path):
 
 def test_a_network_can_ask_for_its_own_order_of_channels():
     model, order = network(), [3, 1, 0, 2]
-    fed = build(DESCRIPTION.model)
-    channels = [CHANNELS[n] for n in order]
-    load_into(fed, model.state_dict(), DESCRIPTION, channels, CLASSES)
+    fed = build(DESCRIPTION.model, BRATS)
+    task = reordered(BRATS, [CHANNELS[n] for n in order], CLASSES)
+    assert load_into(fed, model.state_dict(), DESCRIPTION, task) == []
     torch.testing.assert_close(fed(image()[:, order]), model(image()))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from gliotrail import params
 from gliotrail.imaging.geometry import Box
-from gliotrail.imaging.labels import CHANNELS, voxels_per_label
+from tests.support.brain import CHANNELS, voxels_per_label
 from tests.support.projects import CROPS_PARAMS, ROOT, Project, clone_into, set_params
 
 

@@ -9,7 +9,7 @@ import nibabel as nib
 import pytest
 from ruamel.yaml import YAML
 
-from gliotrail.imaging.labels import CLASSES, REGIONS
+from tests.support.brain import CLASSES, REGIONS
 from tests.support.projects import CROPS_PARAMS, ROOT, set_params
 
 

@@ -35,7 +35,7 @@ def lay_out_crops(folder: Path) -> Path:
 def split_section(**changes: Any) -> params.Prepare:
     """The params of `prepare`: train on BRATS_009, test on BRATS_119, unless changed."""
     values = {"seed": 7, "test": ["BRATS_119"], "validation": []}
-    return params.Prepare.model_validate({"split": values | changes})
+    return params.Prepare.model_validate({"spacing": "native", "split": values | changes})
 
 
 def patch_section(**changes: Any) -> params.Patch:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from gliotrail.dataset.brats import BRATS
 from gliotrail.params import Model
 from gliotrail.runs.journal import MODEL_FILE, RunFolder, Writer
 from gliotrail.runs.lineage import Origin, describe
@@ -57,7 +58,7 @@ def go_on(run: RunFolder, steps: Sequence[int], made_on: Mapping[str, str] | Non
 def model_file(path: Path, seed: int = 7) -> Path:
     """A weights file of a very small network."""
     model = Model(name="unet3d", depth=2, base_filters=1)
-    network = weights.build(model)
+    network = weights.build(model, BRATS)
     initialize(network, seed)
     description = weights.Description(model=model, standardize="brain")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gliotrail.errors import DataError
-from gliotrail.imaging.labels import CHANNELS, Labels
+from gliotrail.imaging.labels import Labels
 from gliotrail.synthesis.tumours import (
     Anatomy,
     Style,
@@ -18,6 +18,7 @@ from gliotrail.synthesis.tumours import (
     smooth_noise,
     synthesize,
 )
+from tests.support.brain import CHANNELS
 from tests.support.scans import ROOT
 
 FOLDER = ROOT / "data/pretrain"

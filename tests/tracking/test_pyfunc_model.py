@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import requests
 
+from gliotrail.dataset.brats import BRATS
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.prepared import Prepared, read_patch
 from gliotrail.segmentation import weights
@@ -76,11 +77,15 @@ def served(tmp_path_factory: pytest.TempPathFactory, prepared_crops: Prepared):
 def test_the_labels_are_those_of_segment_array(served) -> None:
     _, weights_file, image_CIJK, labels_IJK, _ = served
     model, description = weights.load(weights_file)
-    wanted = segment_array(model, image_CIJK, description.standardize, THRESHOLD)
+    wanted = segment_array(
+        model, image_CIJK, description.standardize, BRATS.channels, {}, THRESHOLD
+    )
     assert labels_IJK.dtype == np.uint8
     assert len(np.unique(wanted)) > 1
     np.testing.assert_array_equal(labels_IJK, wanted)
-    assert (segment_array(model, image_CIJK, description.standardize) != wanted).any()
+    assert (
+        segment_array(model, image_CIJK, description.standardize, BRATS.channels, {}) != wanted
+    ).any()
 
 
 def test_the_path_of_a_file_gives_labels_in_the_file_s_own_axes(served) -> None:

@@ -6,6 +6,7 @@ import typer
 
 from gliotrail.cli.complete import versions
 from gliotrail.cli.output import Json, number, print_json, print_table, table_of, tell
+from gliotrail.dataset.brats import BRATS
 
 Version = Annotated[
     str,
@@ -26,7 +27,7 @@ def models(as_json: Json = False) -> None:
     if as_json:
         print_json(rows)
         return
-    columns = ("validation", "held out", "WT", "TC", "ET", "Mvoxels", "planned")
+    columns = ("validation", "held out", *BRATS.region_names, "Mvoxels", "planned")
     table = table_of("version", "is", *columns, "run", left=2)
     for row in rows:
         dice = (row["validation_dice"], *(row["held_out_dice"].get(n) for n in _SHOWN))
@@ -42,7 +43,7 @@ def models(as_json: Json = False) -> None:
     print("Dice is the mean of WT, TC and ET; the champion is judged by the one on validation")
 
 
-_SHOWN = ("mean_regions", "WT", "TC", "ET")
+_SHOWN = ("mean_regions", *BRATS.region_names)
 
 
 def promote(version: Version, as_json: Json = False) -> None:

@@ -8,21 +8,31 @@ import typer
 
 from gliotrail.cli import complete
 from gliotrail.cli.output import Json, print_json, print_table, table_of, tell
-from gliotrail.imaging.labels import CHANNELS, CLASSES
+from gliotrail.dataset.task import Task
+from gliotrail.errors import ParamsError
 
 data_app = typer.Typer(name="data", no_args_is_help=True, help="Data sets of scans.")
 
 
-@data_app.command("import-brats")
-def import_brats(
-    source: Annotated[Path, typer.Argument(help="A folder with BraTS' folders, of any year.")],
+@data_app.command("import")
+def import_folder(
+    source: Annotated[
+        Path, typer.Argument(help="A folder of BraTS, BIDS, nnU-Net or the Decathlon.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.")],
+    scheme: Annotated[
+        str | None, typer.Option(help="BraTS' label codes, where the folders' names don't tell.")
+    ] = None,
+    cavity: Annotated[
+        Literal["class", "background"],
+        typer.Option(help="What becomes of BraTS 2024's resection cavity."),
+    ] = "class",
     as_json: Json = False,
 ) -> None:
-    """Bring BraTS' scans and labels into the layout of the Medical Segmentation Decathlon."""
-    from gliotrail.imaging.formats.brats import import_brats as bring
+    """Bring scans and labels of other layouts into the one that `fetch.source` takes."""
+    from gliotrail.imaging.formats.detect import import_any
 
-    cases = bring(source, out).cases
+    cases = import_any(source, out, scheme, cavity).cases
     labelled = sum(case.label is not None for case in cases)
     tell(
         as_json,
@@ -30,6 +40,16 @@ def import_brats(
         f"{len(cases)} scans in {out}, {labelled} of them labelled",
         f"use them: `dvc exp run -S fetch.source={out}`",
     )
+
+
+@data_app.command("import-brats", hidden=True)
+def import_brats(
+    source: Annotated[Path, typer.Argument()],
+    out: Annotated[Path, typer.Option("--out", "-o")],
+) -> None:
+    """Its name is `import` now."""
+    do = f"gliotrail data import {source} --out {out}"
+    raise ParamsError("import-brats", wanted="data import, which knows BraTS and others", do=do)
 
 
 patches_app = typer.Typer(name="patches", no_args_is_help=True, help="The patched data sets.")
@@ -60,6 +80,21 @@ def export(
     tell(as_json, values, f"{len(written)} patches in {out}")
 
 
+def task_at(path: Path | None) -> Task:
+    """What a dataset.json, or the one in a folder, says is segmented; brain tumours without.
+
+    Raises:
+        DataError: as `read_json` and `task_of`.
+    """
+    from gliotrail.dataset.brats import BRATS
+    from gliotrail.dataset.description import DESCRIPTION, read_json, task_of
+
+    if path is None:
+        return BRATS
+    where = path / DESCRIPTION if path.is_dir() else path
+    return task_of(read_json(where), where)[0]
+
+
 weights_app = typer.Typer(name="weights", no_args_is_help=True, help="Weights files.")
 
 
@@ -67,8 +102,17 @@ weights_app = typer.Typer(name="weights", no_args_is_help=True, help="Weights fi
 def import_keras(
     file: Annotated[Path, typer.Argument(help="Keras' .h5 or .weights.h5.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors to write.")],
-    channels: Annotated[str, typer.Option(help="The order of its inputs.")] = ",".join(CHANNELS),
-    classes: Annotated[str, typer.Option(help="The order of its outputs.")] = ",".join(CLASSES),
+    channels: Annotated[
+        str | None, typer.Option(help="The order of its inputs, such as FLAIR,T1w,T1gd,T2w.")
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="The order of its outputs, such as edema,non_enhancing,enhancing."),
+    ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(help="The dataset.json of what it segments; brain tumours without."),
+    ] = None,
     standardize: Annotated[
         Literal["brain", "slice", "none"], typer.Option(help="How its inputs were standardised.")
     ] = "slice",
@@ -79,7 +123,9 @@ def import_keras(
     from gliotrail.segmentation.keras import read_keras
     from gliotrail.segmentation.weights import to_bytes
 
-    read = read_keras(file, channels.split(","), classes.split(","), standardize)
+    inputs = channels.split(",") if channels else None
+    outputs = classes.split(",") if classes else None
+    read = read_keras(file, inputs, outputs, standardize, task_at(dataset))
     with replacing(out) as partial:
         partial.write_bytes(to_bytes(read.state, read.description))
     model = read.description.model

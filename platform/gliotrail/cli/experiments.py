@@ -12,13 +12,14 @@ import typer
 
 from gliotrail import params
 from gliotrail.cli.output import Json, number, print_json, print_table, table_of
+from gliotrail.dataset.brats import BRATS
 from gliotrail.errors import ParamsError, TrackingError
 from gliotrail.param_types import FROM_SWEEP
 from gliotrail.paths import git
 from gliotrail.plain_yaml import parse_yaml, read_yaml
 
 WINNER: Final = Path("results/sweep/best.json")
-_MEASURES: Final = ("results/evaluate/measures", "mean_regions", "WT", "TC", "ET")
+_MEASURES: Final = ("results/evaluate/measures", "mean_regions", *BRATS.region_names)
 
 
 def try_(

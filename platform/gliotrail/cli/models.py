@@ -17,7 +17,6 @@ from rich.table import Table
 from gliotrail.cli import complete
 from gliotrail.cli.output import Json, number, print_json, print_table, table_of
 from gliotrail.errors import DataError, ParamsError
-from gliotrail.imaging.labels import CLASSES, REGIONS
 
 Name = Annotated[
     str,
@@ -144,12 +143,13 @@ def metrics(
         return
     print(f"held-out patients: {n_cases}")
     table = table_of("", "Dice", "sensitivity", "specificity", "HD95 mm", "cases")
-    for kind, names in (("classes", CLASSES), ("regions", tuple(REGIONS))):
+    for kind, names in (("classes", values["classes"]), ("regions", values["regions"])):
         for name in names:
             row = values[name]
             cells = [number(row[key]) for key in ("dice", "sensitivity", "specificity")]
             table.add_row(name, *cells, number(row["hd95_mm"], 1), str(row["defined"]))
-        table.add_row(f"mean of {kind}", number(values[f"mean_{kind}"]), end_section=True)
+        if names:
+            table.add_row(f"mean of {kind}", number(values[f"mean_{kind}"]), end_section=True)
     print_table(table)
     print("cases: those with a Dice, which has none where there is nothing to find")
     print(f"whole-scan soft Dice loss {number(loss)}")

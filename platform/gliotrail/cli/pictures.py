@@ -9,9 +9,10 @@ import typer
 
 from gliotrail.cli import complete
 from gliotrail.cli.output import Json, tell
+from gliotrail.dataset.task import Task
 from gliotrail.errors import DataError, ParamsError
-from gliotrail.imaging.labels import Labels
-from gliotrail.imaging.prepared import PreparedCase, load_prepared
+from gliotrail.imaging.labels import Labels, known_labels
+from gliotrail.imaging.prepared import PreparedCase, load_prepared, read_task
 
 PREPARED: Final = Path("data/prepare")
 
@@ -60,10 +61,10 @@ def show(
     if slices not in {"tumour", "random"} and not _is_voxel(slices):
         raise ParamsError("--slice", wanted="tumour, random or a voxel I,J,K", got=repr(slices))
     if Path(case).is_file():
-        found, labels_IJK = _of_file(Path(case), labels)
+        found, labels_IJK, task = _of_file(Path(case), labels)
     else:
-        found = case_named(case, ", or a 4-D NIfTI file")
-        labels_IJK = found.labels_IJK
+        found, task = case_named(case, ", or a NIfTI file"), read_task(PREPARED)
+        labels_IJK = known_labels(found.labels_IJK)
     path = out or Path(f"{found.name}.png")
     if path.suffix not in {".png", ".gif"}:
         raise ParamsError("output", wanted="a .png or .gif", got=str(path))
@@ -76,7 +77,8 @@ def show(
     image_CIJK, start_vox = found.image_CIJK, found.box.start_vox
     if path.suffix == ".gif":
         write_gif(
-            image_CIJK, labels_IJK, path, found.spacing_mm, found.name, first_k=start_vox[2]
+            image_CIJK, labels_IJK, path, found.spacing_mm, found.name,
+            first_k=start_vox[2], task=task,
         )  # fmt: skip
     else:
         at = centre_voxel(labels_IJK, image_CIJK)
@@ -86,8 +88,9 @@ def show(
             i, j, k = (int(n) - a for n, a in zip(slices.split(","), start_vox, strict=True))
             at = i, j, k
         drawing = draw_case(
-            image_CIJK, labels_IJK, found.spacing_mm, found.name, at_vox=at, first_vox=start_vox
-        )
+            image_CIJK, labels_IJK, found.spacing_mm, found.name, at_vox=at,
+            first_vox=start_vox, task=task,
+        )  # fmt: skip
         save_figure(drawing, path)
         voxel = [n + a for n, a in zip(at, start_vox, strict=True)]
         told["voxel"] = voxel
@@ -100,17 +103,28 @@ def _is_voxel(text: str) -> bool:
     return len(text.split(",")) == 3 and all(n.strip().isdecimal() for n in text.split(","))
 
 
-def _of_file(path: Path, mask: Path | None) -> tuple[PreparedCase, Labels | None]:
+def _of_file(path: Path, mask: Path | None) -> tuple[PreparedCase, Labels | None, Task]:
+    """A file's channels are brain tumours' where there are four, else numbered."""
+    from gliotrail.dataset.brats import BRATS
+    from gliotrail.dataset.task import Channel, Class
     from gliotrail.imaging.nifti import in_ras, read_image, read_labels
     from gliotrail.imaging.prepared import case_of_array
 
     scan = read_image(path)
     ras = in_ras(scan)
     name = path.name.removesuffix(".gz").removesuffix(".nii")
-    case = case_of_array(np.moveaxis(ras.array, 3, 0), ras.affine, name)
+    task, n_channels = BRATS, ras.array.shape[3]
+    if n_channels != len(BRATS.channels):
+        channels = tuple(Channel(name=f"channel_{n}") for n in range(n_channels))
+        classes = tuple(Class(name=f"label_{n}", code=n) for n in range(1, 255))
+        task = Task(channels=channels, classes=classes)
+    case = case_of_array(np.moveaxis(ras.array, 3, 0), ras.affine, name, task.channels)
     if mask is None:
-        return case, None
-    return case, in_ras(read_labels(mask, like=scan)).array[case.box.slices]
+        return case, None, task
+    labels = in_ras(read_labels(mask, like=scan, codes=task.labels_of_codes)).array
+    if task is not BRATS:  # a legend of what is there
+        task = task.model_copy(update={"classes": task.classes[: max(1, int(labels.max()))]})
+    return case, labels[case.box.slices], task
 
 
 MASKS = Path("results/evaluate/masks")
@@ -144,15 +158,16 @@ def view(
     case = case_named(name)
     labelled = case.voxels_per_label is not None
     truth = read_labels_patch(case, Box((0, 0, 0), case.ras_shape_vox)) if labelled else None
+    task = read_task(PREPARED)
     made = MASKS / f"{name}.nii.gz"
     mask = mask or (made if made.is_file() else None)
-    predicted = in_ras(read_labels(mask)) if mask else None
+    predicted = in_ras(read_labels(mask, codes=task.labels_of_codes)) if mask else None
     if predicted is not None and not (
         predicted.shape_vox == case.ras_shape_vox
         and np.allclose(predicted.affine, case.affine_ras, atol=1e-3)
     ):
         raise DataError("grid", where=mask, wanted=f"that of {name}", got="another one")
-    page = viewer_html(case, truth, None if predicted is None else predicted.array)
+    page = viewer_html(case, truth, None if predicted is None else predicted.array, task=task)
     out = out or state_dir() / "views" / f"{name}.html"
     with replacing(out) as partial:
         partial.write_text(page, encoding="utf-8")

@@ -1,13 +1,14 @@
 """Commands on single scans."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 import gliotrail
+from gliotrail.cli.data import task_at
 from gliotrail.cli.output import Json, number, print_json, print_table, table_of, tell
 from gliotrail.errors import ParamsError
 from gliotrail.imaging.header import is_packed
@@ -26,20 +27,26 @@ THRESHOLD = 0.5  # where a model tells none
 def score(
     ref: Annotated[Path, typer.Argument(metavar="REF", help="True labels, .nii or .nii.gz.")],
     pred: Annotated[
-        Path, typer.Argument(metavar="PRED", help="Predicted labels, in the Decathlon's codes.")
+        Path, typer.Argument(metavar="PRED", help="Predicted labels, in the data set's codes.")
     ],
-    ref_scheme: Annotated[Scheme, typer.Option(help="The label codes of REF.")] = "msd",
+    ref_scheme: Annotated[
+        Scheme | None, typer.Option(help="The label codes of REF, of brain tumours.")
+    ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(help="The dataset.json of what is segmented; brain tumours without."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a mask against the true one. Their orientations may differ, their voxels not."""
     from gliotrail.segmentation.score import score_files
 
-    found = score_files(ref, pred, ref_scheme)
+    found = score_files(ref, pred, ref_scheme, task_at(dataset))
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
     table = table_of("", "Dice", "sensitivity", "specificity", "HD95 mm", "ref ml", "pred ml")
-    for kind in ("classes", "regions"):
+    for kind in ("classes", "regions") if found.regions else ("classes",):
         mean = getattr(found, f"mean_{kind}")
         for name, row in [*getattr(found, kind).items(), (f"mean_{kind}", mean)]:
             cells = [number(getattr(row, key)) for key in ("dice", "sensitivity", "specificity")]
@@ -57,9 +64,13 @@ def segment(
     out: Annotated[Path, typer.Option("--out", "-o", help="The mask to write.")],
     scan: Annotated[
         Path | None,
-        typer.Argument(metavar="SCAN", help="One 4-D file: FLAIR, T1w, T1gd, T2w."),
+        typer.Argument(metavar="SCAN", help="One file of all channels, in the model's order."),
     ] = None,
-    flair: Annotated[Path | None, typer.Option(help="Or four 3-D files: FLAIR,")] = None,
+    channel: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Or a 3-D file a channel, such as CT=ct.nii.gz;"),
+    ] = None,
+    flair: Annotated[Path | None, typer.Option(help="of brain tumours: FLAIR,")] = None,
     t1: Annotated[Path | None, typer.Option(help="T1,")] = None,
     t1gd: Annotated[Path | None, typer.Option(help="T1 with contrast agent,")] = None,
     t2: Annotated[Path | None, typer.Option(help="and T2.")] = None,
@@ -76,7 +87,12 @@ def segment(
     tta: Annotated[
         bool, typer.Option("--tta", help="Average over mirror images, at 8 times the work.")
     ] = False,
-    scheme: Annotated[Scheme, typer.Option(help="The mask's label codes.")] = "msd",
+    scheme: Annotated[
+        Scheme | None, typer.Option(help="The mask's label codes, of brain tumours.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Take a channel that is empty or there twice.")
+    ] = False,
     threshold: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Of the probability; else the registered model's, or 0.5."),
@@ -84,36 +100,65 @@ def segment(
     as_json: Json = False,
 ) -> None:
     """Segment a patient's scan, of any orientation and spacing; the mask is on the scan's grid."""
-    four = [flair, t1, t1gd, t2]
-    if (scan is None) == (None in four) or (scan and any(four)):
-        wanted = "one 4-D SCAN, or --flair, --t1, --t1gd and --t2"
-        got = [path.name for path in (scan, *four) if path] or "none"
+    given = _given(channel or [], {"FLAIR": flair, "T1w": t1, "T1gd": t1gd, "T2w": t2})
+    if (scan is None) == (not given):
+        wanted = (
+            "one SCAN, or a file a channel: --channel NAME=FILE, or --flair, --t1, --t1gd, --t2"
+        )
+        got = [path.name for path in (scan, *given.values()) if path] or "none"
         raise ParamsError("scan", wanted=wanted, got=got)
-    paths = [path for path in (scan, *four) if path]
+    paths = [path for path in (scan, *given.values()) if path]
     outputs = [path for path in (out, probabilities) if path]
     for path in outputs:
         is_packed(path)  # a wrong name is told before the work
         if path.resolve() in {other.resolve() for other in paths} or outputs.count(path) > 1:
             raise ParamsError("output", wanted="a file of its own", got=str(path))
 
+    from gliotrail.dataset.brats import SCHEMES
+    from gliotrail.imaging.header import odd_in, read_header
     from gliotrail.imaging.nifti import (
         read_channels,
         read_image,
         write_labels,
         write_probabilities,
     )
+    from gliotrail.progress import say
     from gliotrail.segmentation import segment as work
 
-    image = read_image(paths[0]) if scan else read_channels(paths)
+    for line in odd_in(map(read_header, paths)):
+        say(line)
+    image = read_image(paths[0]) if scan else None  # a bad scan is told before a model is fetched
     models = model or [_default_model()]
     networks, theirs = zip(*(_trained(name) for name in models), strict=True)
+    task = networks[0][1].task
+    if image is None:
+        if sorted(given) != sorted(task.channel_names):
+            wanted, got = ", ".join(task.channel_names), ", ".join(given)
+            raise ParamsError("channels of the model", wanted=wanted, got=got)
+        image = read_channels([given[name] for name in task.channel_names])
     chosen = _one(theirs) if threshold is None else threshold
-    done = work.segment(image, networks, chosen, tta)
-    write_labels(out, done.labels, image, scheme)
+    done = work.segment(image, networks, chosen, tta, allow_missing)
+    codes = task.codes_of_labels
+    if scheme:
+        codes = {label: code for code, label in SCHEMES[scheme].items()}
+    write_labels(out, done.labels, image, codes)
     if probabilities:
         write_probabilities(probabilities, done.probabilities, image)
     values = {"mask": str(out), "probabilities": probabilities and str(probabilities)}
     tell(as_json, values, " and ".join(map(str, outputs)))
+
+
+def _given(texts: Sequence[str], named: Mapping[str, Path | None]) -> dict[str, Path]:
+    """Files by channel: `NAME=FILE`, where a name may be any that BraTS has used, and the rest."""
+    from gliotrail.dataset.brats import channel_name
+
+    given = {name: path for name, path in named.items() if path}
+    for text in texts:
+        name, _, path = text.partition("=")
+        if not (name and path) or channel_name(name) in given:
+            raise ParamsError("--channel", wanted="NAME=FILE, each name once", got=repr(text))
+        given[channel_name(name)] = Path(path)
+    return given
 
 
 def _default_model() -> str:

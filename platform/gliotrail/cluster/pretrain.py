@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from gliotrail.cluster.train import run_tracked
+from gliotrail.dataset.brats import BRATS
 from gliotrail.errors import ParamsError
 from gliotrail.files import replacing, sha256
-from gliotrail.imaging.labels import REGIONS
 from gliotrail.param_types import FROM_SWEEP
 from gliotrail.params import Params
 from gliotrail.runs.journal import MODEL_FILE, RunFolder
@@ -59,7 +59,7 @@ def _card(
     steps = described["params"]["steps"]
     rows = [
         f"| {name} | {values[f'val/dice_{name}']:.3f} |"
-        for name in REGIONS
+        for name in BRATS.region_names
         if f"val/dice_{name}" in values
     ]
     files = synthetic_files(section, synthetic)

@@ -131,11 +131,11 @@ def finish(training: Training, run: RunFolder) -> None:
 
     state, model = result(training, run)
     write_durably(run.root / MODEL_FILE, model)  # its end tells that it is there
-    run.attach("curves.png", _curves(run))
+    run.attach("curves.png", _curves(training, run))
     run.end("FINISHED", "trained to the end", {"score": state.kept_score, "step": state.kept_step})
 
 
-def _curves(run: RunFolder) -> bytes:
+def _curves(training: Training, run: RunFolder) -> bytes:
     """Losses, measures per class and region, learning rate and throughput as a picture."""
     from gliotrail.report.curves import draw_curves
     from gliotrail.report.figures import figure_png
@@ -144,7 +144,7 @@ def _curves(run: RunFolder) -> bytes:
     for point in run.points():
         if point.key.startswith(("train/", "val/")) and point.key != "train/data_wait_share":
             curves.setdefault(point.key, []).append((point.step, point.value))
-    return figure_png(draw_curves(curves, run.describe()["name"]))
+    return figure_png(draw_curves(curves, run.describe()["name"], task=training.task))
 
 
 def choose(params: Params, best: Path) -> Train:

@@ -30,14 +30,41 @@ BRATS: Final = Task(
 EDEMA, NON_ENHANCING, ENHANCING = 1, 2, 3
 """Labels of BRATS."""
 
+SHOWN: Final = ("FLAIR", "T1gd")
+"""What tumours are looked at in, where a picture has room for two channels."""
+COLOURS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "edema": "#56B4E9",
+        "non_enhancing": "#D55E00",
+        "enhancing": "#F0E442",
+        "WT": "#9D7BFF",
+        "TC": "#CC79A7",
+        "ET": "#F0E442",  # the region ET is the class enhancing, voxel by voxel
+    }
+)
+SPOKEN: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "non_enhancing": "non-enhancing",
+        "WT": "WT, whole tumour",
+        "TC": "TC, tumour core",
+        "ET": "ET, enhancing",
+    }
+)
+"""What a legend says where it is not the name itself."""
+
 SCHEMES: Final[Mapping[str, Mapping[int, int]]] = MappingProxyType(
     {
         "msd": {0: 0, 1: EDEMA, 2: NON_ENHANCING, 3: ENHANCING},
         "brats21": {0: 0, 1: NON_ENHANCING, 2: EDEMA, 4: ENHANCING},
         "brats23": {0: 0, 1: NON_ENHANCING, 2: EDEMA, 3: ENHANCING},
+        "brats15": {0: 0, 1: NON_ENHANCING, 2: EDEMA, 3: NON_ENHANCING, 4: ENHANCING},
+        "brats24-gli": {0: 0, 1: NON_ENHANCING, 2: EDEMA, 3: ENHANCING, 4: 4},
+        "brats24-ped": {0: 0, 1: ENHANCING, 2: NON_ENHANCING, 3: 4, 4: EDEMA},
     }
 )
-"""Each scheme's codes -> labels of BRATS. Verified on BRATS_001 to 003 (data provenance)."""
+"""Each scheme's codes -> labels of `scheme_task`. brats21 is of 2017 to 2021; it and brats23 were
+verified on BRATS_001 to 003 (data provenance), the others are as the challenges describe them."""
+_FOURTH: Final = {"brats24-gli": "resection_cavity", "brats24-ped": "cystic"}
 
 _CHANNELS: Final = {
     "flair": "FLAIR", "t2f": "FLAIR",
@@ -51,6 +78,26 @@ _CLASSES: Final = {
     "necrosis": "non_enhancing", "ncr_net": "non_enhancing",
     "enhancing": "enhancing", "et": "enhancing",
 }  # fmt: skip
+
+
+def scheme_task(scheme: str) -> tuple[Task, Mapping[int, int]]:
+    """What a scheme's scans have, with the labels as codes; and its codes -> labels.
+
+    After treatment (2024) there is the resection cavity, which is in no region; in children (2024)
+    the cystic component, which is part of the tumour core.
+    """
+    codes = SCHEMES[scheme]
+    if scheme not in _FOURTH:
+        return BRATS, codes
+    classes = (*BRATS.classes, Class(name=_FOURTH[scheme], code=4))
+    regions = BRATS.regions
+    if scheme == "brats24-ped":
+        regions = (
+            Region(name="WT", labels=(1, 2, 3, 4), written=1),
+            Region(name="TC", labels=(2, 3, 4), written=2),
+            Region(name="ET", labels=(3,), written=3),
+        )
+    return BRATS.model_copy(update={"classes": classes, "regions": regions}), codes
 
 
 def channel_name(name: str) -> str:

@@ -4,6 +4,7 @@ Found by their tumours' masks: the Decathlon's Task01 repeats itself, and BraTS 
 its patients again, labelled anew. Of those the last are probable, and treated as certain.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -25,9 +26,14 @@ REPEATS: Final = (
 _FIRST: Final = {name: row[0] for row in REPEATS for name in row}
 
 
+_SESSION: Final = re.compile(r"(BraTS-[A-Z]+-\d+)-\d{3}|(sub-[A-Za-z0-9]+)_ses-[A-Za-z0-9]+")
+"""A patient's scan at one of several times, as BraTS and BIDS name it."""
+
+
 def patient_of(case: str) -> str:
-    """The name that all known cases of a patient share: that of the first."""
-    return _FIRST.get(case, case)
+    """The name that all known cases of a patient share: that of the first, or the patient's."""
+    session = _SESSION.fullmatch(case)
+    return _FIRST.get(case) or (session and (session[1] or session[2])) or case
 
 
 def of_same_patients(cases: Iterable[str], among: Iterable[str]) -> tuple[str, ...]:

@@ -4,10 +4,11 @@ import shutil
 from pathlib import Path
 
 from gliotrail import params
+from gliotrail.dataset.description import DESCRIPTION
 from gliotrail.errors import DataError, ParamsError
 from gliotrail.files import replacing
 from gliotrail.imaging.download import download, unpack
-from gliotrail.imaging.formats.decathlon import DESCRIPTION, Dataset, read_dataset
+from gliotrail.imaging.formats.decathlon import Dataset, read_dataset
 from gliotrail.imaging.header import read_header
 from gliotrail.progress import progress
 
@@ -36,7 +37,7 @@ def fetch(
     """Lay out the raw data in `out`; what was there before stays if anything goes wrong.
 
     Args:
-        section: `source` is `demo`, `msd` or a folder in the Decathlon's layout.
+        section: `source` is `demo`, `msd` or a folder in the Decathlon's or nnU-Net's layout.
         out: the folder to make.
         demo: where the two demo patients are.
         cache: where a download is kept, whole or in part.

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gliotrail.dataset.task import Task
 from gliotrail.imaging.geometry import axis_codes
-from gliotrail.imaging.labels import CHANNELS, CLASSES
 from gliotrail.imaging.nifti import Scan
 
 PERCENTILES = (0.5, 50.0, 99.5)
@@ -17,6 +17,8 @@ PERCENTILES = (0.5, 50.0, 99.5)
 def case_fingerprint(
     scan: Scan,
     image_IJKC: npt.NDArray[Any],
+    spacing_mm: Sequence[float],
+    task: Task,
     statistics: Mapping[str, npt.NDArray[np.float64]],
     counts: Sequence[int] | None,
 ) -> dict[str, Any]:
@@ -24,14 +26,16 @@ def case_fingerprint(
 
     Args:
         scan: as in its file.
-        image_IJKC: its brain box, channels in the order of CHANNELS.
+        image_IJKC: its brain box, resampled if it was, channels in the order of the task's.
+        spacing_mm: of that array.
+        task: what is segmented.
         statistics: of each channel over the brain, as `prepared.brain_statistics`.
         counts: voxels per label, None where there are no labels.
     """
     brain_IJK = (image_IJKC != 0).any(axis=3)
     means, stds = statistics["mean_C"].tolist(), statistics["std_C"].tolist()
-    voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
-    classes = dict(zip(CLASSES, counts[1:], strict=True)) if counts else None
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    classes = dict(zip(task.class_names, counts[1:], strict=True)) if counts else None
     return {
         "shape_vox": list(scan.shape_vox),
         "spacing_mm": list(scan.spacing_mm),
@@ -42,7 +46,9 @@ def case_fingerprint(
         "voxels": classes,
         "intensity": {
             name: {"mean": mean, "std": std} | _intensity(image_IJKC[..., channel][brain_IJK])
-            for channel, (name, mean, std) in enumerate(zip(CHANNELS, means, stds, strict=True))
+            for channel, (name, mean, std) in enumerate(
+                zip(task.channel_names, means, stds, strict=True)
+            )
         },
     }
 
@@ -59,6 +65,7 @@ def _intensity(values: npt.NDArray[Any]) -> dict[str, float]:
 def dataset_fingerprint(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """All cases, each as `case_fingerprint` gives it, and what they have in common."""
     labelled = [case["voxels"] for case in cases.values() if case["voxels"] is not None]
+    names = list(labelled[0]) if labelled else []
     return {
         "cases": dict(cases),
         "all": {
@@ -68,8 +75,8 @@ def dataset_fingerprint(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
             "shape_vox": _spread([case["shape_vox"] for case in cases.values()]),
             "spacing_mm": _spread([case["spacing_mm"] for case in cases.values()]),
             "brain_box_vox": _spread([case["brain_box_vox"] for case in cases.values()]),
-            "voxels": {name: sum(voxels[name] for voxels in labelled) for name in CLASSES},
-            "cases_with": {name: sum(v[name] > 0 for v in labelled) for name in CLASSES},
+            "voxels": {name: sum(voxels[name] for voxels in labelled) for name in names},
+            "cases_with": {name: sum(v[name] > 0 for v in labelled) for name in names},
         },
     }
 

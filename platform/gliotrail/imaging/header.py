@@ -80,6 +80,11 @@ def read_header(path: Path, limit_bytes: int = LARGEST_BYTES) -> Header:
         return take_header(path, stream, limit_bytes)
 
 
+def channels_of(header: Header) -> int:
+    """How many images there are along the fourth axis; 1 where there is none."""
+    return header.shape[3] if len(header.shape) > 3 else 1
+
+
 def check_channels(header: Header, channels: int) -> None:
     """Refuse what is no image of so many channels; one channel needs no fourth axis.
 

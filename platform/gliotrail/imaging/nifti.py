@@ -1,7 +1,7 @@
 """Scans and masks as NIfTI files: read with care, written on the same grid as they came from."""
 
 import gzip
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from gliotrail.dataset.brats import BRATS
 from gliotrail.errors import DataError
 from gliotrail.files import replacing
 from gliotrail.imaging.geometry import Affine, Vox3, from_ras, spacing_mm, to_ras
@@ -18,6 +19,7 @@ from gliotrail.imaging.header import (
     LARGEST_BYTES,
     Header,
     by,
+    channels_of,
     check_channels,
     check_same_grid,
     is_packed,
@@ -27,7 +29,7 @@ from gliotrail.imaging.header import (
     take_header,
     truncated,
 )
-from gliotrail.imaging.labels import CHANNELS, CLASSES, Labels, check_codes, from_msd
+from gliotrail.imaging.labels import Labels, to_codes, to_labels
 
 _ALIGNED_BYTES: Final = 64
 _PACKED_AT_ONCE_BYTES: Final = 2**28
@@ -63,34 +65,42 @@ class Scan:
         return spacing_mm(self.affine)
 
 
-def read_image(path: Path, channels: int = len(CHANNELS), limit_bytes: int = LARGEST_BYTES) -> Scan:
+def read_image(path: Path, channels: int | None = None, limit_bytes: int = LARGEST_BYTES) -> Scan:
     """A scan (I, J, K, C) in the file's own data type, or float64 where the file scales its values.
 
     Args:
         path: a `.nii` or `.nii.gz`, only ever read.
-        channels: how many are wanted along the fourth axis; with 1 the file has three axes.
+        channels: how many are wanted along the fourth axis (with 1 the file has three axes);
+            as many as there are if None.
         limit_bytes: the largest array to accept.
 
     Raises:
         DataError: as `read_header`; another number of axes or channels; a truncated or damaged
             file or one that goes on after its voxels; NaN or infinity.
     """
-    scan = _read(path, limit_bytes, lambda header: check_channels(header, channels))
-    array = scan.array.reshape(*scan.shape_vox, channels, order="F")
-    for channel in range(channels):
+
+    def check(header: Header) -> None:
+        check_channels(header, channels or channels_of(header))
+
+    scan = _read(path, limit_bytes, check)
+    array = scan.array.reshape(*scan.shape_vox, -1, order="F")
+    for channel in range(array.shape[3]):
         _check_finite(array[..., channel], f"voxel values of channel {channel}", path)
     return Scan(array, scan.header)
 
 
-def read_labels(path: Path, like: Scan | None = None) -> Scan:
-    """A label volume, uint8 (I, J, K) with the values 0 to 3.
+def read_labels(
+    path: Path, like: Scan | None = None, codes: Mapping[int, int] = BRATS.labels_of_codes
+) -> Scan:
+    """A label volume, uint8 (I, J, K): 0 and the classes' places, whatever the file's codes.
 
     Args:
         path: a `.nii` or `.nii.gz`, only ever read.
         like: the image that the labels must lie on.
+        codes: of the file -> labels.
 
     Raises:
-        DataError: as `read_image`; a label value outside 0..3; another grid than `like`.
+        DataError: as `read_image`; a value that is no code; another grid than `like`.
     """
 
     def check(header: Header) -> None:
@@ -100,9 +110,7 @@ def read_labels(path: Path, like: Scan | None = None) -> Scan:
 
     scan = _read(path, LARGEST_BYTES, check)
     _check_finite(scan.array, "label values", path)
-    if scan.array.dtype.kind == "f" or scan.array.min() < 0 or scan.array.max() > len(CLASSES):
-        check_codes(scan.array, where=path)
-    return Scan(scan.array.astype(np.uint8, copy=False), scan.header)
+    return Scan(to_labels(scan.array, codes, where=path), scan.header)
 
 
 def read_channels(paths: Sequence[Path]) -> Scan:
@@ -128,7 +136,9 @@ def in_ras(scan: Scan) -> Scan:
     return Scan(array, replace(scan.header, shape=array.shape, affine=affine))
 
 
-def write_labels(path: Path, labels: Labels, like: Scan, scheme: str = "msd") -> None:
+def write_labels(
+    path: Path, labels: Labels, like: Scan, codes: Mapping[int, int] = BRATS.codes_of_labels
+) -> None:
     """Write labels (I, J, K) on the grid of `like`, in its axes order, as uint8.
 
     qform, sform, their codes, pixdim and units are the same bytes as in `like`. The file appears
@@ -136,15 +146,14 @@ def write_labels(path: Path, labels: Labels, like: Scan, scheme: str = "msd") ->
 
     Args:
         path: a `.nii` or `.nii.gz`.
-        labels: the Decathlon's.
+        labels: 0 and the classes' places.
         like: the scan that they are of.
-        scheme: the codes to write: `msd`, `brats21` or `brats23`.
+        codes: of labels -> what is written.
 
     Raises:
-        DataError: another shape than `like`, other values than 0..3, or another file name.
+        DataError: another shape than `like`, a label without a code, or another file name.
     """
-    check_codes(labels, where=path)
-    _write_like(path, from_msd(labels, scheme), like, datatype=2)
+    _write_like(path, to_codes(labels, codes, where=path), like, datatype=2)
 
 
 def write_probabilities(

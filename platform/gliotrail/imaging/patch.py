@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gliotrail import params
+from gliotrail.dataset.task import IGNORED
 from gliotrail.errors import DataError
 from gliotrail.files import replacing
 from gliotrail.imaging.case_cache import at_a_time, forget_others, key_of, made
 from gliotrail.imaging.geometry import Box, Vox3, vox3
-from gliotrail.imaging.labels import CLASSES
 from gliotrail.imaging.prepared import Prepared, PreparedCase, read_labels_patch
 from gliotrail.imaging.split import box_to_json
 from gliotrail.param_types import Size, format_size
@@ -34,7 +34,7 @@ Ints = npt.NDArray[np.int64]
 
 _CORNER = [f"corner_{axis}_vox" for axis in "ijk"]
 _SIZE = [f"size_{axis}_vox" for axis in "ijk"]
-_VOXELS = [f"voxels_{name}" for name in ("background", *CLASSES)]
+_VOXELS = "voxels_"
 _CENTRED = "tumour_centred"
 _HEALTHY_TRIES = 1000
 _PEAK_BYTES_PER_VOXEL = 60  # of the scan, where a tumour is everywhere
@@ -47,7 +47,8 @@ class PatchIndex:
     size_vox: of each of them.
     cases: names; `case_number` (N,) counts in them.
     corner_vox: (N, 3), in voxels of the RAS+ scan.
-    voxels: (N, 4), background and each class.
+    classes: their names.
+    voxels: (N, 1 + classes), background and each class.
     tumour_centred: (N,), drawn because its centre (corner + size // 2) is tumour.
     """
 
@@ -55,6 +56,7 @@ class PatchIndex:
     cases: tuple[str, ...]
     case_number: Ints
     corner_vox: Ints
+    classes: tuple[str, ...]
     voxels: Ints
     tumour_centred: npt.NDArray[np.bool_]
 
@@ -123,7 +125,8 @@ def patch(
     forget_others(memory, keys)
     corner_vox, voxels, centred = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     numbers = np.repeat(np.arange(len(names)), [len(row[0]) for row in rows])
-    index = PatchIndex(size, names, numbers, corner_vox, voxels, centred)
+    classes = prepared.task.class_names
+    index = PatchIndex(size, names, numbers, corner_vox, classes, voxels, centred)
     _write(index, out / format_size(size) / "index.parquet")
     return index
 
@@ -135,22 +138,24 @@ def _kept_or_drawn(
     case, kept_out = prepared.cases[name], prepared.split.kept_out.get(name)
     settings = section.model_dump(mode="json", exclude={"sizes"})
     asked = [name, settings, size, kept_out and box_to_json(kept_out)]
-    key = key_of(__name__, *asked, case.image_sha256, case.label_sha256)
+    n_classes = len(prepared.task.classes)
+    key = key_of(__name__, *asked, case.image_sha256, case.label_sha256, n_classes)
 
     def draw() -> dict[str, Any]:
-        return {"rows": [part.tolist() for part in _draw(section, case, size, kept_out)]}
+        drawn = _draw(section, case, size, kept_out, n_classes)
+        return {"rows": [part.tolist() for part in drawn]}
 
     corner_vox, voxels, centred = made(memory, key, (), draw)["rows"]
     return key, (np.array(corner_vox, np.int64), np.array(voxels, np.int64), np.array(centred))
 
 
 def _draw(
-    section: params.Patch, case: PreparedCase, size: Size, kept_out: Box | None
+    section: params.Patch, case: PreparedCase, size: Size, kept_out: Box | None, n_classes: int
 ) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
-    """Corners (n, 3), voxels (n, 4) and whether drawn for its centre (n,) of one case."""
+    """Corners (n, 3), voxels (n, 1 + classes) and whether drawn for its centre (n,) of one case."""
     corners, region = _corners_near_tumour(case, size)
     labels_IJK = read_labels_patch(case, region)
-    counts = np.stack([_running_sums(labels_IJK == c + 1, size) for c in range(len(CLASSES))])
+    counts = np.stack([_running_sums(labels_IJK == c + 1, size) for c in range(n_classes)])
     n_voxels = int(np.prod(size))
     background = n_voxels - counts.sum(axis=0)
     valid = background / n_voxels < section.background_below
@@ -172,7 +177,8 @@ def _draw(
             do="make the size, the block or its margin smaller",
         )  # fmt: skip
     centre = Box.at([s // 2 for s in size], valid.shape).slices
-    central = np.flatnonzero(valid & (labels_IJK[centre] > 0))
+    known_IJK = (labels_IJK > 0) & (labels_IJK != IGNORED)
+    central = np.flatnonzero(valid & known_IJK[centre])
     rng = np.random.default_rng([section.seed, *size, *case.name.encode()])
     n_healthy = round(section.healthy * section.per_case)
     n_tumour = section.per_case - n_healthy
@@ -182,13 +188,13 @@ def _draw(
     rest = np.flatnonzero(valid)
     others = rng.choice(rest, min(len(rest), n_tumour - n_central), replace=False)
     drawn = np.concatenate([first, others])
-    voxels = np.stack([background.ravel()[drawn], *counts.reshape(len(CLASSES), -1)[:, drawn]], 1)
+    voxels = np.stack([background.ravel()[drawn], *counts.reshape(n_classes, -1)[:, drawn]], 1)
     corner_vox = np.stack(np.unravel_index(drawn, valid.shape), axis=1) + corners.start_vox
     if n_healthy:
         healthy = _healthy_corners(case, size, kept_out, rng)[:n_healthy]
         corner_vox = np.concatenate([corner_vox, healthy])
-        empty = [[n_voxels] + [0] * len(CLASSES)] * len(healthy)
-        voxels = np.concatenate([voxels, np.array(empty, np.int64).reshape(-1, len(CLASSES) + 1)])
+        empty = [[n_voxels] + [0] * n_classes] * len(healthy)
+        voxels = np.concatenate([voxels, np.array(empty, np.int64).reshape(-1, n_classes + 1)])
     order = rng.permutation(len(corner_vox))
     return corner_vox[order], voxels[order].astype(np.int64), order < len(first)
 
@@ -251,8 +257,8 @@ def _write(index: PatchIndex, path: Path) -> None:
         columns[name] = pa.array(index.corner_vox[:, axis], pa.int32())
     for axis, name in enumerate(_SIZE):
         columns[name] = pa.array(np.full(len(index), index.size_vox[axis]), pa.int32())
-    for label, name in enumerate(_VOXELS):
-        columns[name] = pa.array(index.voxels[:, label], pa.int32())
+    for label, name in enumerate(("background", *index.classes)):
+        columns[_VOXELS + name] = pa.array(index.voxels[:, label], pa.int32())
     columns[_CENTRED] = pa.array(index.tumour_centred)
     with replacing(path) as partial:
         pq.write_table(pa.table(columns), partial, compression="zstd")
@@ -264,13 +270,14 @@ def read_index(path: Path) -> PatchIndex:
     Raises:
         DataError: it is not there, is no such index, or has no rows.
     """
-    wanted = ["case", *_CORNER, *_SIZE, *_VOXELS, _CENTRED]
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
         raise DataError("no such file", where=path, do="run the stage patch first") from None
     except (OSError, pa.ArrowException) as error:
         raise DataError("patch index", where=path, got=str(error)) from None
+    voxels = [name for name in table.column_names if name.startswith(_VOXELS)]
+    wanted = ["case", *_CORNER, *_SIZE, *(voxels or [f"{_VOXELS}background"]), _CENTRED]
     if table.column_names != wanted or not table.num_rows:
         got = f"{table.num_rows} rows of {', '.join(table.column_names)}"
         raise DataError("patch index", where=path, wanted=f"rows of {', '.join(wanted)}", got=got)
@@ -283,7 +290,8 @@ def read_index(path: Path) -> PatchIndex:
         cases=tuple(case.dictionary.to_pylist()),
         case_number=case.indices.to_numpy().astype(np.int64),
         corner_vox=_numbers(table, _CORNER),
-        voxels=_numbers(table, _VOXELS),
+        classes=tuple(name.removeprefix(_VOXELS) for name in voxels[1:]),
+        voxels=_numbers(table, voxels),
         tumour_centred=table[_CENTRED].to_numpy().astype(bool),
     )
 

@@ -3,9 +3,11 @@
 What a prepared case is, and how it is read: see `prepared`.
 """
 
+import hashlib
+import json
 import math
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -15,25 +17,44 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gliotrail import params
+from gliotrail.dataset.task import IGNORED, Task
 from gliotrail.errors import DataError
 from gliotrail.files import replacing, sha256, write_json
 from gliotrail.imaging.case_cache import at_a_time, forget_others, key_of, linked, made
 from gliotrail.imaging.fingerprint import case_fingerprint, dataset_fingerprint
+from gliotrail.imaging.foreground import air_values
 from gliotrail.imaging.formats.decathlon import Case, Dataset, read_dataset
 from gliotrail.imaging.geometry import Box, Vox3, by_mm, same_spacing, spacing_mm, to_ras, vox3
-from gliotrail.imaging.header import check_channels, check_same_grid, read_header
-from gliotrail.imaging.labels import CHANNELS, voxels_per_label
-from gliotrail.imaging.nifti import read_image, read_labels
-from gliotrail.imaging.prepared import FORMAT, brain_statistics, small_type
+from gliotrail.imaging.header import check_channels, check_same_grid, odd_in, read_header
+from gliotrail.imaging.labels import voxels_per_label
+from gliotrail.imaging.nifti import Scan, read_channels, read_image, read_labels
+from gliotrail.imaging.prepared import (
+    FORMAT,
+    INTENSITIES_FILE,
+    SAME_MM,
+    TASK_FILE,
+    Intensity,
+)
+from gliotrail.imaging.resample import (
+    affine_at,
+    resample_labels,
+    resample_scan,
+    shape_at,
+    target_spacing,
+)
 from gliotrail.imaging.split import (
     box_to_json,
     make_split,
     split_to_json,
 )
-from gliotrail.progress import progress
+from gliotrail.imaging.voxel_values import body_of, brain_statistics, small_type
+from gliotrail.progress import progress, say
 
+Spacing = tuple[float, float, float]
+_SAMPLED = 100_000
 _PEAK_BYTES_PER_VALUE = 20  # of a process; measured on 240x240x155x4: 7 float32, 18 scaled int16
 
 
@@ -44,69 +65,148 @@ def prepare(
     processes: int | None = None,
     memory: Path | None = None,
 ) -> None:
-    """Check every case in `raw` and write `fingerprint.json`, `split.json` and `cases/` to `out`.
+    """Check every case in `raw` and write what it is to `out`, an array a case in `cases/`.
 
     Headers of all cases first, so that most mistakes are told within seconds; then the voxels,
     one case at a time in each process. Earlier output stays if a case is bad.
 
     Args:
-        section: the rule of the split.
-        raw: a folder in the Decathlon's layout.
+        section: the rule of the split, and the spacing.
+        raw: a folder in the Decathlon's or nnU-Net's layout.
         out: the folder to make.
         processes: how many at a time; as many as there are cores and as memory allows if None.
         memory: where each case is kept for the next run (see `kept`); nowhere if None.
 
     Raises:
         ParamsError: the split, as `make_split`.
-        DataError: as `read_dataset`, `read_image`, `read_labels`; a scan of zeros alone.
+        DataError: as `read_dataset`, `read_image`, `read_labels`; a scan of air alone.
     """
     dataset = read_dataset(raw)
-    shapes_vox, most_values = _check_headers(dataset)
+    shapes_vox, most_values, to_mm = _check_headers(dataset, section.spacing)
     split = make_split(section.split, shapes_vox)
     processes = processes or at_a_time(len(dataset.cases), _PEAK_BYTES_PER_VALUE * most_values)
     with replacing(out) as new, progress(len(dataset.cases), "prepare", "cases") as advance:
         fingerprints, keys = {}, []
-        for name, key, fingerprint in _prepare_all(dataset, new / "cases", processes, memory):
+        done = _prepare_all(dataset, to_mm, new / "cases", processes, memory)
+        for name, key, fingerprint in done:
             fingerprints[name] = fingerprint
             keys.append(key)
             advance(1)
+        _tell_bodies(fingerprints)
+        write_json(new / TASK_FILE, dataset.task.model_dump(mode="json"))
         write_json(new / "fingerprint.json", dataset_fingerprint(fingerprints))
+        intensities = _intensities(dataset.task, new / "cases", split.training)
+        write_json(new / INTENSITIES_FILE, {n: of.model_dump() for n, of in intensities.items()})
         write_json(new / "split.json", split_to_json(split))
     forget_others(memory, keys)
 
 
-def _check_headers(dataset: Dataset) -> tuple[dict[str, Vox3], int]:
-    """Shapes in RAS+ of the labelled cases, and how many values the largest scan has."""
-    shapes_vox, most_values, first_mm = {}, 0, None
+def _check_headers(
+    dataset: Dataset, spacing: str | Sequence[float]
+) -> tuple[dict[str, Vox3], int, Spacing | None]:
+    """Shapes in RAS+ of the labelled cases, the most values of a scan, the spacing to resample to.
+
+    The shapes are those after resampling.
+    """
+    n_channels, headers = len(dataset.task.channels), []
+    shapes_vox: dict[str, Vox3] = {}
+    spacings_mm: dict[str, Spacing] = {}
     for case in dataset.cases:
-        header = read_header(case.image)
-        check_channels(header, len(CHANNELS))
-        most_values = max(most_values, math.prod(header.shape))
+        images = [read_header(path) for path in case.images]
+        for header in images:
+            check_channels(header, n_channels if len(images) == 1 else 1)
+        headers += images
+        no_memory = np.broadcast_to(np.uint8(0), images[0].shape_vox)
+        turned, affine = to_ras(no_memory, images[0].affine)
+        shapes_vox[case.name], spacings_mm[case.name] = vox3(turned.shape), spacing_mm(affine)
         if case.label:
-            no_memory = np.broadcast_to(np.uint8(0), header.shape_vox)
-            turned, affine = to_ras(no_memory, header.affine)
-            shapes_vox[case.name] = vox3(turned.shape)
-            own_mm = spacing_mm(affine)
-            first_mm = first_mm or own_mm
-            if not same_spacing(first_mm, own_mm):  # a network sees voxels, not mm
-                wanted = f"that of the other cases, {by_mm(first_mm)}"
-                do = "resample one or the other"
-                raise DataError(
-                    "spacing in RAS+", where=case.image, wanted=wanted, got=by_mm(own_mm), do=do
-                )
             label_header = read_header(case.label)
             check_channels(label_header, 1)
-            check_same_grid(label_header, header)
-    return shapes_vox, most_values
+            check_same_grid(label_header, images[0])
+            headers.append(label_header)
+    for line in odd_in(headers):
+        say(line)
+    to_mm = None
+    labelled = [case for case in dataset.cases if case.label]
+    if spacing == "native":
+        _check_same_spacing(labelled, spacings_mm)
+    else:
+        to_mm = (
+            target_spacing(list(spacings_mm.values()), list(shapes_vox.values()))
+            if isinstance(spacing, str)
+            else (float(spacing[0]), float(spacing[1]), float(spacing[2]))
+        )
+        say(f"scans are resampled to {by_mm(to_mm)}")
+        shapes_vox = {
+            name: shape_at(shape, spacings_mm[name], to_mm) for name, shape in shapes_vox.items()
+        }
+    most = max((math.prod(shape) for shape in shapes_vox.values()), default=0)
+    most = max(most, *(math.prod(header.shape_vox) for header in headers))
+    return {case.name: shapes_vox[case.name] for case in labelled}, most * n_channels, to_mm
+
+
+def _check_same_spacing(cases: Sequence[Case], spacings_mm: Mapping[str, Spacing]) -> None:
+    """A network sees voxels, not mm."""
+    for case in cases:
+        first_mm, own_mm = spacings_mm[cases[0].name], spacings_mm[case.name]
+        if not same_spacing(first_mm, own_mm):
+            wanted = f"that of the other cases, {by_mm(first_mm)}"
+            do = "set prepare.spacing to median or to three lengths in mm"
+            raise DataError(
+                "spacing in RAS+", where=case.image, wanted=wanted, got=by_mm(own_mm), do=do
+            )
+
+
+def _tell_bodies(fingerprints: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say where air was not 0, and where there was none."""
+    shifted = [name for name, of in fingerprints.items() if any(of["air"].values())]
+    if shifted:
+        air = ", ".join(f"{c} {value:g}" for c, value in fingerprints[shifted[0]]["air"].items())
+        say(
+            f"{len(shifted)} cases' air is not 0, such as {shifted[0]}: {air}; it counts as outside"
+        )
+    whole = [name for name, of in fingerprints.items() if of["whole"]]
+    if whole:
+        say(
+            f"{len(whole)} cases have no air around the body, such as {whole[0]}: "
+            "every voxel of them counts as inside"
+        )
+
+
+def _intensities(task: Task, folder: Path, training: Sequence[str]) -> dict[str, Intensity]:
+    """Of the CT channels in the training cases' classes; in all of the body where there are none.
+
+    Of a case at most _SAMPLED values count, evenly spread.
+    """
+    found = {}
+    for c, channel in enumerate(task.channels):
+        if channel.kind != "CT":
+            continue
+        samples = []
+        for name in training:
+            image_IJK = np.load(folder / name / "image.npy", mmap_mode="r")[..., c]
+            labels_IJK = np.load(folder / name / "labels.npy", mmap_mode="r")
+            inside = (labels_IJK > 0) & (labels_IJK != IGNORED)
+            values = image_IJK[inside if inside.any() else image_IJK != 0].astype(np.float64)
+            air = json.loads((folder / name / "case.json").read_text())["air_C"][c]
+            samples.append(values[:: max(1, len(values) // _SAMPLED)] + air)
+        values = np.concatenate(samples)
+        low, high = np.percentile(values, [0.5, 99.5])
+        found[channel.name] = Intensity(
+            low=float(low), high=float(high), mean=float(values.mean()),
+            std=float(values.std()) or 1.0,
+        )  # fmt: skip
+    return found
 
 
 def _prepare_all(
-    dataset: Dataset, folder: Path, processes: int, memory: Path | None
+    dataset: Dataset, to_mm: Spacing | None, folder: Path, processes: int, memory: Path | None
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Each case's name, key and fingerprint, as they are done."""
-    order, jobs = dataset.channel_order, []
+    jobs = []
     for case in dataset.cases:
-        job = _job(case, order, folder / case.name, memory)
+        order = dataset.channel_order if len(case.images) == 1 else range(len(case.images))
+        job = _job(case, dataset.task, tuple(order), to_mm, folder / case.name, memory)
         if (fingerprint := linked(memory, job.key, job.files)) is not None:
             yield case.name, job.key, fingerprint
         else:
@@ -131,7 +231,9 @@ class _Job:
     """A case to prepare: into which files, and under which key they are kept."""
 
     case: Case
+    task: Task
     channel_order: Sequence[int]
+    to_mm: Spacing | None
     hashes: dict[str, str | None]
     key: str
     files: Sequence[Path]
@@ -140,39 +242,68 @@ class _Job:
     def run(self) -> dict[str, Any]:
         """Write the files; the case's fingerprint."""
         folder = self.files[0].parent
-        work = partial(_write_case, self.case, self.channel_order, folder, self.hashes)
+        work = partial(_write_case, self, folder)
         return made(self.memory, self.key, self.files, work)
 
 
-def _job(case: Case, channel_order: Sequence[int], folder: Path, memory: Path | None) -> _Job:
+def _digest(hashes: Sequence[str]) -> str:
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+
+def _job(
+    case: Case,
+    task: Task,
+    channel_order: Sequence[int],
+    to_mm: Spacing | None,
+    folder: Path,
+    memory: Path | None,
+) -> _Job:
+    images = [sha256(path) for path in case.images]
     hashes = {
-        "image_sha256": sha256(case.image),
+        "image_sha256": images[0] if len(images) == 1 else _digest(images),
         "label_sha256": sha256(case.label) if case.label else None,
     }
-    key = key_of(__name__, case.name, list(channel_order), hashes)
+    told = task.model_dump(mode="json", include={"channels", "classes", "ignore"})
+    key = key_of(__name__, case.name, list(channel_order), hashes, told, to_mm)
     names = ("image.npy", "case.json", *(["labels.npy"] if case.label else []))
     folder.mkdir(parents=True)
-    return _Job(case, channel_order, hashes, key, [folder / name for name in names], memory)
+    files = [folder / name for name in names]
+    return _Job(case, task, channel_order, to_mm, hashes, key, files, memory)
 
 
-def _write_case(
-    case: Case, channel_order: Sequence[int], folder: Path, hashes: dict[str, str | None]
-) -> dict[str, Any]:
+def _write_case(job: _Job, folder: Path) -> dict[str, Any]:
     """Write the files of a case; its fingerprint."""
-    scan = read_image(case.image)
+    case, task, order = job.case, job.task, list(job.channel_order)
+    scan = read_scan(case, len(task.channels))
     ras, affine_ras = to_ras(scan.array, scan.affine)
-    inside = np.zeros(ras.shape[:3], bool)
-    for channel in channel_order:
-        inside |= ras[..., channel] != 0
-    labels_ras = counts = None
+    air_C = air_values(np.moveaxis(ras, 3, 0)[order])
+    subtracted_C: npt.NDArray[np.float64] | None = air_C
+    labels_ras = None
     if case.label:
-        labels_ras = to_ras(read_labels(case.label, like=scan).array, scan.affine)[0]
-        counts = voxels_per_label(labels_ras)
+        truth = read_labels(case.label, like=scan, codes=task.labels_of_codes)
+        labels_ras = to_ras(truth.array, scan.affine)[0]
+    own_mm = spacing_mm(affine_ras)
+    if job.to_mm and not np.allclose(own_mm, job.to_mm, rtol=0, atol=SAME_MM):
+        shape_vox = shape_at(ras.shape[:3], own_mm, job.to_mm)
+        image_CIJK = resample_scan(
+            [ras[..., c] - air for c, air in zip(order, air_C, strict=True)], own_mm, job.to_mm
+        )
+        if labels_ras is not None:
+            labels_ras = resample_labels(labels_ras, own_mm, shape_vox, job.to_mm)
+        affine_ras = affine_at(affine_ras, ras.shape[:3], shape_vox, job.to_mm)
+        ras, order, subtracted_C = np.moveaxis(image_CIJK, 0, 3), list(range(len(order))), None
+    inside = body_of(
+        np.moveaxis(ras, 3, 0)[order],
+        np.zeros(len(order)) if subtracted_C is None else subtracted_C,
+        case.image,
+    )
+    whole = bool(inside.all())
+    counts = None
+    if labels_ras is not None:
+        counts = voxels_per_label(labels_ras, len(task.classes))
         inside |= labels_ras > 0
     box = Box.around(inside)
-    if 0 in box.size_vox:
-        raise DataError("voxel values", where=case.image, wanted="a brain", got="zeros alone")
-    image_IJKC = small_type(ras[box.slices], channel_order, case.image)
+    image_IJKC = small_type(ras[box.slices], order, case.image, subtracted_C)
     statistics = brain_statistics(image_IJKC)
     np.save(folder / "image.npy", image_IJKC)
     if labels_ras is not None:
@@ -186,13 +317,23 @@ def _write_case(
         "ras_shape_vox": list(ras.shape[:3]),
         "spacing_mm": list(spacing_mm(affine_ras)),
         "box": box_to_json(box),
-        "channels": list(CHANNELS),
+        "channels": list(task.channel_names),
+        "air_C": air_C.tolist(),
         **{key: values.tolist() for key, values in statistics.items()},
         "voxels_per_label": counts and list(counts),
-        **hashes,
+        **job.hashes,
     }
     write_json(folder / "case.json", values)
-    return case_fingerprint(scan, image_IJKC, statistics, counts)
+    told = case_fingerprint(scan, image_IJKC, spacing_mm(affine_ras), task, statistics, counts)
+    air = dict(zip(task.channel_names, air_C.tolist(), strict=True))
+    return told | {"air": air, "whole": whole}
+
+
+def read_scan(case: Case, channels: int) -> Scan:
+    """A case's scan (I, J, K, C), channels as its file or files have them. Raises as they do."""
+    if len(case.images) == 1:
+        return read_image(case.image, channels)
+    return read_channels(case.images)
 
 
 def pool_of(processes: int | None = None) -> ProcessPoolExecutor | None:

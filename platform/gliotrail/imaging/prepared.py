@@ -8,27 +8,52 @@ the fastest. Boxes are in voxels of the whole RAS+ scan, whatever the brain's bo
 
 import errno
 import json
-import math
 import resource
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gliotrail.dataset.task import Channel, Task
 from gliotrail.errors import DataError
 from gliotrail.imaging import kernels
+from gliotrail.imaging.foreground import air_values
 from gliotrail.imaging.geometry import Affine, Box, Vox3, spacing_mm, vox3
-from gliotrail.imaging.labels import CHANNELS, Labels
+from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.split import Split, box_from_json, split_from_json
+from gliotrail.imaging.voxel_values import body_of, brain_statistics, small_type
 
 Floats = npt.NDArray[np.float32]
-FORMAT = 1
+FORMAT = 2
+TASK_FILE = "task.json"
+INTENSITIES_FILE = "intensities.json"
+SAME_MM = 1e-3
 _FILES_A_CASE = 2
-_ARRAYS = ("file_affine", "affine_ras", "mean_C", "std_C", "slice_mean_CK", "slice_std_CK")
+_ARRAYS = ("file_affine", "affine_ras", "air_C", "mean_C", "std_C", "slice_mean_CK", "slice_std_CK")
+
+
+class Intensity(BaseModel):
+    """A CT channel in the foreground (all classes) of the training cases: Hounsfield units.
+
+    low, high: percentiles 0.5 and 99.5, to which values are clipped; then mean and std
+    (nnU-Net, arXiv:1904.08128, supplement).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    low: float
+    high: float
+    mean: float
+    std: float
+
+
+Intensities = Mapping[str, Intensity]
+"""Of each CT channel by its name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +64,14 @@ class PreparedCase:
     file_affine, file_shape_vox: the grid of its file; `geometry.from_ras` leads back to it.
     affine_ras, ras_shape_vox, spacing_mm: the grid of the scan in RAS+.
     box: the brain's box in it, which the arrays cover.
-    mean_C, std_C: over the brain (voxels where any channel is not 0), population std.
+    air_C: what was subtracted of each channel, so that air is 0 (see `foreground`).
+    mean_C, std_C: over the brain (voxels where any channel is not 0), population std; of CT and of
+        what is not standardised, what `by_kind` puts in their place.
     slice_mean_CK, slice_std_CK: the same over the brain of each axial slice k of the box.
     voxels_per_label: of the labels 0 to 3 in the whole scan; None where unlabelled.
     image_sha256, label_sha256: of the raw files.
     held_CIJK: the values of a case that was never written to a folder.
+    clip_C2: the least and largest value of each channel, if any is clipped.
     """
 
     folder: Path | None
@@ -55,6 +83,7 @@ class PreparedCase:
     spacing_mm: tuple[float, float, float]
     box: Box
     channels: tuple[str, ...]
+    air_C: npt.NDArray[np.float64]
     mean_C: npt.NDArray[np.float64]
     std_C: npt.NDArray[np.float64]
     slice_mean_CK: npt.NDArray[np.float64]
@@ -63,6 +92,15 @@ class PreparedCase:
     image_sha256: str
     label_sha256: str | None
     held_CIJK: npt.NDArray[Any] | None = None
+    clip_C2: npt.NDArray[np.float64] | None = None
+
+    @property
+    def resampled(self) -> bool:
+        """Whether the arrays' voxels are others than the file's."""
+        own_mm = sorted(spacing_mm(self.file_affine))
+        return bool(np.abs(np.array(own_mm) - sorted(self.spacing_mm)).max() > SAME_MM) or sorted(
+            self.file_shape_vox
+        ) != sorted(self.ras_shape_vox)
 
     @cached_property
     def image_CIJK(self) -> npt.NDArray[Any]:
@@ -85,24 +123,31 @@ class PreparedCase:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def case_of_array(image_CIJK: npt.NDArray[Any], affine_ras: Affine, name: str) -> PreparedCase:
-    """A scan in RAS+ that is in memory (channels in the order of CHANNELS), prepared like any.
+def case_of_array(
+    image_CIJK: npt.NDArray[Any],
+    affine_ras: Affine,
+    name: str,
+    channels: Sequence[Channel],
+    intensities: Intensities | None = None,
+    subtracted_C: npt.NDArray[np.float64] | None = None,
+) -> PreparedCase:
+    """A scan in RAS+ in memory, prepared like any; `subtracted_C` is the air, if that is gone.
 
     Raises:
-        DataError: another shape, no numbers, NaN or Inf, zeros alone.
+        DataError: another shape, no numbers, NaN or Inf, air alone.
     """
-    if image_CIJK.ndim != 4 or len(image_CIJK) != len(CHANNELS):
-        wanted = f"({len(CHANNELS)}, I, J, K)"
+    if image_CIJK.ndim != 4 or len(image_CIJK) != len(channels):
+        wanted = f"({len(channels)}, I, J, K)"
         raise DataError("shape", where=name, wanted=wanted, got=image_CIJK.shape)
     if image_CIJK.dtype.kind not in "iuf":
         raise DataError("type", where=name, wanted="numbers", got=image_CIJK.dtype)
-    box = Box.around((image_CIJK != 0).any(axis=0))
-    if 0 in box.size_vox:
-        raise DataError("voxel values", where=name, wanted="a brain", got="zeros alone")
+    air_C = air_values(image_CIJK) if subtracted_C is None else np.zeros(len(channels))
+    box = Box.around(body_of(image_CIJK, air_C, name))
     image_IJKC = np.moveaxis(image_CIJK[:, *box.slices], 0, 3)
-    held_IJKC = small_type(image_IJKC, range(len(CHANNELS)), name)
+    held_IJKC = small_type(image_IJKC, range(len(channels)), name, air_C)
+    air_C = air_C if subtracted_C is None else subtracted_C
     shape = vox3(image_CIJK.shape[1:])
-    return PreparedCase(
+    case = PreparedCase(
         folder=None,
         name=name,
         file_affine=affine_ras,
@@ -111,21 +156,65 @@ def case_of_array(image_CIJK: npt.NDArray[Any], affine_ras: Affine, name: str) -
         ras_shape_vox=shape,
         spacing_mm=spacing_mm(affine_ras),
         box=box,
-        channels=CHANNELS,
+        channels=tuple(channel.name for channel in channels),
+        air_C=air_C,
         **brain_statistics(held_IJKC),
         voxels_per_label=None,
         image_sha256="",
         label_sha256=None,
         held_CIJK=np.moveaxis(held_IJKC, 3, 0),
     )
+    return by_kind(case, channels, intensities or {})
+
+
+def by_kind(
+    case: PreparedCase, channels: Sequence[Channel], intensities: Intensities
+) -> PreparedCase:
+    """The case with what its channels' kinds are standardised by in place of its own statistics.
+
+    Raises:
+        DataError: a CT channel whose intensities nobody knows.
+    """
+    if all(channel.kind == "MR" for channel in channels):
+        return case
+    mean_C, std_C = case.mean_C.copy(), case.std_C.copy()
+    slice_mean_CK, slice_std_CK = case.slice_mean_CK.copy(), case.slice_std_CK.copy()
+    clip_C2 = np.tile([-np.inf, np.inf], (len(channels), 1))
+    for c, channel in enumerate(channels):
+        if channel.kind == "MR":
+            continue
+        mean, std = 0.0, 1.0
+        if channel.kind == "CT":
+            if channel.name not in intensities:
+                wanted, do = "those of the training data", "run the stage prepare again"
+                raise DataError(f"intensities of {channel.name}", where=case.name, wanted=wanted,
+                                got="none", do=do)  # fmt: skip
+            of = intensities[channel.name]
+            mean, std, clip_C2[c] = of.mean, of.std, (of.low, of.high)
+        mean_C[c], std_C[c] = mean - case.air_C[c], std
+        slice_mean_CK[c], slice_std_CK[c] = mean_C[c], std
+        clip_C2[c] -= case.air_C[c]
+    return replace(
+        case,
+        mean_C=mean_C,
+        std_C=std_C,
+        slice_mean_CK=slice_mean_CK,
+        slice_std_CK=slice_std_CK,
+        clip_C2=clip_C2 if np.isfinite(clip_C2).any() else None,
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """The output of the stage: cases by name, sorted, and the split."""
+    """The output of the stage: cases by name, sorted, the split, and what is segmented.
+
+    intensities: of the CT channels, over the training cases.
+    """
 
     cases: Mapping[str, PreparedCase]
     split: Split
+    task: Task
+    intensities: Intensities
 
 
 def read_patch(
@@ -135,6 +224,8 @@ def read_patch(
     fused: bool = False,
 ) -> Floats:
     """The voxels of a box as float32 (C, I, J, K), which may reach past the brain and the scan.
+
+    Values are less each channel's air.
 
     Args:
         case: of which case.
@@ -170,6 +261,7 @@ def read_patch(
         mean_CK, std_CK = (of[:, here.slices[2]] for of in (case.slice_mean_CK, case.slice_std_CK))
     mean_CK = mean_CK.astype(np.float32)
     std_CK = np.where(std_CK == 0, np.inf, std_CK).astype(np.float32)  # so that only 0 comes out
+    fused = fused and case.clip_C2 is None
     kernel = kernels.fitting(kernels.standardize, case.image_CIJK, np.int16) if fused else None
     i, j, k = there.slices
     if standardize == "none":
@@ -178,10 +270,10 @@ def read_patch(
         starts = (here.start_vox, inside.size_vox, mean_CK, std_CK, patch_CKJI, there.start_vox)
         kernel(case.image_CIJK.transpose(0, 3, 2, 1), *starts)
     elif whole:
-        _standardize(_raw(case, here), mean_CK, std_CK, patch_CKJI)
+        _standardize(_raw(case, here), mean_CK, std_CK, patch_CKJI, case.clip_C2)
     else:
         values_CKJI = np.empty((len(patch_CKJI), *inside.size_vox[::-1]), np.float32)
-        _standardize(_raw(case, here), mean_CK, std_CK, values_CKJI)
+        _standardize(_raw(case, here), mean_CK, std_CK, values_CKJI, case.clip_C2)
         patch_CKJI[:, k, j, i] = values_CKJI
     return patch_CKJI.transpose(0, 3, 2, 1)
 
@@ -191,12 +283,15 @@ def _standardize(
     mean_CK: npt.NDArray[Any],
     std_CK: npt.NDArray[Any],
     out_CKJI: Floats,
+    clip_C2: npt.NDArray[np.float64] | None = None,
 ) -> None:
     """(v - mean) / std, 0 where all channels are 0. `out_CKJI` is contiguous."""
     raw_CKJI = raw_CKJI.copy()
     whole_numbers = raw_CKJI.dtype.kind in "iu"
     brain_KJI = (np.bitwise_or if whole_numbers else np.logical_or).reduce(raw_CKJI, axis=0) != 0
     out_CKJI[:] = raw_CKJI
+    if clip_C2 is not None:
+        np.clip(out_CKJI, *clip_C2.T[:, :, None, None, None], out=out_CKJI)
     out_CKn = out_CKJI.reshape(*out_CKJI.shape[:2], -1)  # numpy is twice as fast over two axes
     out_CKn -= mean_CK[:, :, None]
     out_CKn /= std_CK[:, :, None]
@@ -237,7 +332,26 @@ def load_prepared(folder: Path) -> Prepared:
     split = split_from_json(_read_json(folder / "split.json"))
     folders = sorted((folder / "cases").iterdir())
     _let_open(_FILES_A_CASE * len(folders))
-    return Prepared({case.name: _load_case(case) for case in folders}, split)
+    task = read_task(folder)
+    intensities = {
+        name: Intensity.model_validate(of)
+        for name, of in _read_json(folder / INTENSITIES_FILE).items()
+    }
+    cases = [by_kind(_load_case(case), task.channels, intensities) for case in folders]
+    return Prepared({case.name: case for case in cases}, split, task, intensities)
+
+
+def read_task(folder: Path) -> Task:
+    """What the data that `prepare` wrote to a folder say is segmented.
+
+    Raises:
+        DataError: the stage hasn't been run, or by another version.
+    """
+    try:
+        return Task.model_validate(_read_json(folder / TASK_FILE))
+    except ValidationError as error:
+        do = "run the stage prepare again"
+        raise DataError("task", where=folder, got=error.errors()[0]["msg"], do=do) from None
 
 
 def _let_open(files: int) -> None:
@@ -283,65 +397,3 @@ def _mapped(path: Path, shape: Sequence[int]) -> npt.NDArray[Any]:
     if array.shape != tuple(shape):
         raise DataError("shape", where=path, wanted=tuple(shape), got=array.shape)
     return np.asarray(array)  # numpy's own class: the subclass costs time at every slice
-
-
-def small_type(
-    ras_IJKC: npt.NDArray[Any], channel_order: Sequence[int], where: object
-) -> npt.NDArray[Any]:
-    """A copy, channels in another order, i fastest; int16 where that loses nothing, else float32.
-
-    Raises:
-        DataError: a value beyond float32, NaN or Inf.
-    """
-    low, high = ras_IJKC.min(), ras_IJKC.max()
-    if not max(-float(low), float(high)) <= float(np.finfo(np.float32).max):  # so NaN is too
-        raise DataError("voxel values", where=where, wanted="within float32", got=f"{high:g}")
-    limits = np.iinfo(np.int16)
-    whole = (
-        limits.min <= low
-        and high <= limits.max
-        and (
-            ras_IJKC.dtype.kind in "iu"
-            or all(
-                np.array_equal(channel, np.rint(channel)) for channel in np.moveaxis(ras_IJKC, 3, 0)
-            )
-        )
-    )
-    small = np.empty(ras_IJKC.shape, np.int16 if whole else np.float32, order="F")
-    for channel, in_file in enumerate(channel_order):
-        small[..., channel] = ras_IJKC[..., in_file]
-    return small
-
-
-def brain_statistics(image_IJKC: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.float64]]:
-    """Mean and population std of each channel over the brain, whole and per axial slice.
-
-    The brain is where any channel is not 0. Keys are fields of `PreparedCase`.
-    """
-    brain_IJK = (image_IJKC != 0).any(axis=3)
-    channels = np.moveaxis(image_IJKC, 3, 0)
-    whole_C2 = np.array([_mean_std(channel[brain_IJK]) for channel in channels])
-    slices_CK2 = np.array(
-        [
-            [_mean_std(channel[..., k][brain_IJK[..., k]]) for k in range(brain_IJK.shape[2])]
-            for channel in channels
-        ]
-    )
-    return {
-        "mean_C": whole_C2[:, 0],
-        "std_C": whole_C2[:, 1],
-        "slice_mean_CK": slices_CK2[..., 0],
-        "slice_std_CK": slices_CK2[..., 1],
-    }
-
-
-def _mean_std(values: npt.NDArray[Any]) -> tuple[float, float]:
-    """Mean and population std; of whole numbers exactly rounded, so on every machine the same."""
-    if not values.size:
-        return 0.0, 0.0
-    if values.dtype.kind == "f":
-        wide = values.astype(np.float64)
-        return float(wide.mean()), float(wide.std())
-    n, total = values.size, int(values.sum(dtype=np.int64))
-    squares = int(np.square(values, dtype=np.int64).sum())
-    return total / n, math.sqrt(n * squares - total * total) / n

@@ -6,14 +6,17 @@ interpolation where voxels get smaller, without aliasing where they get larger.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from gliotrail.imaging.geometry import Vox3, vox3
+from gliotrail.imaging import geometry
+from gliotrail.imaging.geometry import Affine, Vox3, vox3
 
 Floats = npt.NDArray[np.float32]
+_ANISOTROPIC: Final = 3.0
+_MOSTLY: Final = 0.499  # of a voxel in the body; not 0.5, which rounding would decide
 
 
 def shape_at(
@@ -24,20 +27,98 @@ def shape_at(
     return vox3([max(1, round(n * length / new)) for n, length, new in sides])
 
 
+def target_spacing(
+    spacings_mm: Sequence[Sequence[float]], shapes_vox: Sequence[Sequence[int]]
+) -> tuple[float, float, float]:
+    """The median spacing of some scans; of an axis with thick slices the 10th percentile.
+
+    The rule is nnU-Net's (arXiv:1904.08128, supplement): an axis is that if its voxels are over 3
+    times as long as along the others, and there are less than a third as many of them.
+    """
+    table_mm, sizes_vox = np.array(spacings_mm, float), np.array(shapes_vox, float)
+    median_mm = np.median(table_mm, axis=0)
+    size_vox = np.median(sizes_vox * table_mm, axis=0) / median_mm
+    worst = int(median_mm.argmax())
+    others = [axis for axis in range(3) if axis != worst]
+    widest_mm = float(median_mm[others].max())
+    thick = median_mm[worst] > _ANISOTROPIC * widest_mm
+    if thick and size_vox[worst] * _ANISOTROPIC < size_vox[others].min():
+        median_mm[worst] = max(float(np.percentile(table_mm[:, worst], 10)), widest_mm)
+    i, j, k = (round(float(mm), 6) for mm in median_mm)
+    return i, j, k
+
+
+def affine_at(
+    affine: Affine,
+    shape_vox: Sequence[int],
+    new_shape_vox: Sequence[int],
+    new_spacing_mm: Sequence[float],
+) -> Affine:
+    """The affine of the grid with other voxels and the same centre."""
+    scale = np.array(new_spacing_mm) / np.array(geometry.spacing_mm(affine))
+    shift = (np.array(shape_vox) - 1) / 2 - scale * (np.array(new_shape_vox) - 1) / 2
+    change = np.diag([*scale, 1.0])
+    change[:3, 3] = shift
+    return np.asarray(affine @ change)
+
+
+def resample_scan(
+    channels: Sequence[npt.NDArray[Any]],
+    spacing_mm: Sequence[float],
+    new_spacing_mm: Sequence[float],
+) -> Floats:
+    """Channels (I, J, K) whose air is 0 on another grid (C, I, J, K), 0 outside the body."""
+    shape_vox = shape_at(channels[0].shape, spacing_mm, new_spacing_mm)
+    body_IJK = np.logical_or.reduce([channel != 0 for channel in channels])
+    outside_IJK = resample(body_IJK, spacing_mm, shape_vox, new_spacing_mm) < _MOSTLY
+    new_CIJK = np.empty((len(channels), *shape_vox), np.float32)
+    for new_IJK, channel_IJK in zip(new_CIJK, channels, strict=True):
+        new_IJK[:] = resample(channel_IJK, spacing_mm, shape_vox, new_spacing_mm)
+        new_IJK[outside_IJK] = 0
+    return new_CIJK
+
+
+def resample_labels(
+    labels_IJK: npt.NDArray[np.uint8],
+    spacing_mm: Sequence[float],
+    new_shape_vox: Sequence[int],
+    new_spacing_mm: Sequence[float],
+) -> npt.NDArray[np.uint8]:
+    """Labels on another grid: of each voxel the label that has the largest share of it."""
+    best_IJK = np.zeros(tuple(new_shape_vox), np.uint8)
+    most_IJK = np.zeros(tuple(new_shape_vox), np.float32)
+    for label in np.unique(labels_IJK).tolist():
+        share_IJK = resample(labels_IJK == label, spacing_mm, new_shape_vox, new_spacing_mm)
+        more = share_IJK > most_IJK
+        best_IJK[more], most_IJK[more] = label, share_IJK[more]
+    return best_IJK
+
+
 def resample(
     image_IJK: npt.NDArray[Any],
     spacing_mm: Sequence[float],
     new_shape_vox: Sequence[int],
     new_spacing_mm: Sequence[float],
 ) -> Floats:
-    """One channel on another grid of the same centre; the border's values go on outside."""
+    """One channel on another grid of the same centre; the border's values go on outside.
+
+    Along an axis of thick slices (over 3 times the others, in either grid) it is the nearest
+    slice, for what lies between them nobody has seen.
+    """
     values = image_IJK.astype(np.float32)
+    thick = {_thick_axis(spacing_mm), _thick_axis(new_spacing_mm)}
     for axis in range(3):
-        weights = _weights(
-            values.shape[axis], spacing_mm[axis], new_shape_vox[axis], new_spacing_mm[axis]
-        )
+        n, new_n = values.shape[axis], new_shape_vox[axis]
+        weights = _weights(n, spacing_mm[axis], new_n, new_spacing_mm[axis])
+        if axis in thick:
+            weights = np.eye(n, dtype=np.float32)[weights.argmax(axis=1)]
         values = np.moveaxis(np.tensordot(weights, values, axes=(1, axis)), 0, axis)
     return values
+
+
+def _thick_axis(spacing_mm: Sequence[float]) -> int | None:
+    longest = int(np.argmax(spacing_mm))
+    return longest if spacing_mm[longest] > _ANISOTROPIC * min(spacing_mm) else None
 
 
 def _weights(n: int, length_mm: float, new_n: int, new_length_mm: float) -> Floats:

@@ -9,11 +9,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from gliotrail.imaging.labels import CHANNELS, CLASSES
+from gliotrail.dataset.brats import BRATS
+from gliotrail.dataset.task import Task
 from gliotrail.report.colours import label_colours, rgb, spoken
 from gliotrail.report.figures import write_whole
 from gliotrail.report.overlays import check_fit, framed
-from gliotrail.report.panels import Spacing, brain_mask, cut, grey_window, greys, scale_bar_mm
+from gliotrail.report.panels import (
+    Spacing,
+    brain_mask,
+    cut,
+    grey_window,
+    greys,
+    scale_bar_mm,
+    shown_channels,
+)
 
 _N_GREYS = 40
 _WHITE = _N_GREYS - 1
@@ -29,8 +38,8 @@ def write_gif(
     spacing_mm: Spacing,
     title: str,
     *,
-    channels: Sequence[str] = CHANNELS,
-    shown: Sequence[str] = ("FLAIR", "T1gd"),
+    task: Task = BRATS,
+    shown: Sequence[str] | None = None,
     height_px: int = 240,
     most_frames: int = 80,
     frame_ms: int = 120,
@@ -46,6 +55,7 @@ def write_gif(
     Raises:
         DataError: shapes or channels don't fit.
     """
+    channels, shown = task.channel_names, shown or shown_channels(task)
     check_fit(image_CIJK, channels, shown, labels_IJK)
     brain = brain_mask(image_CIJK)
     box = framed(brain if labels_IJK is None else brain | (labels_IJK > 0))
@@ -66,7 +76,8 @@ def write_gif(
             panels.append(np.asarray(large))
         outline = _outlines(cut(labels, "axial", k), size_px)
         heading = f"{title}   axial k = {k + box.start_vox[2] + first_k}"
-        frames.append(_frame(panels, outline, heading, shown, px_per_mm, labels_IJK is not None))
+        classes = task if labels_IJK is not None else None
+        frames.append(_frame(panels, outline, heading, shown, px_per_mm, classes))
     buffer = io.BytesIO()
     frames[0].save(
         buffer, format="GIF", save_all=True, append_images=frames[1:], duration=frame_ms, loop=0
@@ -92,7 +103,7 @@ def _frame(
     heading: str,
     names: Sequence[str],
     px_per_mm: float,
-    with_legend: bool,
+    legend: Task | None,
 ) -> Image.Image:
     """Panels side by side between two bands of text, as palette indices."""
     body = np.hstack(panels)
@@ -115,7 +126,7 @@ def _frame(
     pen.rectangle((6, foot + 6, 5 + bar_px, foot + 8), fill=255)
     pen.text((12 + bar_px, foot), f"{bar_mm:g} mm", fill=255, font=font)
     left, foot, swatches = 6, foot + _BAND_PX, []
-    for label, name in enumerate(CLASSES if with_legend else (), start=1):
+    for label, name in enumerate(legend.class_names if legend else (), start=1):
         swatches.append((label, left))
         pen.text((left + 14, foot), spoken(name), fill=255, font=font)
         left += 28 + round(font.getlength(spoken(name)))
@@ -126,5 +137,6 @@ def _frame(
         indices[foot + 3 : foot + 12, left : left + 10] = _WHITE + label
     frame = Image.fromarray(indices)
     ramp = np.repeat(np.linspace(0, 255, _N_GREYS).round().astype(int), 3).tolist()
-    frame.putpalette(ramp + [round(255 * v) for colour in label_colours() for v in rgb(colour)])
+    colours = label_colours(legend) if legend else ()
+    frame.putpalette(ramp + [round(255 * v) for colour in colours for v in rgb(colour)])
     return frame

@@ -7,18 +7,14 @@ are among Okabe and Ito's (Color Universal Design, 2008).
 
 from collections.abc import Mapping
 
-from gliotrail.imaging.labels import CLASSES
+from gliotrail.dataset.brats import BRATS, COLOURS, SPOKEN
+from gliotrail.dataset.task import Task
 
-CLASS_COLOURS: Mapping[str, str] = {
-    "edema": "#56B4E9",
-    "non_enhancing": "#D55E00",
-    "enhancing": "#F0E442",
-}
-REGION_COLOURS: Mapping[str, str] = {
-    "WT": "#9D7BFF",
-    "TC": "#CC79A7",
-    "ET": CLASS_COLOURS["enhancing"],  # the region ET is the class enhancing, voxel by voxel
-}
+PALETTE = (
+    "#56B4E9", "#D55E00", "#F0E442", "#9D7BFF", "#CC79A7", "#00A878",
+    "#E69F00", "#5B5BFF", "#B5E48C", "#C44536", "#80DED9", "#FFC6FF",
+)  # fmt: skip
+"""Of classes and regions that have no colour of their own, in their order; more begin anew."""
 ERROR_COLOURS: Mapping[str, str] = {
     "agreement": "#7BC043",
     "wrong_class": "#5B5BFF",
@@ -46,14 +42,15 @@ AGREEMENT_ALPHA = 0.5
 ERROR_GROUND = 0.4
 """How bright the brain is below the picture of errors, as a share of its usual brightness."""
 
-_SPOKEN = {
-    "non_enhancing": "non-enhancing",
-    "WT": "WT, whole tumour",
-    "TC": "TC, tumour core",
-    "ET": "ET, enhancing",
-    "mean_classes": "mean",
-    "mean_regions": "mean",
-}
+_SPOKEN = {**SPOKEN, "mean_classes": "mean", "mean_regions": "mean"}
+
+
+def colours_of(task: Task) -> Mapping[str, str]:
+    """A colour for each class and region: brain tumours' own, else the palette's in turn."""
+    own = {name: COLOURS[name] for name in task.names if name in COLOURS}
+    free = [colour for colour in PALETTE if colour not in own.values()] or list(PALETTE)
+    others = [name for name in task.names if name not in own]
+    return {**own, **{name: free[n % len(free)] for n, name in enumerate(others)}}
 
 
 def rgb(colour: str) -> tuple[float, float, float]:
@@ -62,9 +59,10 @@ def rgb(colour: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def label_colours() -> tuple[str, ...]:
-    """The colours of the labels 1, 2, 3."""
-    return tuple(CLASS_COLOURS[name] for name in CLASSES)
+def label_colours(task: Task = BRATS) -> tuple[str, ...]:
+    """The colours of the labels 1, 2, .."""
+    colours = colours_of(task)
+    return tuple(colours[name] for name in task.class_names)
 
 
 def spoken(name: str) -> str:

@@ -14,15 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from gliotrail.imaging.labels import CLASSES, REGIONS
-from gliotrail.report.colours import (
-    CLASS_COLOURS,
-    FAINT,
-    FOREGROUND,
-    REGION_COLOURS,
-    SPLIT_COLOURS,
-    spoken,
-)
+from gliotrail.dataset.brats import BRATS
+from gliotrail.dataset.task import Task
+from gliotrail.report.colours import FAINT, FOREGROUND, SPLIT_COLOURS, colours_of, spoken
 from gliotrail.report.figures import add_legend, add_title, dark_axes, new_figure
 
 Points = Sequence[tuple[int, float]]
@@ -30,13 +24,6 @@ Points = Sequence[tuple[int, float]]
 
 _UNITS = {"_mm": "mm", "_ml": "ml", "_per_s": "1/s", "_s": "s", "_gb": "GB"}
 _MEANS = {"mean_classes": "class", "mean_regions": "region"}
-# longest first: a key that ends in non_enhancing ends in enhancing too
-_SUBJECTS = {
-    **dict.fromkeys(sorted(CLASSES, key=len, reverse=True), "class"),
-    **dict.fromkeys(REGIONS, "region"),
-    **_MEANS,
-}
-_COLOURS = {**CLASS_COLOURS, **REGION_COLOURS, **dict.fromkeys(_MEANS, FOREGROUND)}
 _SHARES = ("dice", "sensitivity", "specificity", "precision")
 _ORDER = ("soft_dice_loss", "loss", "dice", "sensitivity", "specificity")
 _MARKERS = {"val": "o", "test": "D"}
@@ -52,10 +39,16 @@ class Curve(NamedTuple):
     family: str
 
 
-def parse_key(key: str) -> Curve:
+def parse_key(key: str, task: Task = BRATS) -> Curve:
     """A metric's key in its parts. Subject and family (class, region) may be empty."""
     split, _, measure = key.rpartition("/")
-    for subject, family in _SUBJECTS.items():
+    families = {
+        **_MEANS,
+        **dict.fromkeys(task.class_names, "class"),
+        **dict.fromkeys(task.region_names, "region"),
+    }
+    # longest first: a key that ends in non_enhancing ends in enhancing too
+    for subject, family in sorted(families.items(), key=lambda of: -len(of[0])):
         if measure.endswith(f"_{subject}"):
             return Curve(split, measure.removesuffix(f"_{subject}"), subject, family)
     return Curve(split, measure, "", "")
@@ -83,7 +76,9 @@ def smoothed(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.flo
     return np.where(known, total[inner] / np.maximum(count[inner], 1), np.nan)
 
 
-def draw_curves(points: Mapping[str, Points], title: str, *, x_name: str = "step") -> Figure:
+def draw_curves(
+    points: Mapping[str, Points], title: str, *, x_name: str = "step", task: Task = BRATS
+) -> Figure:
     """One panel for each measure, apart for classes, regions and the rest; a legend in each.
 
     Training is drawn thin, with its running mean (a twentieth of its length) thick; validation and
@@ -94,7 +89,7 @@ def draw_curves(points: Mapping[str, Points], title: str, *, x_name: str = "step
     panels: dict[tuple[str, str], dict[str, Points]] = {}
     for key, series in points.items():
         if series:
-            curve = parse_key(key)
+            curve = parse_key(key, task)
             panels.setdefault((curve.measure, curve.family), {})[key] = series
     ordered = sorted(panels, key=lambda panel: (_place(panel[0]), panel))
     n_columns = min(2, max(1, len(ordered)))
@@ -110,21 +105,27 @@ def draw_curves(points: Mapping[str, Points], title: str, *, x_name: str = "step
             left_in / width_in, low_in / high_in,
             (_WIDE_IN - 1.0) / width_in, (_HIGH_IN - 0.9) / high_in,
         ))  # fmt: skip
-        _draw_panel(axes, *panel, panels[panel], x_name)
+        _draw_panel(axes, *panel, panels[panel], x_name, task)
     return figure
 
 
 def _draw_panel(
-    axes: Axes, measure: str, family: str, curves: Mapping[str, Points], x_name: str
+    axes: Axes,
+    measure: str,
+    family: str,
+    curves: Mapping[str, Points],
+    x_name: str,
+    task: Task,
 ) -> None:
     dark_axes(axes)
+    colours = {**colours_of(task), **dict.fromkeys(_MEANS, FOREGROUND)}
     axes.set_xlabel(x_name, color=FAINT, fontsize=8.5)
     axes.set_ylabel(axis_name(measure, family), color=FOREGROUND, fontsize=9, parse_math=False)
     entries = []
-    several = len({parse_key(key).split for key in curves}) > 1
-    for key in sorted(curves, key=_legend_place):
-        split, _, subject, _ = parse_key(key)
-        colour = _COLOURS.get(subject) or SPLIT_COLOURS.get(split, FAINT)
+    several = len({parse_key(key, task).split for key in curves}) > 1
+    for key in sorted(curves, key=lambda key: _legend_place(key, task)):
+        split, _, subject, _ = parse_key(key, task)
+        colour = colours.get(subject) or SPLIT_COLOURS.get(split, FAINT)
         x = np.array([at for at, _ in curves[key]], float)
         y = np.array([v if math.isfinite(v) else np.nan for _, v in curves[key]], float)
         look: dict[str, object] = {"color": colour, "linewidth": 1.8}
@@ -164,7 +165,7 @@ def _place(measure: str) -> int:
     return _ORDER.index(measure) if measure in _ORDER else len(_ORDER)
 
 
-def _legend_place(key: str) -> tuple[str, int, str]:
-    split, _, subject, _ = parse_key(key)
-    subjects = (*CLASSES, *REGIONS)
+def _legend_place(key: str, task: Task) -> tuple[str, int, str]:
+    split, _, subject, _ = parse_key(key, task)
+    subjects = task.names
     return split, subjects.index(subject) if subject in subjects else len(subjects), key

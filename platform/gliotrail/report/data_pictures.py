@@ -12,20 +12,20 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from gliotrail.dataset.task import Task
 from gliotrail.files import csv_bytes, replacing
 from gliotrail.imaging.case_cache import forget_others, key_of, made
-from gliotrail.imaging.labels import CHANNELS, CLASSES, Labels
+from gliotrail.imaging.labels import known_labels
 from gliotrail.imaging.prepare import killed_is_told, pool_of
 from gliotrail.imaging.prepared import Prepared, PreparedCase
 from gliotrail.imaging.split import Split
 from gliotrail.progress import progress
 from gliotrail.report.animation import write_gif
 from gliotrail.report.colours import (
-    CLASS_COLOURS,
     FAINT,
     FOREGROUND,
-    REGION_COLOURS,
     SPLIT_COLOURS,
+    colours_of,
 )
 from gliotrail.report.figures import (
     add_legend,
@@ -47,6 +47,7 @@ from gliotrail.report.panels import (
     pixel_mm,
     show_greys,
     show_outlines,
+    shown_channels,
 )
 from gliotrail.report.spread import Group, draw_spread
 
@@ -83,22 +84,28 @@ def draw_data(
     each channel before and after standardising, `volumes.png` and `volumes.csv` are the tumours.
     A case's pictures are kept in `memory` for the next run (see `imaging.case_cache`).
     """
-    cases, part = list(prepared.cases.values()), partial(part_of, prepared.split)
+    cases, part, task = (
+        list(prepared.cases.values()),
+        partial(part_of, prepared.split),
+        prepared.task,
+    )
     most_C = np.max([case.mean_C + 4 * case.std_C for case in cases], axis=0)
     with replacing(out) as folder, progress(len(cases), "draw", "cases") as advance:
         (folder / "cases").mkdir(parents=True)
         seen, keys = [], []
-        work = partial(_draw_one, folder / "cases", prepared.split, most_C, memory, animations)
+        work = partial(
+            _draw_one, folder / "cases", prepared.split, task, most_C, memory, animations
+        )
         for key, one in _over(cases, work):
             keys.append(key)
             seen.append(one)
             advance(1)
         for n, start in enumerate(range(0, len(seen), _PER_SHEET), start=1):
-            sheet = draw_contact_sheet(seen[start : start + _PER_SHEET], part)
+            sheet = draw_contact_sheet(seen[start : start + _PER_SHEET], part, task)
             save_figure(sheet, folder / f"contact_sheet_{n}.png")
-        save_figure(draw_intensities(seen, most_C, part), folder / "intensities.png")
-        save_figure(draw_volumes(seen, part), folder / "volumes.png")
-        (folder / "volumes.csv").write_bytes(_volume_table(seen, part))
+        save_figure(draw_intensities(seen, most_C, part, task), folder / "intensities.png")
+        save_figure(draw_volumes(seen, part, task), folder / "volumes.png")
+        (folder / "volumes.csv").write_bytes(_volume_table(seen, part, task))
     forget_others(memory, keys)
 
 
@@ -111,12 +118,13 @@ def part_of(split: Split, name: str) -> str:
     return "val" if name in {region.case for region in split.validation} else ""
 
 
-def volumes_ml(case: PreparedCase) -> dict[str, float] | None:
+def volumes_ml(case: PreparedCase, task: Task) -> dict[str, float] | None:
     """The tumour's volume by class; None where a case is unlabelled."""
     if case.voxels_per_label is None:
         return None
     voxel_ml = float(np.prod(case.spacing_mm)) / 1000
-    return {name: n * voxel_ml for name, n in zip(CLASSES, case.voxels_per_label[1:], strict=True)}
+    counts = zip(task.class_names, case.voxels_per_label[1:], strict=True)
+    return {name: n * voxel_ml for name, n in counts}
 
 
 def _over(
@@ -133,6 +141,7 @@ def _over(
 def _draw_one(
     folder: Path,
     split: Split,
+    task: Task,
     most_C: npt.NDArray[np.float64],
     memory: Path | None,
     animations: bool,
@@ -140,39 +149,45 @@ def _draw_one(
 ) -> tuple[str, _Seen]:
     """Write a case's pictures, or link what an earlier run kept."""
     kinds = ("png", "gif") if animations else ("png",)
-    hashes = case.image_sha256, case.label_sha256
-    key = key_of(__name__, case.name, *hashes, part_of(split, case.name), *kinds)
+    told = task.model_dump(mode="json", include={"channels", "classes"})
+    asked = [case.name, case.image_sha256, case.label_sha256, part_of(split, case.name), *kinds]
+    key = key_of(__name__, *asked, told, case.spacing_mm)
     files = [folder / f"{case.name}.{kind}" for kind in kinds]
-    made(memory, key, files, partial(_write_pictures, folder, split, animations, case))
-    return key, look_at(case, most_C)
+    made(memory, key, files, partial(_write_pictures, folder, split, task, animations, case))
+    return key, look_at(case, most_C, task)
 
 
 def _write_pictures(
-    folder: Path, split: Split, animations: bool, case: PreparedCase
+    folder: Path, split: Split, task: Task, animations: bool, case: PreparedCase
 ) -> dict[str, Any]:
-    image_CIJK, labels_IJK = case.image_CIJK, case.labels_IJK
-    ml, part = volumes_ml(case), part_of(split, case.name)
+    image_CIJK, labels_IJK = case.image_CIJK, known_labels(case.labels_IJK)
+    ml, part = volumes_ml(case, task), part_of(split, case.name)
     title = f"{case.name}, {part or 'in no part of the split'}"
     told = f"{title}: tumour {sum(ml.values()):.1f} ml" if ml else title
     start_vox = case.box.start_vox
-    drawing = draw_case(image_CIJK, labels_IJK, case.spacing_mm, told, first_vox=start_vox)
+    drawing = draw_case(
+        image_CIJK, labels_IJK, case.spacing_mm, told, first_vox=start_vox, task=task
+    )
     save_figure(drawing, folder / f"{case.name}.png")
     if animations:
         write_gif(
             image_CIJK, labels_IJK, folder / f"{case.name}.gif", case.spacing_mm, title,
-            first_k=start_vox[2],
+            first_k=start_vox[2], task=task,
         )  # fmt: skip
     return {}
 
 
-def look_at(case: PreparedCase, most_C: npt.NDArray[np.float64]) -> _Seen:
+def look_at(case: PreparedCase, most_C: npt.NDArray[np.float64], task: Task) -> _Seen:
     """What the pictures of the whole data set need of a case; `most_C` is drawn of raw values."""
     image_CIJK = case.image_CIJK
-    labels_IJK: Labels | None = case.labels_IJK
+    labels_IJK, shown = (
+        known_labels(case.labels_IJK),
+        task.channel_names.index(shown_channels(task)[0]),
+    )
     brain = (image_CIJK != 0).any(axis=0)
     tumour = brain if labels_IJK is None or not labels_IJK.any() else labels_IJK > 0
     k = int(tumour.sum(axis=(0, 1)).argmax())
-    plane = cut(image_CIJK[0], "axial", k)
+    plane = cut(image_CIJK[shown], "axial", k)
     inside = cut(brain, "axial", k)
     labels = np.zeros(plane.shape, np.uint8)
     if labels_IJK is not None:
@@ -182,14 +197,14 @@ def look_at(case: PreparedCase, most_C: npt.NDArray[np.float64]) -> _Seen:
         values, wide = channel[brain], std or 1.0
         standard = tuple(mean + wide * at for at in _STANDARD)
         counts.append([np.histogram(values, _BINS, of)[0] for of in ((0, most), standard)])
-    window = grey_window(image_CIJK[0], brain)
+    window = grey_window(image_CIJK[shown], brain)
     grey = greys(plane, inside, window).astype(np.float32)
     pixel = pixel_mm(case.spacing_mm, "axial")
-    return _Seen(case.name, grey, labels, pixel, np.array(counts), volumes_ml(case))
+    return _Seen(case.name, grey, labels, pixel, np.array(counts), volumes_ml(case, task))
 
 
-def draw_contact_sheet(seen: Sequence[_Seen], part: Callable[[str], str]) -> Figure:
-    """Each case's axial slice with the most tumour, FLAIR, labels outlined, all at one scale."""
+def draw_contact_sheet(seen: Sequence[_Seen], part: Callable[[str], str], task: Task) -> Figure:
+    """Each case's axial slice with the most tumour, labels outlined, all at one scale."""
     columns = min(len(seen), 8)
     sizes_mm = [
         (one.grey.shape[1] * one.pixel_size_mm[0], one.grey.shape[0] * one.pixel_size_mm[1])
@@ -201,14 +216,14 @@ def draw_contact_sheet(seen: Sequence[_Seen], part: Callable[[str], str]) -> Fig
         widths_mm=[wide_mm] * columns,
         heights_mm=[high_mm] * n_rows,
         title=f"{' to '.join(dict.fromkeys((seen[0].name, seen[-1].name)))}: most tumour",
-        row_names=["FLAIR", *[""] * (n_rows - 1)],
+        row_names=[shown_channels(task)[0], *[""] * (n_rows - 1)],
         column_names=[""] * columns,
-        legends=[class_legend()],
+        legends=[class_legend(task)],
         note=CONVENTION,
     )
     for axes, one, (width_mm, height_mm) in zip(chain(*panels), seen, sizes_mm, strict=False):
         show_greys(axes, one.grey, one.pixel_size_mm)
-        show_outlines(axes, one.labels, one.pixel_size_mm)
+        show_outlines(axes, one.labels, one.pixel_size_mm, task)
         axes.set_xlim((width_mm - wide_mm) / 2, (width_mm + wide_mm) / 2)
         axes.set_ylim((height_mm + high_mm) / 2, (height_mm - high_mm) / 2)
         mark_sides(axes, "axial")
@@ -217,15 +232,18 @@ def draw_contact_sheet(seen: Sequence[_Seen], part: Callable[[str], str]) -> Fig
 
 
 def draw_intensities(
-    seen: Sequence[_Seen], most_C: npt.NDArray[np.float64], part: Callable[[str], str]
+    seen: Sequence[_Seen],
+    most_C: npt.NDArray[np.float64],
+    part: Callable[[str], str],
+    task: Task,
 ) -> Figure:
     """The brain's values of each channel, a line a case: as they are, and standardised."""
-    wide_in, high_in = 10.2, 4.9
+    wide_in, high_in = max(5.4, 0.52 + 2.42 * len(task.channels)), 4.9
     figure = new_figure(wide_in, high_in)
     add_title(figure, 0.2, high_in - 0.26, "Intensities over the brain, a line a case")
     alpha = max(0.12, min(1.0, (16 / len(seen)) ** 0.5))
     rows = ("raw values", "standardised over the brain: (value - mean) / std")
-    for c, channel in enumerate(CHANNELS):
+    for c, channel in enumerate(task.channel_names):
         for row, x_name in enumerate(rows):
             low_in = 2.7 if row == 0 else 0.5
             axes = figure.add_axes((
@@ -256,26 +274,28 @@ def draw_intensities(
     return figure
 
 
-def draw_volumes(seen: Sequence[_Seen], part: Callable[[str], str]) -> Figure:
-    """The volume of each class and of the whole tumour, a point a case."""
+def draw_volumes(seen: Sequence[_Seen], part: Callable[[str], str], task: Task) -> Figure:
+    """The volume of each class, and of the first region (the whole), a point a case."""
     labelled = [(part(one.name), one.volumes_ml) for one in seen if one.volumes_ml is not None]
-    groups = [
-        Group(name, CLASS_COLOURS[name], [(p, ml[name]) for p, ml in labelled]) for name in CLASSES
-    ]
-    whole = [(p, sum(ml.values())) for p, ml in labelled]
-    figure = new_figure(7.0, 4.4)
+    colours, names = colours_of(task), task.class_names
+    groups = [Group(name, colours[name], [(p, ml[name]) for p, ml in labelled]) for name in names]
+    for region in task.regions[:1]:
+        parts = [names[label - 1] for label in region.labels]
+        whole = [(p, sum(ml[name] for name in parts)) for p, ml in labelled]
+        groups.append(Group(region.name, colours[region.name], whole))
+    figure = new_figure(max(7.0, 1.2 * len(groups)), 4.4)
     add_title(figure, 0.2, 4.14, f"Tumour volumes of {len(labelled)} labelled cases")
     axes = figure.add_axes((0.11, 0.16, 0.86, 0.66))
-    draw_spread(axes, [*groups, Group("WT", REGION_COLOURS["WT"], whole)], "volume (ml)")
+    draw_spread(axes, groups, "volume (ml)")
     axes.set_ylim(bottom=0)
     return figure
 
 
-def _volume_table(seen: Sequence[_Seen], part: Callable[[str], str]) -> bytes:
+def _volume_table(seen: Sequence[_Seen], part: Callable[[str], str], task: Task) -> bytes:
     """The volumes as CSV; empty where a case is unlabelled."""
     rows = [
         {"case": one.name, "part": part(one.name)}
         | {f"{name}_ml": f"{ml:.3f}" for name, ml in (one.volumes_ml or {}).items()}
         for one in seen
     ]
-    return csv_bytes(["case", "part", *(f"{name}_ml" for name in CLASSES)], rows)
+    return csv_bytes(["case", "part", *(f"{name}_ml" for name in task.class_names)], rows)

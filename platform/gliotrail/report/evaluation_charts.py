@@ -1,6 +1,7 @@
 """Pictures and tables of an evaluation: the worst cases first, measures, volumes, confusion."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -10,10 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
+from gliotrail.dataset.brats import BRATS
+from gliotrail.dataset.task import Task
 from gliotrail.files import csv_bytes, write_json
 from gliotrail.imaging.geometry import Box, vox3
-from gliotrail.imaging.labels import CHANNELS, CLASSES, REGIONS, Labels
-from gliotrail.report.colours import FAINT, FOREGROUND, spoken
+from gliotrail.imaging.labels import Labels
+from gliotrail.report.colours import FAINT, FOREGROUND, colours_of, spoken
 from gliotrail.report.curves import axis_name
 from gliotrail.report.figures import (
     add_legend,
@@ -35,15 +38,15 @@ from gliotrail.report.panels import (
     mark_sides,
     new_sheet,
     pixel_mm,
+    shown_channels,
 )
-from gliotrail.report.spread import SUBJECT_COLOURS, SUBJECTS, Group, draw_spread
+from gliotrail.report.spread import Group, draw_spread
 from gliotrail.segmentation.score import Measures, Score
 
 PER_SHEET: Final = 6
 MEASURES: Final = ("dice", "sensitivity", "specificity", "hd95_mm")
 _TABLE: Final = (*MEASURES, "surface_dice", "volume_ref_ml", "volume_pred_ml")
 _MARKERS: Final = "osDv^P"
-_LABELS: Final = ("background", *CLASSES)
 
 
 class Look(NamedTuple):
@@ -60,7 +63,7 @@ def look(
     labels_IJK: Labels,
     predicted_IJK: Labels,
     spacing_mm: Spacing,
-    shown: Sequence[str] = ("FLAIR", "T1gd"),
+    task: Task = BRATS,
 ) -> Look:
     """What a montage keeps of a case, cropped to the brain in this slice."""
     brain = brain_mask(image_CIJK)
@@ -68,8 +71,8 @@ def look(
     seen = Box.around(brain[:, :, k : k + 1]).grown(3)
     i, j, _ = seen.meet(Box((0, 0, 0), vox3(brain.shape))).slices
     planes = {}
-    for name in shown:
-        image = image_CIJK[CHANNELS.index(name)]
+    for name in shown_channels(task):
+        image = image_CIJK[task.channel_names.index(name)]
         window, inside = grey_window(image, brain), brain[i, j]
         planes[name] = greys(cut(image[i, j], "axial", k), cut(inside, "axial", k), window)
     return Look(
@@ -85,6 +88,7 @@ def write_charts(
     scores: Mapping[str, Score],
     looks: Mapping[str, Look],
     confusion_rp: npt.NDArray[np.int64],
+    task: Task = BRATS,
 ) -> None:
     """Write what an evaluation looks like to a new folder.
 
@@ -95,13 +99,13 @@ def write_charts(
     folder.mkdir(parents=True)
     names = worst_first(scores)
     for n, start in enumerate(range(0, len(names), PER_SHEET), start=1):
-        sheet = draw_montage(names[start : start + PER_SHEET], looks, scores)
+        sheet = draw_montage(names[start : start + PER_SHEET], looks, scores, task)
         save_figure(sheet, folder / f"montage_{n}.png")
-    save_figure(draw_measures(scores), folder / "measures.png")
-    save_figure(draw_volumes(scores), folder / "volumes.png")
-    save_figure(draw_confusion(confusion_rp), folder / "confusion.png")
+    save_figure(draw_measures(scores, task), folder / "measures.png")
+    save_figure(draw_volumes(scores, task), folder / "volumes.png")
+    save_figure(draw_confusion(confusion_rp, task), folder / "confusion.png")
     write_json(folder / "table.json", case_table(scores))
-    rows = confusion_rows(confusion_rp)
+    rows = confusion_rows(confusion_rp, task)
     (folder / "confusion.csv").write_bytes(csv_bytes(rows[0], rows))
 
 
@@ -116,7 +120,10 @@ def worst_first(scores: Mapping[str, Score]) -> list[str]:
 
 
 def draw_montage(
-    names: Sequence[str], looks: Mapping[str, Look], scores: Mapping[str, Score]
+    names: Sequence[str],
+    looks: Mapping[str, Look],
+    scores: Mapping[str, Score],
+    task: Task = BRATS,
 ) -> Figure:
     """A row for each case, in the order given: truth and prediction, and where they part."""
     columns = [*looks[names[0]].greys, "agreement and errors"]
@@ -132,7 +139,7 @@ def draw_montage(
         title="Held-out cases, the worst first: the axial slice with the most tumour",
         row_names=[_told(name, scores[name]) for name in names],
         column_names=columns,
-        legends=prediction_legends(),
+        legends=prediction_legends(task),
         note=CONVENTION,
         most_high_in=2.5 * len(names),
         names_in=1.35,
@@ -142,7 +149,7 @@ def draw_montage(
         planes = [*seen.greys.values(), next(iter(seen.greys.values()))]
         for n, (axes, grey) in enumerate(zip(line, planes, strict=True)):
             draw = show_prediction if n < len(seen.greys) else show_errors
-            draw(axes, grey, seen.labels, seen.predicted, seen.pixel_size_mm)
+            draw(axes, grey, seen.labels, seen.predicted, seen.pixel_size_mm, task)
             axes.set_xlim((width_mm - wide_mm) / 2, (width_mm + wide_mm) / 2)
             mark_sides(axes, "axial")
     return figure
@@ -150,13 +157,14 @@ def draw_montage(
 
 def _told(name: str, score: Score) -> str:
     dice = {"mean Dice": score.mean_regions.dice}
-    dice |= {region: score.regions[region].dice for region in REGIONS}
+    dice |= {region: of.dice for region, of in (score.regions or score.classes).items()}
     lines = (f"{key} {'none' if value is None else f'{value:.3f}'}" for key, value in dice.items())
     return "\n".join([name if len(name) <= 16 else f"{name[:15]}…", *lines])
 
 
-def draw_measures(scores: Mapping[str, Score]) -> Figure:
+def draw_measures(scores: Mapping[str, Score], task: Task = BRATS) -> Figure:
     """Dice, sensitivity, specificity and HD95 of each class and region, a point a case."""
+    colours = colours_of(task)
     wide_in, high_in = 10.2, 6.9
     figure = new_figure(wide_in, high_in)
     add_title(figure, 0.2, high_in - 0.26, f"Measures of the held-out cases: {len(scores)}")
@@ -167,8 +175,8 @@ def draw_measures(scores: Mapping[str, Score]) -> Figure:
             4.3 / wide_in, 2.45 / high_in,
         ))  # fmt: skip
         groups = [
-            Group(name, SUBJECT_COLOURS[name], [("test", value) for value in values])
-            for name, values in _values(scores, measure).items()
+            Group(name, colours[name], [("test", value) for value in values])
+            for name, values in _values(scores, measure, task).items()
         ]
         draw_spread(axes, groups, axis_name(measure))
         short = [f"{name.replace('_', '-')}\nn = {len(of)}" for name, _, of in groups]
@@ -182,9 +190,9 @@ def draw_measures(scores: Mapping[str, Score]) -> Figure:
     return figure
 
 
-def _values(scores: Mapping[str, Score], measure: str) -> dict[str, list[float]]:
+def _values(scores: Mapping[str, Score], measure: str, task: Task) -> dict[str, list[float]]:
     """The defined values of a measure, by class and region."""
-    values: dict[str, list[float]] = {name: [] for name in SUBJECTS}
+    values: dict[str, list[float]] = {name: [] for name in task.names}
     for score in scores.values():
         for name, of in {**score.classes, **score.regions}.items():
             value = getattr(of, measure)
@@ -193,7 +201,7 @@ def _values(scores: Mapping[str, Score], measure: str) -> dict[str, list[float]]
     return values
 
 
-def draw_volumes(scores: Mapping[str, Score]) -> Figure:
+def draw_volumes(scores: Mapping[str, Score], task: Task = BRATS) -> Figure:
     """Predicted against true volume of each class and region; on the line they are equal."""
     wide_in, high_in = 10.2, 5.1
     figure = new_figure(wide_in, high_in)
@@ -203,18 +211,20 @@ def draw_volumes(scores: Mapping[str, Score]) -> Figure:
         ("classes", lambda score: score.classes),
         ("regions", lambda score: score.regions),
     )
-    for column, (kind, of) in enumerate(kinds):
+    colours = colours_of(task)
+    for column, (kind, of) in enumerate(kinds[: 1 + bool(task.regions)]):
+        names = task.class_names if kind == "classes" else task.region_names
         axes = figure.add_axes((
             (0.75 + 4.9 * column) / wide_in, 0.6 / high_in, 3.7 / wide_in, 3.7 / high_in
         ))  # fmt: skip
         dark_axes(axes)
         entries = []
         most = 1.0
-        for marker, name in zip(_MARKERS, CLASSES if kind == "classes" else REGIONS, strict=False):
+        for marker, name in zip(cycle(_MARKERS), names, strict=False):
             volumes = [
                 (of(s)[name].volume_ref_ml, of(s)[name].volume_pred_ml) for s in scores.values()
             ]
-            look = {"marker": marker, "linestyle": "", "color": SUBJECT_COLOURS[name]}
+            look = {"marker": marker, "linestyle": "", "color": colours[name]}
             axes.plot(*zip(*volumes, strict=True), **look, markersize=6, alpha=0.85)  # type: ignore[arg-type]
             entries.append((Line2D([], [], **look), spoken(name)))  # type: ignore[arg-type]
             most = max(most, *(max(pair) for pair in volumes))
@@ -234,7 +244,7 @@ def draw_volumes(scores: Mapping[str, Score]) -> Figure:
     return figure
 
 
-def draw_confusion(confusion_rp: npt.NDArray[np.int64]) -> Figure:
+def draw_confusion(confusion_rp: npt.NDArray[np.int64], task: Task = BRATS) -> Figure:
     """How the voxels of each true label were labelled: shares of the row as colour, and counts."""
     wide_in, high_in = 7.0, 5.3
     figure = new_figure(wide_in, high_in)
@@ -248,7 +258,7 @@ def draw_confusion(confusion_rp: npt.NDArray[np.int64]) -> Figure:
         text = f"{confusion_rp[r, p]:,}\n{shares[r, p]:.1%}"
         ink = "black" if shares[r, p] > 0.55 else FOREGROUND
         axes.text(p, r, text, ha="center", va="center", fontsize=9.5, color=ink)
-    names = [spoken(name) for name in _LABELS]
+    names = [spoken(name) for name in ("background", *task.class_names)]
     axes.set_xticks(range(len(names)), names, color=FOREGROUND, fontsize=8.5)
     axes.set_yticks(range(len(names)), names, color=FOREGROUND, fontsize=8.5)
     axes.set_xlabel("prediction", color=FOREGROUND, fontsize=9)
@@ -258,9 +268,9 @@ def draw_confusion(confusion_rp: npt.NDArray[np.int64]) -> Figure:
     return figure
 
 
-def confusion_rows(confusion_rp: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+def confusion_rows(confusion_rp: npt.NDArray[np.int64], task: Task = BRATS) -> list[dict[str, Any]]:
     """The matrix for `dvc plots`: a row a pair of labels."""
-    totals = np.maximum(1, confusion_rp.sum(axis=1))
+    totals, names = np.maximum(1, confusion_rp.sum(axis=1)), ("background", *task.class_names)
     return [
         {
             "truth": spoken(truth),
@@ -268,8 +278,8 @@ def confusion_rows(confusion_rp: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
             "voxels": int(confusion_rp[r, p]),
             "share_of_truth": round(float(confusion_rp[r, p] / totals[r]), 6),
         }
-        for r, truth in enumerate(_LABELS)
-        for p, prediction in enumerate(_LABELS)
+        for r, truth in enumerate(names)
+        for p, prediction in enumerate(names)
     ]
 
 

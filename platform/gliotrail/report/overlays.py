@@ -13,16 +13,17 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gliotrail.dataset.brats import BRATS
+from gliotrail.dataset.task import Task
 from gliotrail.errors import DataError
 from gliotrail.imaging.geometry import Box, Vox3, vox3
-from gliotrail.imaging.labels import CHANNELS, CLASSES
 from gliotrail.report.colours import (
     AGREEMENT_ALPHA,
-    CLASS_COLOURS,
     ERROR_COLOURS,
     ERROR_GROUND,
     FAINT,
     FILL_ALPHA,
+    colours_of,
     label_colours,
     spoken,
 )
@@ -44,6 +45,7 @@ from gliotrail.report.panels import (
     show_fill,
     show_greys,
     show_outlines,
+    shown_channels,
     size_mm,
     swatch,
 )
@@ -54,11 +56,16 @@ _AGREEMENT, _WRONG_CLASS, _FALSE_POSITIVE, _FALSE_NEGATIVE = 1, 2, 3, 4
 def pick_slices(labels_IJK: npt.NDArray[Any], n: int) -> tuple[int, ...]:
     """`n` axial slices, ascending: the largest one of each class, the rest spread over the tumour.
 
-    The same labels give the same slices. With fewer slices than classes the enhancing tumour goes
-    first, then the non-enhancing, then the edema; without a tumour they spread over the volume.
+    The same labels give the same slices. With fewer slices than classes the last class goes first
+    (of brain tumours the enhancing one); without any they spread over the volume.
     """
     n_slices = labels_IJK.shape[2]
-    areas = np.stack([(labels_IJK == c + 1).sum(axis=(0, 1)) for c in range(len(CLASSES))])
+    areas = np.stack(
+        [
+            (labels_IJK == c + 1).sum(axis=(0, 1))
+            for c in range(max(1, int(labels_IJK.max(initial=0))))
+        ]
+    )
     largest = [int(area.argmax()) for area in areas[::-1] if area.any()]
     chosen = list(dict.fromkeys(largest))[:n]
     tumour = areas.sum(axis=0).cumsum()
@@ -95,8 +102,8 @@ def draw_prediction(
     spacing_mm: Spacing,
     title: str,
     *,
-    channels: Sequence[str] = CHANNELS,
-    shown: Sequence[str] = ("FLAIR", "T1gd"),
+    task: Task = BRATS,
+    shown: Sequence[str] | None = None,
     first_k: int = 0,
 ) -> Figure:
     """Axial slices with the truth as outline and the prediction as fill, and where they differ.
@@ -111,6 +118,7 @@ def draw_prediction(
     Raises:
         DataError: shapes, channels or slices don't fit.
     """
+    channels, shown = task.channel_names, shown or shown_channels(task)
     check_fit(image_CIJK, channels, shown, labels_IJK, predicted_IJK)
     outside = [k for k in slices_k if not 0 <= k < image_CIJK.shape[3]]
     if outside or not slices_k:
@@ -126,7 +134,7 @@ def draw_prediction(
         title=title,
         row_names=[*shown, "agreement\nand errors"],
         column_names=[f"axial k = {k + first_k}" for k in slices_k],
-        legends=prediction_legends(),
+        legends=prediction_legends(task),
         note=CONVENTION,
     )
     labels, predicted = labels_IJK[box.slices], predicted_IJK[box.slices]
@@ -137,25 +145,36 @@ def draw_prediction(
         for axes, k in zip(panels[row], slices_k, strict=True):
             grey = greys(cut(image, "axial", k), cut(inside, "axial", k), window)
             draw = show_prediction if row < len(shown) else show_errors
-            draw(axes, grey, cut(labels, "axial", k), cut(predicted, "axial", k), pixel)
+            planes = cut(labels, "axial", k), cut(predicted, "axial", k)
+            draw(axes, grey, *planes, pixel, task)
             mark_sides(axes, "axial")
     return figure
 
 
 def show_prediction(
-    axes: Axes, grey: Plane, labels: Plane, predicted: Plane, pixel: tuple[float, float]
+    axes: Axes,
+    grey: Plane,
+    labels: Plane,
+    predicted: Plane,
+    pixel: tuple[float, float],
+    task: Task = BRATS,
 ) -> None:
     """A plane with the truth as outline and the prediction as fill."""
     show_greys(axes, grey, pixel)
-    fills = {c + 1: (colour, FILL_ALPHA) for c, colour in enumerate(label_colours())}
+    fills = {c + 1: (colour, FILL_ALPHA) for c, colour in enumerate(label_colours(task))}
     show_fill(axes, predicted, fills, pixel)
-    show_outlines(axes, labels, pixel)
+    show_outlines(axes, labels, pixel, task)
 
 
 def show_errors(
-    axes: Axes, grey: Plane, labels: Plane, predicted: Plane, pixel: tuple[float, float]
+    axes: Axes,
+    grey: Plane,
+    labels: Plane,
+    predicted: Plane,
+    pixel: tuple[float, float],
+    task: Task = BRATS,
 ) -> None:
-    """A dimmed plane with agreement and the kinds of error."""
+    """A dimmed plane with agreement and the kinds of error, whatever the task."""
     show_greys(axes, grey * ERROR_GROUND, pixel)
     paints = {
         code: (colour, AGREEMENT_ALPHA if code == _AGREEMENT else 1.0)
@@ -164,11 +183,12 @@ def show_errors(
     show_fill(axes, error_codes(labels, predicted), paints, pixel)
 
 
-def prediction_legends() -> list[list[tuple[Artist, str]]]:
+def prediction_legends(task: Task = BRATS) -> list[list[tuple[Artist, str]]]:
     """What `show_prediction` and `show_errors` draw, a line each."""
+    colours = colours_of(task)
     return [
         [
-            *((outlined(CLASS_COLOURS[c], FILL_ALPHA), spoken(c)) for c in CLASSES),
+            *((outlined(colours[c], FILL_ALPHA), spoken(c)) for c in task.class_names),
             (outlined(FAINT), "outline: truth"),
             (swatch(FAINT, FILL_ALPHA + 0.2), "fill: prediction"),
         ],
@@ -186,7 +206,7 @@ def draw_case(
     title: str,
     *,
     at_vox: Vox3 | None = None,
-    channels: Sequence[str] = CHANNELS,
+    task: Task = BRATS,
     first_vox: Vox3 = (0, 0, 0),
 ) -> Figure:
     """Three planes of every channel through one voxel, the labels outlined.
@@ -198,6 +218,7 @@ def draw_case(
     Raises:
         DataError: shapes, channels or the voxel don't fit.
     """
+    channels = task.channel_names
     check_fit(image_CIJK, channels, (), labels_IJK)
     shape = image_CIJK.shape[1:]
     at = at_vox or centre_voxel(labels_IJK, image_CIJK)
@@ -217,7 +238,7 @@ def draw_case(
             for plane, axis in PLANES.items()
         ],
         column_names=channels,
-        legends=[class_legend()] if labels_IJK is not None else [[]],
+        legends=[class_legend(task)] if labels_IJK is not None else [[]],
         note=CONVENTION + "; sagittal: front (A) on the left",
     )
     for column, image in enumerate(image_CIJK):
@@ -228,7 +249,7 @@ def draw_case(
             inside = cut(brain[box.slices], plane, index)
             show_greys(axes, greys(cut(image[box.slices], plane, index), inside, window), pixel)
             if labels_IJK is not None:
-                show_outlines(axes, cut(labels_IJK[box.slices], plane, index), pixel)
+                show_outlines(axes, cut(labels_IJK[box.slices], plane, index), pixel, task)
             right, down = (
                 (stop - at[a] - 0.5) * spacing_mm[a]
                 for a, stop in enumerate(box.stop_vox)
@@ -244,8 +265,7 @@ def draw_patches(
     spacing_mm: Spacing,
     title: str,
     *,
-    channels: Sequence[str] = CHANNELS,
-    shown: str = "FLAIR",
+    task: Task = BRATS,
     columns: int = 6,
 ) -> Figure:
     """The middle axial slice of patches of one size, labels outlined, each in its own greys.
@@ -258,6 +278,7 @@ def draw_patches(
     """
     if not patches:
         raise DataError("patches", where=title, wanted="at least 1", got=0)
+    channels, shown = task.channel_names, shown_channels(task)[0]
     for image_CIJK, labels_IJK, _ in patches:
         check_fit(image_CIJK, channels, (shown,), labels_IJK, patches[0][1])
     n_rows = -(-len(patches) // columns)
@@ -270,7 +291,7 @@ def draw_patches(
         title=title,
         row_names=[shown, *[""] * (n_rows - 1)],
         column_names=[""] * n_columns,
-        legends=[class_legend()],
+        legends=[class_legend(task)],
         note=f"{CONVENTION}; middle axial slice, k = {shape[2] // 2} of the patch",
     )
     pixel = pixel_mm(spacing_mm, "axial")
@@ -280,15 +301,16 @@ def draw_patches(
         window = grey_window(image, brain)
         grey = greys(cut(image, "axial", middle), cut(brain, "axial", middle), window)
         show_greys(axes, grey, pixel)
-        show_outlines(axes, cut(labels_IJK, "axial", middle), pixel)
+        show_outlines(axes, cut(labels_IJK, "axial", middle), pixel, task)
         mark_sides(axes, "axial")
         caption(axes, name)
     return figure
 
 
-def class_legend() -> list[tuple[Artist, str]]:
+def class_legend(task: Task = BRATS) -> list[tuple[Artist, str]]:
     """What the outlines' colours are."""
-    return [(outlined(CLASS_COLOURS[name]), spoken(name)) for name in CLASSES]
+    colours = colours_of(task)
+    return [(outlined(colours[name]), spoken(name)) for name in task.class_names]
 
 
 def error_codes(labels: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -18,6 +18,8 @@ from matplotlib.patches import Patch, PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
 
+from gliotrail.dataset.brats import BRATS, SHOWN
+from gliotrail.dataset.task import Task
 from gliotrail.report.colours import FAINT, FOREGROUND, label_colours, rgb
 from gliotrail.report.figures import add_legend, add_text, add_title, new_figure
 
@@ -119,24 +121,35 @@ def show_fill(
     axes.imshow(rgba, interpolation="nearest", extent=_extent(codes, pixel_size_mm))
 
 
+def shown_channels(task: Task) -> tuple[str, ...]:
+    """The two channels of pictures with room for no more: brain tumours' usual, else the first."""
+    usual = tuple(name for name in SHOWN if name in task.channel_names)
+    return usual or task.channel_names[:2]
+
+
 def show_outlines(
-    axes: Axes, labels: Plane, pixel_size_mm: tuple[float, float], width_pt: float = 1.1
+    axes: Axes,
+    labels: Plane,
+    pixel_size_mm: tuple[float, float],
+    task: Task = BRATS,
+    width_pt: float = 1.1,
 ) -> None:
     """Outline every class in its colour; open where a class runs out of the panel."""
     width_mm, height_mm = pixel_size_mm
     rows_mm = (np.arange(labels.shape[0] + 2) - 0.5) * height_mm
     columns_mm = (np.arange(labels.shape[1] + 2) - 0.5) * width_mm
     padded = np.pad(labels, 1, mode="edge")
-    masks = {colour: padded == label for label, colour in enumerate(label_colours(), start=1)}
-    masks = {colour: mask for colour, mask in masks.items() if mask.any() and not mask.all()}
+    masks = [(colour, padded == label) for label, colour in enumerate(label_colours(task), start=1)]
+    masks = [(colour, mask) for colour, mask in masks if mask.any() and not mask.all()]
     # contourpy alone: the axes' own `contour` takes most of a picture's time
-    outlines = {}
-    for colour, mask in masks.items():
+    outlines = []
+    for colour, mask in masks:
         lines = contour_generator(columns_mm, rows_mm, mask * 1.0).lines(_RIM)
-        outlines[colour] = Path.make_compound_path(*(Path(np.asarray(line)) for line in lines))
+        path = Path.make_compound_path(*(Path(np.asarray(line)) for line in lines))
+        outlines.append((colour, path))
     # all dark rims first, so that none hides the line of a class beside it
     for rim in (True, False):
-        for colour, outline in outlines.items():
+        for colour, outline in outlines:
             axes.add_artist(  # add_patch would look at each point for the axes' limits
                 PathPatch(
                     outline, fill=False, alpha=0.6 if rim else 1,

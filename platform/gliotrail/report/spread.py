@@ -6,14 +6,11 @@ from typing import Final, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from gliotrail.imaging.labels import CLASSES, REGIONS
-from gliotrail.report.colours import CLASS_COLOURS, FAINT, FOREGROUND, REGION_COLOURS, spoken
+from gliotrail.report.colours import FAINT, FOREGROUND, spoken
 from gliotrail.report.figures import add_legend, dark_axes
 
 MARKERS: Final[Mapping[str, str]] = {"train": "o", "val": "s", "test": "D", "": "^"}
 """Of the parts of a split; the last is of cases in none."""
-SUBJECTS: Final = (*CLASSES, *REGIONS)
-SUBJECT_COLOURS: Final[Mapping[str, str]] = {**CLASS_COLOURS, **REGION_COLOURS}
 _LEAST_FOR_A_BOX: Final = 5
 _GOLDEN: Final = 0.6180339887498949
 

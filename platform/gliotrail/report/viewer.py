@@ -16,10 +16,12 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from gliotrail.dataset.brats import BRATS
+from gliotrail.dataset.task import IGNORED, Task
 from gliotrail.imaging.geometry import Affine
-from gliotrail.imaging.labels import CLASSES, Labels
+from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.prepared import PreparedCase
-from gliotrail.report.colours import CLASS_COLOURS, ERROR_COLOURS, spoken
+from gliotrail.report.colours import ERROR_COLOURS, colours_of, spoken
 from gliotrail.report.overlays import centre_voxel, error_codes
 
 NIIVUE_VERSION: Final = "0.69.0"
@@ -35,6 +37,7 @@ def viewer_html(
     truth_IJK: Labels | None = None,
     predicted_IJK: Labels | None = None,
     largest_bytes: int = LARGEST_BYTES,
+    task: Task = BRATS,
 ) -> str:
     """The page of a case.
 
@@ -47,13 +50,19 @@ def viewer_html(
             every fourth, and so on, and says so.
     """
     step = 1
-    while len(page := _page(case, truth_IJK, predicted_IJK, step)) > largest_bytes and step < 16:
+    while (
+        len(page := _page(case, truth_IJK, predicted_IJK, step, task)) > largest_bytes and step < 16
+    ):
         step *= 2
     return page
 
 
 def _page(
-    case: PreparedCase, truth_IJK: Labels | None, predicted_IJK: Labels | None, step: int
+    case: PreparedCase,
+    truth_IJK: Labels | None,
+    predicted_IJK: Labels | None,
+    step: int,
+    task: Task,
 ) -> str:
     image_CIJK, steps = case.image_CIJK[:, ::step, ::step, ::step], np.diag([step] * 3 + [1.0])
     shown_IJKC, windows = _quantised(image_CIJK)
@@ -64,10 +73,14 @@ def _page(
     volumes = {"scan": _packed(shown_IJKC, to_mm)}
 
     def seen(labels_IJK: Labels | None) -> Labels | None:
-        return None if labels_IJK is None else labels_IJK[case.box.slices][::step, ::step, ::step]
+        if labels_IJK is None:
+            return None
+        labels = labels_IJK[case.box.slices][::step, ::step, ::step]
+        return np.where(labels == IGNORED, np.uint8(0), labels)
 
     truth, predicted = seen(truth_IJK), seen(predicted_IJK)
-    classes = [[spoken(name), CLASS_COLOURS[name]] for name in CLASSES]
+    colours = colours_of(task)
+    classes = [[spoken(name), colours[name]] for name in task.class_names]
     overlays: list[dict[str, Any]] = []
     for name, labels in (("truth", truth), ("prediction", predicted)):
         if labels is not None:
@@ -86,8 +99,10 @@ def _page(
         "about": f"The brain's box, 8 bits a voxel{coarser}, by NiiVue {NIIVUE_VERSION}. "
         "No medical device.",
         "channels": [
-            {"name": name, "low": low, "high": high}
-            for name, (low, high) in zip(case.channels, windows, strict=True)
+            {"name": name, "low": low + air, "high": high + air}
+            for name, (low, high), air in zip(
+                case.channels, windows, case.air_C.tolist(), strict=True
+            )
         ],
         "overlays": overlays,
         "to_mm": to_mm.tolist(),

@@ -11,6 +11,7 @@ are averaged with Gaussian weights (as nnU-Net does, arXiv:1904.08128), by MONAI
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import numpy as np
@@ -18,9 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gliotrail.dataset.task import Channel
 from gliotrail.imaging.geometry import Box, vox3
-from gliotrail.imaging.labels import CLASSES, Labels
-from gliotrail.imaging.prepared import PreparedCase, case_of_array, read_patch
+from gliotrail.imaging.labels import Labels
+from gliotrail.imaging.prepared import Intensities, PreparedCase, case_of_array, read_patch
 from gliotrail.segmentation.blocks import FLOATS, predict_in_blocks
 from gliotrail.segmentation.network import Network
 from gliotrail.segmentation.unet import UNet3d, receptive_radius_vox, stride
@@ -43,7 +45,7 @@ def predict_box(
     Args:
         most_bytes: as `forward`.
     """
-    probabilities = np.zeros((len(CLASSES), *box.size_vox), np.float32)
+    probabilities = np.zeros((model.n_outputs, *box.size_vox), np.float32)
     wanted = box.meet(case.box)
     if 0 in wanted.size_vox:
         return probabilities
@@ -66,6 +68,8 @@ def segment_array(
     model: Network,
     image_CIJK: npt.NDArray[Any],
     standardize: str,
+    channels: Sequence[Channel],
+    intensities: Intensities,
     threshold: float = 0.5,
     affine_ras: npt.NDArray[np.float64] | None = None,
 ) -> Labels:
@@ -75,7 +79,7 @@ def segment_array(
         DataError: as `case_of_array`.
     """
     affine = np.eye(4) if affine_ras is None else affine_ras
-    case = case_of_array(image_CIJK, affine, "the array")
+    case = case_of_array(image_CIJK, affine, "the array", channels, intensities)
     return to_labels(predict_case(model, case, standardize), threshold, model.heads)
 
 
@@ -89,7 +93,7 @@ def to_labels(
     if heads == "regions":
         labels = np.zeros(probabilities_CIJK.shape[1:], np.uint8)
         region_IJK = np.zeros(labels.shape, np.float32)
-        for label in reversed(range(1, len(CLASSES) + 1)):
+        for label in reversed(range(1, len(probabilities_CIJK) + 1)):
             region_IJK += probabilities_CIJK[label - 1]
             labels[(region_IJK > threshold) & (labels == 0)] = label
         return labels

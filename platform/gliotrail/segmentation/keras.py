@@ -25,10 +25,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from gliotrail.dataset.brats import BRATS, channel_name
+from gliotrail.dataset.task import Task
 from gliotrail.errors import WeightsError
-from gliotrail.imaging.labels import CHANNELS, CLASSES, channel_name, channel_order
 from gliotrail.params import Model
-from gliotrail.segmentation.weights import Description
+from gliotrail.segmentation.weights import Description, reordered
 
 LARGEST_VALUES: Final = 2**29
 """More weights than these (2 GiB of float32) are refused."""
@@ -66,33 +67,38 @@ class _Convolution:
 
 def read_keras(
     path: Path,
-    channels: Sequence[str] = CHANNELS,
-    classes: Sequence[str] = CLASSES,
+    channels: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
     standardize: Literal["brain", "slice", "none"] = "slice",
+    task: Task = BRATS,
 ) -> KerasWeights:
     """Read the network of a Keras file; depth and base width follow from the shapes.
 
     Args:
         path: a weights file, a whole model, or a `.weights.h5` of Keras 3.
-        channels: names of its inputs, in its order.
-        classes: names of its outputs, in its order.
+        channels: names of its inputs, in its order; the task's if None.
+        classes: names of its outputs, in its order; the task's if None.
         standardize: how its input was standardised. `slice` is nearest to what the course did.
 
     Raises:
-        DataError: an unknown or missing channel.
-        WeightsError: no such file, another layout, layers that are not this network's, NaN.
+        WeightsError: an unknown or missing channel or class; no such file, another layout, layers
+            that are not this network's, NaN.
     """
-    channel_order(channels, where=path)
-    if sorted(classes) != sorted(CLASSES):
-        wanted, got = ", ".join(CLASSES), ", ".join(classes)
-        raise WeightsError("classes", where=path, wanted=wanted, got=got)
+    channels = [channel_name(name) for name in channels or task.channel_names]
+    classes = list(classes or task.class_names)
+    for what, names, known in (
+        ("channels", channels, task.channel_names),
+        ("classes", classes, task.class_names),
+    ):
+        if sorted(names) != sorted(known):
+            wanted, got = ", ".join(known), ", ".join(names)
+            raise WeightsError(what, where=path, wanted=wanted, got=got)
     with _opened(path) as file:
         found = list(_convolutions(file, path))
         description = Description(
             model=_model_of(found, path),
             standardize=standardize,
-            channels=tuple(channel_name(name) for name in channels),
-            classes=tuple(classes),
+            task=reordered(task, channels, classes),
         )
         with torch.device("meta"):
             network = description.build()

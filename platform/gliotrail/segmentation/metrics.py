@@ -1,9 +1,9 @@
 """Dice, sensitivity and specificity: of probabilities in tensors, and of label volumes as counts.
 
 Tensors are (B, C, I, J, K): sample, class, left-right, posterior-anterior, inferior-superior.
-Label volumes are (I, J, K) with the codes 0 to 3 of `imaging.labels`; each of the three CLASSES
-and of the three nested REGIONS is a set of codes, and TP, FP, FN, TN of all six come out of one
-4x4 table of how often which label was predicted where which label is true.
+Label volumes are (I, J, K): 0, the places of the data set's classes, and IGNORED where the truth is
+not known, which counts nowhere. Each class and each region is a set of labels, and TP, FP, FN, TN
+of all of them come out of one table of how often which label was predicted where which is true.
 
 Counts know no epsilon. Where truth or prediction is empty, this is the rule:
 
@@ -20,28 +20,25 @@ are; what was empty is named beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from gliotrail.dataset.task import IGNORED
 from gliotrail.errors import DataError
-from gliotrail.imaging.labels import CLASSES, Labels
+from gliotrail.imaging.labels import Labels
 
 if TYPE_CHECKING:  # nothing here needs torch at run time, so that scoring files starts fast
     from torch import Tensor
 
 SPATIAL: Final = (2, 3, 4)
 EPS: Final = 1e-5
-N_LABELS: Final = len(CLASSES) + 1
-CLASS_LABELS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
-    {name: (label,) for label, name in enumerate(CLASSES, start=1)}
-)
-"""The label codes of each class, as REGIONS has those of each region."""
 _BLOCK_VOXELS: Final = 2**19
+_FEW: Final = 4
+"""So many labels fit into two bits, which counts them several times as fast."""
 _CODE_BITS: Final = np.uint64(0x0303_0303_0303_0303)  # of eight labels
 _EVERY_SECOND: Final = np.uint64(0x00FF_00FF_00FF_00FF)
 
@@ -114,15 +111,21 @@ class Counts:
 
 
 def confusion(
-    ref_IJK: Labels, pred_IJK: Labels, where_IJK: npt.NDArray[np.bool_] | None = None
+    ref_IJK: Labels,
+    pred_IJK: Labels,
+    n_labels: int,
+    where_IJK: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.int64]:
-    """How many voxels have the label r in the truth and p in the prediction, as [r, p] (4, 4).
+    """How many voxels have the label r in the truth and p in the prediction, as [r, p].
 
     One pass in blocks that fit into a cache: the volumes may be memory-mapped. With `where_IJK`,
-    only the voxels inside it.
+    only the voxels inside it; never those that the truth ignores.
+
+    Args:
+        n_labels: how many there are, background included.
 
     Raises:
-        DataError: shapes differ, or a label is not 0, 1, 2 or 3.
+        DataError: shapes differ, or a label is none of them.
     """
     for name, other in (("prediction", pred_IJK), ("mask", where_IJK)):
         if other is not None and other.shape != ref_IJK.shape:
@@ -130,32 +133,61 @@ def confusion(
     if ref_IJK.strides[0] < ref_IJK.strides[-1]:  # the slowest axis first: blocks lie together
         ref_IJK, pred_IJK = ref_IJK.T, pred_IJK.T
         where_IJK = None if where_IJK is None else where_IJK.T
-    counts = np.zeros(N_LABELS**2, np.int64)
+    if ref_IJK.max(initial=0) == IGNORED:
+        known_IJK = ref_IJK != IGNORED
+        where_IJK = known_IJK if where_IJK is None else where_IJK & known_IJK
+        ref_IJK = np.where(known_IJK, ref_IJK, np.uint8(0))
+    if n_labels > _FEW:
+        return _confusion_of_many(ref_IJK, pred_IJK, n_labels, where_IJK)
+    counts = np.zeros(_FEW**2, np.int64)
     step = max(1, _BLOCK_VOXELS // max(1, ref_IJK[:1].size))
     for start in range(0, len(ref_IJK), step):
         block = slice(start, start + step)
-        ref, pred = _eights(ref_IJK[block], "truth"), _eights(pred_IJK[block], "prediction")
+        ref = _eights(ref_IJK[block], "truth", n_labels)
+        pred = _eights(pred_IJK[block], "prediction", n_labels)
         counted = ref_IJK[block].size
         wanted = (ref | pred) != 0
         ref, pred = ref[wanted], pred[wanted]
         if ((ref | pred) & ~_CODE_BITS).any():
-            _check(ref_IJK, "truth")
-            _check(pred_IJK, "prediction")
+            _check(ref_IJK, "truth", n_labels)
+            _check(pred_IJK, "prediction", n_labels)
         if where_IJK is not None:
             counted = int(np.count_nonzero(where_IJK[block]))
-            inside = _eights(where_IJK[block], "mask")[wanted] * np.uint64(255)
+            inside = _eights(where_IJK[block], "mask", n_labels)[wanted] * np.uint64(255)
             ref, pred = ref & inside, pred & inside
         joint = ref << np.uint64(2) | pred
         joint |= joint >> np.uint64(4)  # two voxels in every second byte
         pairs = (joint & _EVERY_SECOND).view(np.uint16)
-        of_pairs = np.bincount(pairs, minlength=N_LABELS**4).reshape(N_LABELS**2, N_LABELS**2)
+        of_pairs = np.bincount(pairs, minlength=_FEW**4).reshape(_FEW**2, _FEW**2)
         counts += of_pairs.sum(axis=0) + of_pairs.sum(axis=1)
         counts[0] += counted - 8 * len(joint)
-    return counts.reshape(N_LABELS, N_LABELS)
+    table = counts.reshape(_FEW, _FEW)
+    if table[n_labels:].any() or table[:, n_labels:].any():
+        _check(ref_IJK, "truth", n_labels)
+        _check(pred_IJK, "prediction", n_labels)
+    return table[:n_labels, :n_labels]
+
+
+def _confusion_of_many(
+    ref_IJK: Labels,
+    pred_IJK: Labels,
+    n_labels: int,
+    where_IJK: npt.NDArray[np.bool_] | None,
+) -> npt.NDArray[np.int64]:
+    """As `confusion`, of any number of labels."""
+    _check(ref_IJK, "truth", n_labels)
+    _check(pred_IJK, "prediction", n_labels)
+    counts = np.zeros(n_labels**2, np.int64)
+    for place, (ref, pred) in enumerate(zip(ref_IJK, pred_IJK, strict=True)):
+        joint = ref.astype(np.int64) * n_labels + pred
+        if where_IJK is not None:
+            joint = joint[where_IJK[place]]
+        counts += np.bincount(joint.ravel(), minlength=n_labels**2)
+    return counts.reshape(n_labels, n_labels)
 
 
 def counts_of(confusion_rp: npt.NDArray[np.int64], labels: Iterable[int]) -> Counts:
-    """The counts of a class or region, given as its label codes, from the 4x4 table."""
+    """The counts of a class or region, given as its labels, from the table of `confusion`."""
     own = list(labels)
     ref, tp = int(confusion_rp[own].sum()), int(confusion_rp[own][:, own].sum())
     pred, voxels = int(confusion_rp[:, own].sum()), int(confusion_rp.sum())
@@ -179,19 +211,20 @@ def _ratio(part: float, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _eights(labels: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint64]:
+def _eights(labels: npt.NDArray[Any], name: str, n_labels: int) -> npt.NDArray[np.uint64]:
     """Eight voxels in each number, the last filled up with 0."""
     if labels.dtype.itemsize > 1 or labels.dtype.kind == "i":
-        _check(labels, name)
+        _check(labels, name, n_labels)
     flat = labels.ravel().astype(np.uint8, copy=False)
     short = -len(flat) % 8
     return (np.pad(flat, (0, short)) if short else flat).view(np.uint64)
 
 
-def _check(labels: npt.NDArray[Any], name: str) -> None:
+def _check(labels: npt.NDArray[Any], name: str, n_labels: int) -> None:
     low, high = labels.min(initial=0), labels.max(initial=0)
-    if low < 0 or not high < N_LABELS:
-        raise DataError(f"labels of the {name}", wanted="0, 1, 2, 3", got=f"{low} to {high}")
+    if low < 0 or not high < n_labels:
+        wanted = ", ".join(map(str, range(n_labels)))
+        raise DataError(f"labels of the {name}", wanted=wanted, got=f"{low} to {high}")
 
 
 def soft_dice_loss_scan(
@@ -199,18 +232,23 @@ def soft_dice_loss_scan(
 ) -> float:
     """The soft Dice loss of a whole scan: 1 - mean over classes, as `losses.soft_dice_loss`.
 
-    Sums are float64, a slice at a time: the probabilities may be memory-mapped.
+    Sums are float64, a slice at a time: the probabilities may be memory-mapped. What the truth
+    ignores counts nowhere.
 
     Raises:
         DataError: the shapes don't fit.
     """
-    wanted = (len(CLASSES), *labels_IJK.shape)
+    n_classes = len(probabilities_CIJK)
+    wanted = (n_classes, *labels_IJK.shape)
     if probabilities_CIJK.shape != wanted:
         raise DataError("shape of the probabilities", wanted=wanted, got=probabilities_CIJK.shape)
-    overlap_C, size_C = np.zeros(len(CLASSES)), np.zeros(len(CLASSES))
-    codes_C11 = np.arange(1, len(CLASSES) + 1)[:, None, None]
+    overlap_C, size_C = np.zeros(n_classes), np.zeros(n_classes)
+    codes_C11 = np.arange(1, n_classes + 1)[:, None, None]
+    ignores = labels_IJK.max(initial=0) == IGNORED
     for i in range(len(labels_IJK)):
         p_CJK = probabilities_CIJK[:, i].astype(np.float64)
+        if ignores:
+            p_CJK = p_CJK * (labels_IJK[i] != IGNORED)
         y_CJK = labels_IJK[i] == codes_C11
         overlap_C += (p_CJK * y_CJK).sum(axis=(1, 2))
         size_C += y_CJK.sum(axis=(1, 2)) + np.square(p_CJK).sum(axis=(1, 2))

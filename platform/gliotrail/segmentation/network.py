@@ -34,6 +34,11 @@ class Network(nn.Module):
         """Logits of the same spatial size."""
 
     @property
+    def n_outputs(self) -> int:
+        """How many classes it gives."""
+        return int(self.get_parameter(f"{self.head_name}.bias").numel()) // self.voxels_each
+
+    @property
     @abstractmethod
     def encoder(self) -> Sequence[nn.Module]:
         """What `train.freeze: encoder` keeps as it was."""

@@ -20,9 +20,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gliotrail.dataset.brats import BRATS
+from gliotrail.dataset.task import IGNORED
 from gliotrail.imaging import kernels
 from gliotrail.imaging.geometry import Box, Vox3, vox3
-from gliotrail.imaging.labels import CHANNELS, CLASSES, Labels, class_masks
+from gliotrail.imaging.labels import Labels, class_masks
 from gliotrail.imaging.patch import PatchIndex
 from gliotrail.imaging.prepared import PreparedCase, read_labels_patch, read_patch
 from gliotrail.params import Augment
@@ -58,6 +60,10 @@ class Source(Protocol):
     def size_vox(self) -> Vox3:
         """Of every sample."""
 
+    @property
+    def width(self) -> tuple[int, int]:
+        """How many channels an image has, and how many classes its targets."""
+
     def sample(self, number: int) -> Sample:
         """Sample n, for any n >= 0."""
 
@@ -84,6 +90,11 @@ class Patches:
         """Of every patch."""
         return self.index.size_vox
 
+    @property
+    def width(self) -> tuple[int, int]:
+        """How many channels an image has, and how many classes its targets."""
+        return len(self.cases[self.index.cases[0]].channels), len(self.index.classes)
+
     def sample(self, number: int) -> Sample:
         """Sample n, for any n >= 0."""
         lap, place = divmod(number, len(self.index))
@@ -91,7 +102,7 @@ class Patches:
         case = self.index.cases[self.index.case_number[row]]
         return Sample(number, case, vox3(self.index.corner_vox[row]), (self.seed, number))
 
-    def serve(self, sample: Sample) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    def serve(self, sample: Sample) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
         """The image and its targets, both (C, I, J, K), randomly changed."""
         case, augment = self.cases[sample.case], self.augment
         size_vox, corner_vox = self.size_vox, sample.corner_vox
@@ -110,7 +121,12 @@ class Patches:
         if changes_intensities(augment):
             image_CIJK = change_intensities(image_CIJK, augment, rng)
         rng = np.random.default_rng(sample.augmentation_seed)
-        return change(image_CIJK, class_masks(labels_IJK), augment, rng, self.fused)
+        targets_CIJK: npt.NDArray[Any] = class_masks(labels_IJK, len(self.index.classes))
+        unknown_IJK = labels_IJK == IGNORED
+        if unknown_IJK.any():
+            targets_CIJK = targets_CIJK.astype(np.float32)
+            targets_CIJK[:, unknown_IJK] = np.nan
+        return change(image_CIJK, targets_CIJK, augment, rng, self.fused)
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,11 @@ class Phantoms:
     size_vox: Vox3
     seed: int
 
+    @property
+    def width(self) -> tuple[int, int]:
+        """How many channels an image has, and how many classes its targets."""
+        return len(BRATS.channels), len(BRATS.classes)
+
     def sample(self, number: int) -> Sample:
         """Sample n, for any n >= 0."""
         return Sample(number, SYNTHETIC, (0, 0, 0), (self.seed, number))
@@ -139,7 +160,7 @@ class Phantoms:
         image_CIJK, labels_IJK, unknown_IJK = synthesize(
             anatomy, shape, self.size_vox, rng, self.style, with_tumour=rng.random() >= self.healthy
         )
-        targets_CIJK = class_masks(labels_IJK).astype(np.float32)
+        targets_CIJK = class_masks(labels_IJK, len(BRATS.classes)).astype(np.float32)
         targets_CIJK[:, unknown_IJK] = np.nan
         return image_CIJK, targets_CIJK
 
@@ -156,6 +177,11 @@ class Mixture:
     def size_vox(self) -> Vox3:
         """Of every sample."""
         return self.real.size_vox
+
+    @property
+    def width(self) -> tuple[int, int]:
+        """How many channels an image has, and how many classes its targets."""
+        return self.real.width
 
     def sample(self, number: int) -> Sample:
         """Sample n, for any n >= 0. The real ones are in the order that they have alone."""
@@ -176,11 +202,11 @@ def _permutation(seed: int, lap: int, rows: int) -> npt.NDArray[np.int64]:
 
 def change(
     image_CIJK: npt.NDArray[np.float32],
-    targets_CIJK: npt.NDArray[np.bool_],
+    targets_CIJK: npt.NDArray[Any],
     augment: Augment,
     rng: np.random.Generator,
     fused: bool = False,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
     """Mirror along each axis with probability `flip`; scale and shift each channel's brain.
 
     The background stays exactly 0.
@@ -270,7 +296,7 @@ def batches(
                 pin_memory=pinned,
                 memory_format=torch.channels_last_3d,
             )
-            for channels in (len(CHANNELS), len(CLASSES))
+            for channels in source.width
         )
         for place, sample in enumerate(samples):
             image_CIJK, targets_CIJK = source.serve(sample)

@@ -14,16 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from gliotrail.dataset.brats import BRATS, SCHEMES
+from gliotrail.dataset.task import IGNORED, Task
 from gliotrail.imaging.geometry import Box, to_ras
 from gliotrail.imaging.header import check_same_grid
-from gliotrail.imaging.labels import REGIONS, Labels, to_msd
+from gliotrail.imaging.labels import Labels, to_labels
 from gliotrail.imaging.nifti import Scan, read_image
-from gliotrail.segmentation.metrics import (
-    CLASS_LABELS,
-    confusion,
-    counts_of,
-    mean_defined,
-)
+from gliotrail.segmentation.metrics import confusion, counts_of, mean_defined
 from gliotrail.segmentation.surface_distance import hd95_mm, surface_dice
 
 Scheme = Literal["msd", "brats21", "brats23"]
@@ -57,7 +54,7 @@ class Measures(_Rates):
 
 
 class Means(_Rates):
-    """Means over three classes, or three regions: of each measure, over its `n` defined values."""
+    """Means over all classes, or all regions: of each measure, over its `n` defined values."""
 
     n: dict[str, int]
 
@@ -72,7 +69,10 @@ class Empty(BaseModel):
 
 
 class Score(BaseModel):
-    """All measures of one patient. `model_dump()` is the JSON of `gliotrail score`."""
+    """All measures of one patient. `model_dump()` is the JSON of `gliotrail score`.
+
+    Where a data set names no regions, `mean_regions` is over its classes.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -90,21 +90,26 @@ def score(
     spacing_mm: Sequence[float],
     brain: npt.NDArray[np.bool_] | None = None,
     tolerance_mm: float = SURFACE_TOLERANCE_MM,
+    task: Task = BRATS,
 ) -> Score:
     """Measure a prediction against the truth, both on the same grid.
 
     Args:
-        ref_IJK: true labels, 0 to 3.
-        pred_IJK: predicted labels, 0 to 3.
+        ref_IJK: true labels; where they are ignored, nothing counts.
+        pred_IJK: predicted labels.
         spacing_mm: length of a voxel along i, j, k.
         brain: where the brain is (I, J, K), for the measures `*_brain`.
         tolerance_mm: of the surface Dice.
+        task: what the labels are.
 
     Raises:
         DataError: shapes differ, other labels, or no usable spacing.
     """
-    grid = confusion(ref_IJK, pred_IJK)
-    brain_grid = None if brain is None else confusion(ref_IJK, pred_IJK, brain)
+    if (ignored := ref_IJK == IGNORED).any():
+        ref_IJK, pred_IJK = np.where(ignored, 0, ref_IJK), np.where(ignored, 0, pred_IJK)
+        brain = ~ignored if brain is None else brain & ~ignored
+    grid = confusion(ref_IJK, pred_IJK, task.n_labels, ~ignored if ignored.any() else None)
+    brain_grid = None if brain is None else confusion(ref_IJK, pred_IJK, task.n_labels, brain)
     box = Box.around((ref_IJK | pred_IJK) != 0).slices
     ref_box, pred_box = ref_IJK[box], pred_IJK[box]
     voxel_ml = float(np.prod(spacing_mm)) / 1000
@@ -127,14 +132,14 @@ def score(
             volume_pred_ml=counts.pred * voxel_ml,
         )
 
-    classes = {name: measures(labels) for name, labels in CLASS_LABELS.items()}
-    regions = {name: measures(labels) for name, labels in REGIONS.items()}
+    classes = {name: measures(labels) for name, labels in task.class_labels.items()}
+    regions = {name: measures(labels) for name, labels in task.region_labels.items()}
     everything = {**classes, **regions}
     return Score(
         classes=classes,
         regions=regions,
         mean_classes=_means(classes),
-        mean_regions=_means(regions),
+        mean_regions=_means(regions or classes),
         empty=Empty(
             ref=tuple(name for name, of in everything.items() if of.volume_ref_ml == 0),
             pred=tuple(name for name, of in everything.items() if of.volume_pred_ml == 0),
@@ -143,20 +148,25 @@ def score(
     )
 
 
-def score_files(ref: Path, pred: Path, ref_scheme: Scheme = "msd") -> Score:
+def score_files(
+    ref: Path, pred: Path, ref_scheme: Scheme | None = None, task: Task = BRATS
+) -> Score:
     """Score a mask file against another; orientations may differ, the voxels may not.
 
     Args:
-        ref: true labels (.nii or .nii.gz), in the codes of `ref_scheme`.
-        pred: predicted labels, in the Decathlon's codes.
-        ref_scheme: `msd`, `brats21` or `brats23`.
+        ref: true labels (.nii or .nii.gz).
+        pred: predicted labels, in the task's codes.
+        ref_scheme: the codes of `ref`, where they are BraTS' and not the task's.
+        task: what is segmented.
 
     Raises:
         DataError: a file that can't be used, or grids that differ in more than orientation.
     """
-    truth, prediction = _read_ras(ref, ref_scheme), _read_ras(pred, "msd")
+    codes = task.labels_of_codes
+    truth = _read_ras(ref, SCHEMES[ref_scheme] if ref_scheme else codes)
+    prediction = _read_ras(pred, codes)
     check_same_grid(prediction.header, truth.header)
-    return score(truth.array, prediction.array, truth.spacing_mm)
+    return score(truth.array, prediction.array, truth.spacing_mm, task=task)
 
 
 def _means(of: Mapping[str, Measures]) -> Means:
@@ -168,8 +178,8 @@ def _means(of: Mapping[str, Measures]) -> Means:
     return Means(**values, n={name: mean.n for name, mean in means.items()})
 
 
-def _read_ras(path: Path, scheme: Scheme) -> Scan:
-    """Labels in the Decathlon's codes and in RAS+, with the header that they would then have."""
+def _read_ras(path: Path, codes: Mapping[int, int]) -> Scan:
+    """Labels in RAS+, with the header that they would then have."""
     scan = read_image(path, channels=1)
-    labels, affine = to_ras(to_msd(scan.array[..., 0], scheme, where=path), scan.affine)
+    labels, affine = to_ras(to_labels(scan.array[..., 0], codes, where=path), scan.affine)
     return Scan(labels, replace(scan.header, shape=labels.shape, affine=affine))

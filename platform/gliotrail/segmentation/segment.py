@@ -7,18 +7,19 @@ them, and the probabilities are brought back before labels are taken of them.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from gliotrail.errors import DataError
+from gliotrail.imaging.channels import check_informative
+from gliotrail.imaging.foreground import air_values
 from gliotrail.imaging.geometry import Box, by_mm, from_ras, same_spacing, spacing_mm, vox3
-from gliotrail.imaging.header import by
-from gliotrail.imaging.labels import CLASSES, Labels
+from gliotrail.imaging.header import by, check_channels
+from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.nifti import Scan, in_ras
 from gliotrail.imaging.prepared import Floats, PreparedCase, case_of_array
-from gliotrail.imaging.resample import resample, shape_at
+from gliotrail.imaging.resample import resample, resample_scan
 from gliotrail.progress import progress
 from gliotrail.segmentation.inference import predict_box, to_labels
 from gliotrail.segmentation.network import Network
@@ -27,7 +28,6 @@ from gliotrail.segmentation.weights import Description
 LARGEST_SIDE_MM: Final = 640.0
 """A scan that is longer is no head, or its spacing is wrong: refused before memory is taken."""
 _SAME_MM: Final = 1e-3
-_MOSTLY: Final = 0.499  # of a voxel in the brain; not 0.5, which rounding would decide
 _MIRRORS: Final = tuple(axes for n in range(4) for axes in combinations(range(3), n))
 
 Trained = tuple[Network, Description]
@@ -43,9 +43,13 @@ class Segmentation:
 
 
 def segment(
-    scan: Scan, networks: Sequence[Trained], threshold: float = 0.5, tta: bool = False
+    scan: Scan,
+    networks: Sequence[Trained],
+    threshold: float = 0.5,
+    tta: bool = False,
+    allow_missing: bool = False,
 ) -> Segmentation:
-    """Segment a scan (I, J, K, C), channels in the order of CHANNELS, raw values.
+    """Segment a scan (I, J, K, C), channels in the order of the networks', raw values.
 
     Args:
         scan: as `read_image` or `read_channels` give it.
@@ -53,11 +57,23 @@ def segment(
         threshold: of the probability, above which a voxel is tumour.
         tta: average over the scan's eight mirror images too. A mirrored scan then gives the
             mirrored mask exactly, at eight times the work.
+        allow_missing: take a channel that is empty, constant or there twice.
 
     Raises:
         DataError: no brain in it, values that are not finite, a side that is too long, or
-            networks that were trained at different spacings.
+            networks that were trained at different spacings or on different channels and classes.
     """
+    task, intensities = networks[0][1].task, networks[0][1].intensities
+    for _, description in networks:
+        for what in ("channels", "classes"):
+            first, other = getattr(task, what), getattr(description.task, what)
+            if [one.name for one in first] != [one.name for one in other]:
+                names = [", ".join(one.name for one in of) for of in (first, other)]
+                raise DataError(f"{what} of the networks", wanted=names[0], got=names[1])
+    check_channels(scan.header, len(task.channels))
+    if not allow_missing:
+        do = "--allow-missing takes it as it is"
+        check_informative(scan.array, task.channel_names, scan.header.path, do)
     trained_mm, heads = networks[0][1].spacing_mm, networks[0][0].heads
     for _, description in networks:
         if not same_spacing(description.spacing_mm, trained_mm):
@@ -68,14 +84,18 @@ def segment(
     own_mm = spacing_mm(ras.affine)
     shape_vox = vox3(image_CIJK.shape[1:])
     resampled = max(abs(a - b) for a, b in zip(own_mm, trained_mm, strict=True)) > _SAME_MM
+    air_C = None
     if resampled:
         longest_mm = max(n * length for n, length in zip(shape_vox, own_mm, strict=True))
         if longest_mm > LARGEST_SIDE_MM:
             got = f"{by(shape_vox)} voxels of {by_mm(own_mm)}"
             wanted = f"sides of up to {LARGEST_SIDE_MM:g} mm"
             raise DataError("size", where=scan.header.path, wanted=wanted, got=got)
-        image_CIJK = _brain_resampled(image_CIJK, own_mm, trained_mm)
-    case = case_of_array(image_CIJK, np.eye(4), str(scan.header.path))
+        air_C = air_values(image_CIJK)
+        without_air = [c - air for c, air in zip(image_CIJK, air_C, strict=True)]
+        image_CIJK = resample_scan(without_air, own_mm, trained_mm)
+    name = str(scan.header.path)
+    case = case_of_array(image_CIJK, np.eye(4), name, task.channels, intensities, air_C)
     probabilities_CIJK = _predict(case, networks, tta)
     if resampled:
         probabilities_CIJK = np.stack(
@@ -88,25 +108,11 @@ def segment(
     )
 
 
-def _brain_resampled(
-    image_CIJK: npt.NDArray[Any], own_mm: Sequence[float], trained_mm: Sequence[float]
-) -> Floats:
-    """The image at the networks' spacing, 0 outside the brain as it was."""
-    shape_vox = shape_at(image_CIJK.shape[1:], own_mm, trained_mm)
-    brain_IJK = (image_CIJK != 0).any(axis=0)
-    outside_IJK = resample(brain_IJK, own_mm, shape_vox, trained_mm) < _MOSTLY
-    new_CIJK = np.empty((len(image_CIJK), *shape_vox), np.float32)
-    for new_IJK, channel_IJK in zip(new_CIJK, image_CIJK, strict=True):
-        new_IJK[:] = resample(channel_IJK, own_mm, shape_vox, trained_mm)
-        new_IJK[outside_IJK] = 0
-    return new_CIJK
-
-
 def _predict(case: PreparedCase, networks: Sequence[Trained], tta: bool) -> Floats:
     """Mean probabilities (classes, I, J, K) on the case's RAS+ grid."""
     mirrors = _MIRRORS if tta else _MIRRORS[:1]
     # float64: the sum of a few float32 is then exact, whatever the order of the mirror images
-    total_CIJK = np.zeros((len(CLASSES), *case.box.size_vox))
+    total_CIJK = np.zeros((networks[0][0].n_outputs, *case.box.size_vox))
     passes = len(networks) * len(mirrors)
     with progress(passes, "segment", "passes") as advance:
         for model, description in networks:
@@ -115,7 +121,7 @@ def _predict(case: PreparedCase, networks: Sequence[Trained], tta: bool) -> Floa
                 seen_CIJK = predict_box(model, view, view.box, description.standardize)
                 total_CIJK += np.flip(seen_CIJK, tuple(axis + 1 for axis in axes))
                 advance(1)
-    whole_CIJK = np.zeros((len(CLASSES), *case.ras_shape_vox), np.float32)
+    whole_CIJK = np.zeros((len(total_CIJK), *case.ras_shape_vox), np.float32)
     whole_CIJK[:, *case.box.slices] = total_CIJK / passes
     return whole_CIJK
 

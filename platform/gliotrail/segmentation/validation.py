@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
+from gliotrail.dataset.brats import BRATS
+from gliotrail.dataset.task import Task
 from gliotrail.errors import TrainingError
 from gliotrail.imaging.geometry import Box
-from gliotrail.imaging.labels import CLASSES, REGIONS, Labels
+from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.prepared import PreparedCase, read_labels_patch
 from gliotrail.imaging.split import Region
 from gliotrail.segmentation.inference import forward, predict_box, to_labels
 from gliotrail.segmentation.loop import World
 from gliotrail.segmentation.metrics import (
-    CLASS_LABELS,
-    N_LABELS,
     confusion,
     counts_of,
     mean_defined,
@@ -34,6 +34,7 @@ Watch = Callable[[Region, Labels], None]
 
 def validate(
     model: Network,
+    task: Task,
     cases: Mapping[str, PreparedCase],
     regions: Sequence[Region],
     standardize: str,
@@ -46,9 +47,9 @@ def validate(
     Every worker calls it; all get the same numbers. `watch` is shown this worker's regions.
 
     Raises:
-        TrainingError: no region has a tumour.
+        TrainingError: no region has any class.
     """
-    rows = torch.zeros(len(regions), N_LABELS**2 + 1, dtype=torch.float64)
+    rows = torch.zeros(len(regions), task.n_labels**2 + 1, dtype=torch.float64)
     model.eval()
     for place in range(world.rank, len(regions), world.workers):
         region, case = regions[place], cases[regions[place].case]
@@ -57,9 +58,9 @@ def validate(
         pred_IJK = to_labels(probabilities_CIJK, threshold, model.heads)
         if watch is not None:
             watch(region, pred_IJK)
-        rows[place] = _row(probabilities_CIJK, pred_IJK, read_labels_patch(case, box))
+        rows[place] = _row(probabilities_CIJK, pred_IJK, read_labels_patch(case, box), task)
     model.train()
-    return _means(rows, world, "val")
+    return _means(rows, world, "val", task)
 
 
 def validate_synthetic(
@@ -73,46 +74,51 @@ def validate_synthetic(
 
     Nothing counts as predicted where the truth is unknown. `part` is what the keys start with.
     """
-    rows = torch.zeros(len(scans), N_LABELS**2 + 1, dtype=torch.float64)
+    rows = torch.zeros(len(scans), BRATS.n_labels**2 + 1, dtype=torch.float64)
     model.eval()
     for place in range(world.rank, len(scans), world.workers):
         image_CIJK, labels_IJK, unknown_IJK = scans[place]
         probabilities_CIJK = forward(model, image_CIJK) * ~unknown_IJK
         pred_IJK = to_labels(probabilities_CIJK, threshold, model.heads)
-        rows[place] = _row(probabilities_CIJK, pred_IJK, labels_IJK)
+        rows[place] = _row(probabilities_CIJK, pred_IJK, labels_IJK, BRATS)
     model.train()
-    return _means(rows, world, part)
+    return _means(rows, world, part, BRATS)
 
 
-def _row(probabilities_CIJK: Floats, pred_IJK: Labels, ref_IJK: Labels) -> torch.Tensor:
+def _row(probabilities_CIJK: Floats, pred_IJK: Labels, ref_IJK: Labels, task: Task) -> torch.Tensor:
     """The table of counts and the loss, flat."""
     loss = soft_dice_loss_scan(probabilities_CIJK, ref_IJK)
-    return torch.tensor([*confusion(ref_IJK, pred_IJK).ravel(), loss], dtype=torch.float64)
+    counts = confusion(ref_IJK, pred_IJK, task.n_labels)
+    return torch.tensor([*counts.ravel(), loss], dtype=torch.float64)
 
 
-def _means(rows_here: torch.Tensor, world: World, part: str) -> dict[str, float]:
+def _means(rows_here: torch.Tensor, world: World, part: str, task: Task) -> dict[str, float]:
     on_device = rows_here.to(world.device)
     world.sum_in_place(on_device)
     rows = on_device.cpu().numpy()
-    tables = rows[:, :-1].astype(np.int64).reshape(-1, N_LABELS, N_LABELS)
+    tables = rows[:, :-1].astype(np.int64).reshape(-1, task.n_labels, task.n_labels)
     if not tables[:, 1:].any():
         raise TrainingError(
-            "validation data: no tumour in them",
-            wanted="at least one scan or block with a tumour",
+            "validation data: no class in them",
+            wanted=f"at least one scan or block with {' or '.join(task.class_names)}",
             do="choose others in prepare.split.validation",
         )
     metrics: dict[str, float | None] = {f"{part}/soft_dice_loss": float(rows[:, -1].mean())}
-    for name, labels in {**CLASS_LABELS, **REGIONS}.items():
+    for name, labels in {**task.class_labels, **task.region_labels}.items():
         counts = [counts_of(table, labels) for table in tables]
         metrics[f"{part}/dice_{name}"] = mean_defined(c.dice for c in counts).value
-        if name in CLASSES:
+        if name in task.class_names:
             metrics[f"{part}/sensitivity_{name}"] = mean_defined(
                 c.sensitivity for c in counts
             ).value
             metrics[f"{part}/specificity_{name}"] = mean_defined(
                 c.specificity for c in counts
             ).value
-    for kind, names in (("classes", CLASS_LABELS), ("regions", REGIONS)):
+    # where the data set names no regions, each class is one, so that there is always a score
+    for kind, names in (
+        ("classes", task.class_names),
+        ("regions", task.region_names or task.class_names),
+    ):
         means = mean_defined(metrics[f"{part}/dice_{name}"] for name in names)
         metrics[f"{part}/dice_mean_{kind}"] = means.value
     return {key: value for key, value in metrics.items() if value is not None}

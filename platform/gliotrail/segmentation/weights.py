@@ -5,6 +5,7 @@ standardised. Names are compared on load, never trusted by position: permuted ch
 are re-ordered, missing ones refused. No pickle is ever read.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,8 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from gliotrail.dataset.brats import BRATS
+from gliotrail.dataset.task import Task
 from gliotrail.errors import WeightsError
-from gliotrail.imaging.labels import CHANNELS, CLASSES
+from gliotrail.imaging.prepared import Intensity
 from gliotrail.params import Model, Section
 from gliotrail.segmentation.network import Network
 from gliotrail.segmentation.unet import UNet3d
@@ -34,28 +37,41 @@ class Description(Section):
 
     window: the patches' size, where the network normalises.
     spacing_mm: of the scans that it was trained on, in RAS+.
+    task: the channels it is fed and the classes it gives, in their order.
+    intensities: of the CT channels.
     """
 
     model: Model
     window: tuple[_Side, _Side, _Side] | None = None
     standardize: Literal["brain", "slice", "none"]
     spacing_mm: tuple[_Length, _Length, _Length] = CUBE_MM
-    channels: tuple[str, ...] = CHANNELS
-    classes: tuple[str, ...] = CLASSES
+    task: Task = BRATS
+    intensities: dict[str, Intensity] = Field(default_factory=dict)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names, in the order of the inputs."""
+        return self.task.channel_names
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, in the order of the outputs."""
+        return self.task.class_names
 
     def build(self) -> Network:
         """The network, with arbitrary weights."""
-        network = build(self.model, len(self.channels), len(self.classes))
+        network = build(self.model, self.task)
         network.window_vox = self.window
         return network
 
 
-def build(model: Model, in_channels: int = len(CHANNELS), classes: int = len(CLASSES)) -> Network:
-    """The network that params describe, with arbitrary weights.
+def build(model: Model, task: Task) -> Network:
+    """The network that params describe for these channels and classes, with arbitrary weights.
 
     Raises:
         ParamsError: one of MONAI's, which isn't installed.
     """
+    in_channels, classes = len(task.channels), len(task.classes)
     if model.name == "unet3d":
         network = UNet3d(model.depth, model.base_filters, in_channels, classes)
         network.heads = model.heads
@@ -80,9 +96,15 @@ def load(path: Path) -> tuple[Network, Description]:
     """
     state, description = read(path)
     with torch.device("meta"):  # the header may lie: compare shapes before memory is taken
-        model = build(description.model)
-    model.window_vox = description.window
-    fitting = _fitting(model, state, description, CHANNELS, CLASSES, path)
+        model = description.build()
+    if sorted(description.channels) == sorted(BRATS.channel_names) and sorted(
+        description.classes
+    ) == sorted(BRATS.class_names):
+        task = reordered(description.task, BRATS.channel_names, BRATS.class_names)
+    else:
+        task = description.task
+    fitting = _fitting(model, state, description, task, path)
+    description = description.model_copy(update={"task": task})
     model.to_empty(device="cpu").load_state_dict(fitting)
     return model, description
 
@@ -105,7 +127,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], Description]:
             header = file.metadata() or {}
             if _KEY not in header:
                 raise WeightsError("not Gliotrail's weights", where=path, wanted=f"metadata {_KEY}")
-            description = Description.model_validate_json(header[_KEY])
+            description = Description.model_validate_json(_upgraded(header[_KEY], path))
             return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WeightsError("not a whole safetensors file", where=path, got=str(error)) from None
@@ -115,38 +137,90 @@ def read(path: Path) -> tuple[dict[str, Tensor], Description]:
         raise WeightsError(what, where=path, got=problem["msg"]) from None
 
 
+def _upgraded(text: str, where: Path) -> str:
+    """A description as it is written now: once it had brain tumours' names alone.
+
+    Raises:
+        WeightsError: other channels or classes.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # what is wrong with it is told where it is validated
+    if not isinstance(values, dict) or "task" in values:
+        return text
+    names = {}
+    for what, usual in (("channels", BRATS.channel_names), ("classes", BRATS.class_names)):
+        names[what] = values.pop(what, list(usual))
+        if not isinstance(names[what], list) or sorted(map(str, names[what])) != sorted(usual):
+            got = ", ".join(map(str, names[what])) if isinstance(names[what], list) else names[what]
+            raise WeightsError(what, where=where, wanted=", ".join(usual), got=got)
+    values["task"] = reordered(BRATS, **names).model_dump(mode="json")
+    return json.dumps(values)
+
+
 def load_into(
     model: Network,
     state: Mapping[str, Tensor],
     description: Description,
-    channels: Sequence[str],
-    classes: Sequence[str],
+    task: Task,
     where: object = None,
-) -> None:
-    """Copy weights into a network that is fed `channels` and gives `classes`, by their names.
+) -> list[str]:
+    """Copy weights into a network for the task's channels and classes, by their names.
+
+    Channels and classes that the weights don't know keep what the network has.
+
+    Returns:
+        what was not taken, in words; nothing where all names agree.
 
     Raises:
-        WeightsError: a channel or class the weights don't know, shapes that don't fit, or NaN.
+        WeightsError: none of the channels, or one of another kind; shapes that don't fit, or NaN.
     """
-    model.load_state_dict(_fitting(model, state, description, channels, classes, where))
+    known = {channel.name: channel.kind for channel in description.task.channels}
+    for channel in task.channels:
+        kind = known.get(channel.name, channel.kind)
+        if kind != channel.kind:
+            what = f"kind of channel {channel.name}"
+            raise WeightsError(what, where=where, wanted=channel.kind, got=kind)
+    if not set(task.channel_names) & set(description.channels):
+        wanted, got = ", ".join(task.channel_names), ", ".join(description.channels)
+        raise WeightsError("channels", where=where, wanted=wanted, got=got,
+                           do="take `train.init: scratch`")  # fmt: skip
+    model.load_state_dict(_fitting(model, state, description, task, where))
+    told = []
+    for what, have, want in (
+        ("channels", description.channels, task.channel_names),
+        ("classes", description.classes, task.class_names),
+    ):
+        if new := [name for name in want if name not in have]:
+            told.append(f"{what} drawn anew: {', '.join(new)}")
+        if left := [name for name in have if name not in want]:
+            told.append(f"{what} left out: {', '.join(left)}")
+    return told
 
 
 def _fitting(
     model: Network,
     state: Mapping[str, Tensor],
     description: Description,
-    channels: Sequence[str],
-    classes: Sequence[str],
+    task: Task,
     where: object,
 ) -> dict[str, Tensor]:
-    """The weights in the network's type and order."""
-    takes = _order(description.channels, channels, "channels", where)
-    gives = _order(description.classes, classes, "classes", where)
+    """The weights in the network's type and order; its own where the names are new."""
     wanted = model.state_dict()
+    head = [f"{model.head_name}.{part}" for part in ("weight", "bias")]
+    of_names = {
+        **dict.fromkeys(model.first, (1, description.channels, task.channel_names)),
+        **dict.fromkeys(head, (0, description.classes, task.class_names)),
+    }
     for name in sorted(wanted.keys() | state.keys()):
-        shapes = [tuple(of[name].shape) if name in of else "none" for of in (wanted, state)]
+        shapes = [list(of[name].shape) if name in of else "none" for of in (wanted, state)]
+        if name in of_names and "none" not in shapes:
+            axis, have, want = of_names[name]
+            shapes[0][axis] = len(have) * model.voxels_each  # type: ignore[index]
         if shapes[0] != shapes[1]:
-            raise WeightsError(name, where=where, wanted=shapes[0], got=shapes[1])
+            shown = [s if isinstance(s, str) else tuple(s) for s in shapes]
+            raise WeightsError(name, where=where, wanted=shown[0], got=shown[1])
     fitting = {}
     for name, tensor in state.items():
         if not tensor.is_floating_point():
@@ -154,21 +228,45 @@ def _fitting(
         fitting[name] = tensor.to(wanted[name].dtype)
         if not fitting[name].isfinite().all():
             raise WeightsError(name, where=where, wanted="finite numbers", got="NaN or Inf")
-    for name in model.first:
-        fitting[name] = fitting[name][:, _each(takes, model.voxels_each)]
-    for part in ("weight", "bias"):
-        name = f"{model.head_name}.{part}"
-        fitting[name] = fitting[name][_each(gives, model.voxels_each)]
+    for name, (axis, have, want) in of_names.items():
+        if tuple(have) != tuple(want):
+            n = model.voxels_each  # so many rows of each channel or class
+            rows, own = fitting[name].split(n, axis), wanted[name].split(n, axis)
+            chosen = [
+                rows[have.index(one)] if one in have else own[place]
+                for place, one in enumerate(want)
+            ]
+            fitting[name] = torch.cat(chosen, axis)
     return fitting
 
 
-def _each(order: Sequence[int], n: int) -> list[int]:
-    """The same order of groups of n."""
-    return [place * n + part for place in order for part in range(n)]
+def reordered(task: Task, channels: Sequence[str], classes: Sequence[str]) -> Task:
+    """The task with its channels and classes in another order.
 
-
-def _order(have: Sequence[str], want: Sequence[str], what: str, where: object) -> list[int]:
-    """Where each wanted name is found."""
-    if sorted(have) != sorted(want):
-        raise WeightsError(what, where=where, wanted=", ".join(want), got=", ".join(have))
-    return [list(have).index(name) for name in want]
+    Raises:
+        ValueError: other names.
+    """
+    if sorted(channels) != sorted(task.channel_names) or sorted(classes) != sorted(
+        task.class_names
+    ):
+        known = ", ".join((*task.channel_names, *task.class_names))
+        raise ValueError(f"channels and classes other than {known}")
+    of_channel = {channel.name: channel for channel in task.channels}
+    of_class = {one.name: one for one in task.classes}
+    new = {old: list(classes).index(name) + 1 for old, name in enumerate(task.class_names, 1)}
+    regions = tuple(
+        region.model_copy(
+            update={
+                "labels": tuple(sorted(new[label] for label in region.labels)),
+                "written": new[region.written],
+            }
+        )
+        for region in task.regions
+    )
+    return task.model_copy(
+        update={
+            "channels": tuple(of_channel[name] for name in channels),
+            "classes": tuple(of_class[name] for name in classes),
+            "regions": regions,
+        }
+    )

@@ -19,13 +19,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from gliotrail.dataset.brats import BRATS
 from gliotrail.errors import DataError
 from gliotrail.imaging.geometry import Box, Vox3, to_ras
-from gliotrail.imaging.labels import CHANNELS, Labels
+from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.nifti import read_image
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+CHANNELS: Final = BRATS.channel_names
 
 FILES: Final[Mapping[str, str]] = {
     "FLAIR": "FLAIR.nii.gz", "T1w": "T1.nii.gz", "T1gd": "T1POST.nii.gz", "T2w": "T2.nii.gz",

@@ -81,9 +81,10 @@ def crown(name: str) -> dict[str, str | None]:
     """
     with one_line():
         server = client()
-        version, before = _version(server, name), champion(server)
+        version = _version(server, name)
+        before = champion(server, version.name)
         for alias in (CHAMPION, PROMOTED):
-            server.set_registered_model_alias(MODEL, alias, version.version)
+            server.set_registered_model_alias(version.name, alias, version.version)
         old = figures(server, before) if before else "none"
         told = f"champion: {old} -> {figures(server, version)}"
         was = str(before.version) if before else None
@@ -98,13 +99,15 @@ def uncrown(name: str) -> dict[str, str | None]:
     """
     with one_line():
         server = client()
-        version, holder = _version(server, name), champion(server)
+        version = _version(server, name)
+        holder = champion(server, version.name)
         if holder is None or str(holder.version) != str(version.version):
             got = f"version {holder.version}" if holder else "none"
             raise TrackingError("champion", wanted=f"version {version.version}", got=got)
         for alias in (CHAMPION, PROMOTED):
-            if str(server.get_registered_model(MODEL).aliases.get(alias)) == str(version.version):
-                server.delete_registered_model_alias(MODEL, alias)
+            aliases = server.get_registered_model(version.name).aliases
+            if str(aliases.get(alias)) == str(version.version):
+                server.delete_registered_model_alias(version.name, alias)
         told = (
             f"champion: {figures(server, version)} -> none; `gliotrail promote VERSION` names one"
         )

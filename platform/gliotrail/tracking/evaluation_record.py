@@ -19,7 +19,6 @@ from gliotrail.tracking.delivery import deliver
 from gliotrail.tracking.evaluation_run import held_out, record_held_out
 from gliotrail.tracking.experiment_page import SCORE
 from gliotrail.tracking.registry import (
-    MODEL,
     TRAINED_ON,
     Rescored,
     champion,
@@ -96,17 +95,19 @@ def record_evaluation(
         version = register(
             server, run_id, model_id, weights, {"gliotrail.id": run["id"], TRAINED_ON: trained_on}
         )
-        before, missing = champion(server), _missing_voxels(run)
+        before, missing = champion(server, version.name), _missing_voxels(run)
         won = promote(server, version, score, judged_on, rescore_version, bool(missing))
-        now = champion(server)
-        told = [f"{MODEL} {figures(server, server.get_model_version(MODEL, version.version))}"]
+        now = champion(server, version.name)
+        scored = server.get_model_version(version.name, version.version)
+        told = [f"{version.name} {figures(server, scored)}"]
         if not won:
             told.append(f"the champion stays {figures(server, now) if now else 'nobody'}")
             told += [_UNCOMPARED] if won is None else []
         elif before is None or str(before.version) == str(version.version):
             told.append("it is champion")
         else:
-            was = server.get_model_version(MODEL, before.version)  # it may have been scored again
+            # it may have been scored again
+            was = server.get_model_version(version.name, before.version)
             told.append(f"champion: {figures(server, was)} -> {figures(server, now or version)}")
     if missing:
         told.append(f"{missing}, so only `gliotrail promote {version.version}` makes it champion")

@@ -21,11 +21,11 @@ from gliotrail.segmentation.weights import load
 
 
 class Segmenter(PythonModel):
-    """A scan's raw values, FLAIR, T1w, T1gd, T2w -> labels (I, J, K).
+    """A scan's raw values -> labels (I, J, K): 0 and the places of the classes it was trained on.
 
-    The scan is an array (4, I, J, K) in RAS+ with voxels like the training data's (1 mm, where
-    nothing else is told), or the path of a NIfTI file of any orientation and spacing, whose labels
-    then come in the file's own axes.
+    The scan is an array (channels, I, J, K) in RAS+ with voxels like the training data's, or the
+    path of a NIfTI file of any orientation and spacing, whose labels then come in the file's own
+    axes.
     """
 
     def load_context(self, context: Any) -> None:
@@ -40,7 +40,7 @@ class Segmenter(PythonModel):
         model_input: np.ndarray,
         params: dict[str, Any] | None = None,
     ) -> Labels:
-        """Labels 0 background, 1 edema, 2 non-enhancing tumour, 3 enhancing tumour.
+        """Labels (I, J, K); the model's metadata names channels and labels.
 
         Raises:
             MlflowException: of what a server then tells in one line.
@@ -55,8 +55,10 @@ class Segmenter(PythonModel):
         if seen.dtype.kind in "UO" and seen.size == 1:  # what servers make of a text varies
             scan = read_image(Path(str(seen.item())))
             return segment(scan, [(self.model, self.description)], self.threshold).labels
-        standardize = self.description.standardize
-        return segment_array(self.model, seen, standardize, self.threshold)
+        of = self.description
+        return segment_array(
+            self.model, seen, of.standardize, of.task.channels, of.intensities, self.threshold
+        )
 
 
 set_model(Segmenter())

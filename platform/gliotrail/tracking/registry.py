@@ -24,6 +24,8 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 import gliotrail
+from gliotrail.dataset.brats import BRATS
+from gliotrail.dataset.task import Task, as_name
 from gliotrail.errors import TrackingError
 from gliotrail.files import sha256
 from gliotrail.runs.addresses import shown, tracking_uri
@@ -31,6 +33,7 @@ from gliotrail.tracking.client import client, one_line
 from gliotrail.tracking.once import SHA256_TAG, make_once, the_model, the_version
 
 MODEL: Final = "gliotrail-unet3d"
+"""Of brain tumours; each other task has a name of its own, see `model_name`."""
 CHAMPION: Final = "champion"
 PROMOTED: Final = "promoted"
 """The version that somebody made champion by name: what `gliotrail segment` takes."""
@@ -41,15 +44,21 @@ Rescored = tuple[float, float, str]
 _NEEDS: Final = (
     "mlflow", "nibabel", "numpy", "pydantic", "rich", "ruamel.yaml", "safetensors", "torch",
 )  # fmt: skip
-_INPUT: Final = (
-    "raw values of FLAIR, T1w, T1gd, T2w: an array (4, I, J, K) in RAS+ at the training data's "
-    "spacing, or a file's path"
-)
 _SCORE, _JUDGED_ON = "gliotrail.score", "gliotrail.judged_on"
 _CHALLENGES: Final = "gliotrail.challenges"
 """While it is compared with the champion."""
 _ABSENT: Final = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 _URI: Final = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
+
+
+def model_name(task: Task) -> str:
+    """What models of these channels and classes are registered as, so that like meets like."""
+    if set(task.channel_names) == set(BRATS.channel_names) and (
+        set(task.class_names) == set(BRATS.class_names)
+    ):
+        return MODEL
+    name = as_name(task.name) or "-".join((*task.channel_names, *task.class_names))
+    return f"gliotrail-{name.lower()}"[:100]
 
 
 def log_model(
@@ -87,7 +96,13 @@ def save_pyfunc(weights: Path, folder: Path, threshold: float) -> None:
     labels = TensorSpec(np.dtype("uint8"), (-1, -1, -1), name=None)
     from gliotrail.segmentation.weights import read  # torch takes seconds to import
 
-    network = read(weights)[1].model.name
+    description = read(weights)[1]
+    network, channels = description.model.name, description.channels
+    told = (
+        f"raw values of {', '.join(channels)}: an array ({len(channels)}, I, J, K) in RAS+ at the "
+        "training data's spacing, or a file's path"
+    )
+    labels_told = [f"{n} {name}" for n, name in enumerate(("background", *description.classes))]
     more = () if network == "unet3d" else ("monai",)
     needs = [f"{name}=={metadata.version(name).split('+')[0]}" for name in (*_NEEDS, *more)]
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
@@ -104,7 +119,7 @@ def save_pyfunc(weights: Path, folder: Path, threshold: float) -> None:
             artifacts={"weights": str(weights)},
             code_paths=[str(code)],
             signature=ModelSignature(outputs=Schema([labels])),
-            metadata={"input": _INPUT},
+            metadata={"input": told, "labels": ", ".join(labels_told)},
             pip_requirements=needs,
         )
 
@@ -113,18 +128,20 @@ def register(
     server: MlflowClient, run_id: str, model_id: str, weights: Path, tags: Mapping[str, str]
 ) -> ModelVersion:
     """The model's version in the registry, made if it isn't there."""
-    digest = sha256(weights)
+    from gliotrail.segmentation.weights import read  # torch takes seconds to import
+
+    digest, task = sha256(weights), read(weights)[1].task
+    name = model_name(task)
     try:
-        server.create_registered_model(
-            MODEL, description="3-D U-Net for brain tumours: FLAIR, T1w, T1gd, T2w -> labels 0 to 3"
-        )
+        channels, classes = ", ".join(task.channel_names), ", ".join(task.class_names)
+        server.create_registered_model(name, description=f"{channels} -> {classes}")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     return make_once(
-        lambda: the_version(server, MODEL, run_id, digest),
+        lambda: the_version(server, name, run_id, digest),
         lambda: server.create_model_version(
-            MODEL,
+            name,
             f"models:/{model_id}",
             run_id,
             tags={SHA256_TAG: digest, **tags},
@@ -138,10 +155,10 @@ def validation_score(version: ModelVersion) -> float | None:
     return float(version.tags[_SCORE]) if _SCORE in version.tags else None
 
 
-def champion(server: MlflowClient) -> ModelVersion | None:
-    """The version that carries the alias, if any does."""
+def champion(server: MlflowClient, name: str = MODEL) -> ModelVersion | None:
+    """The version of a registered model that carries the alias, if any does."""
     try:
-        return server.get_model_version_by_alias(MODEL, CHAMPION)
+        return server.get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:
         # any other error must not look like a free throne
         if error.error_code in _ABSENT:
@@ -176,18 +193,18 @@ def promote(
     """
 
     def note(version: ModelVersion, of: float, on: str) -> None:
-        server.set_model_version_tag(MODEL, version.version, _SCORE, repr(float(of)))
-        server.set_model_version_tag(MODEL, version.version, _JUDGED_ON, on)
+        server.set_model_version_tag(version.name, version.version, _SCORE, repr(float(of)))
+        server.set_model_version_tag(version.name, version.version, _JUDGED_ON, on)
 
-    number = str(challenger.version)
+    number, name = str(challenger.version), challenger.name
     if is_short:
         note(challenger, score, judged_on)
-        holder = champion(server)
+        holder = champion(server, name)
         return holder is not None and str(holder.version) == number
-    before = _scores(server, judged_on, settled=True)
-    server.set_model_version_tag(MODEL, number, _CHALLENGES, "true")
+    before = _scores(server, name, judged_on, settled=True)
+    server.set_model_version_tag(name, number, _CHALLENGES, "true")
     note(challenger, score, judged_on)
-    holder = champion(server)
+    holder = champion(server, name)
     wins = holder is None or str(holder.version) == number
     if holder is not None and not wins:
         if holder.tags.get(_JUDGED_ON) == judged_on:
@@ -195,26 +212,29 @@ def promote(
         else:
             found = rescore(holder)
             if found is None:
-                server.delete_model_version_tag(MODEL, number, _CHALLENGES)
+                server.delete_model_version_tag(name, number, _CHALLENGES)
                 return None
             ours, held, on = found
             note(holder, held, on)
         wins = ours > held
     if wins:
-        server.set_registered_model_alias(MODEL, CHAMPION, number)
-        now = {version: of for version, of in _scores(server, judged_on).items() if of > score}
+        server.set_registered_model_alias(name, CHAMPION, number)
+        scores = _scores(server, name, judged_on)
+        now = {version: of for version, of in scores.items() if of > score}
         if rivals := now.keys() - before:
             wins = False
-            server.set_registered_model_alias(MODEL, CHAMPION, max(rivals, key=now.__getitem__))
-    server.delete_model_version_tag(MODEL, number, _CHALLENGES)
+            server.set_registered_model_alias(name, CHAMPION, max(rivals, key=now.__getitem__))
+    server.delete_model_version_tag(name, number, _CHALLENGES)
     return wins
 
 
-def _scores(server: MlflowClient, judged_on: str, settled: bool = False) -> dict[str, float]:
+def _scores(
+    server: MlflowClient, name: str, judged_on: str, settled: bool = False
+) -> dict[str, float]:
     """Of versions that were judged on the same data; `settled`: those that don't challenge now."""
     return {
         str(version.version): float(version.tags[_SCORE])  # a database says 1, a server "1"
-        for version in server.search_model_versions(f"name = '{MODEL}'")
+        for version in server.search_model_versions(f"name = '{name}'")
         if version.tags.get(_JUDGED_ON) == judged_on
         and not (settled and _CHALLENGES in version.tags)
     }

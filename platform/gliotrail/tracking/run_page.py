@@ -11,8 +11,8 @@ from typing import Any, Final
 from mlflow import MlflowClient
 from mlflow.entities import Run, RunTag
 
+from gliotrail.dataset.brats import BRATS
 from gliotrail.files import csv_rows
-from gliotrail.imaging.labels import CLASSES, REGIONS
 from gliotrail.runs.journal import Point, RunFolder
 from gliotrail.tracking.experiment_page import BEST_FIRST, SCORE, TRAINING
 
@@ -72,7 +72,7 @@ def note_of(
         _links(files, page),
         _facts(described, points),
         _trials(trials) if trials else "",
-        _measures(points),
+        _measures(points, described["params"]),
         _origin(described),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -98,7 +98,9 @@ def _headline(described: Mapping[str, Any], ended: Mapping[str, Any] | None) -> 
     if ended is None:
         return f"**{kind}**, goes on"
     score = ended["summary"].get("score")
-    told = f"; validation Dice **{score:.3f}** (mean of WT, TC, ET)" if score is not None else ""
+    classes, regions = _names(described["params"])
+    of = ", ".join(regions or classes)
+    told = f"; validation Dice **{score:.3f}** (mean of {of})" if score is not None else ""
     return f"**{kind}**, {ended['status']}: {ended['reason']}{told}"
 
 
@@ -142,10 +144,19 @@ def _facts(described: Mapping[str, Any], points: Sequence[Point]) -> str:
     return _table(["", ""], [[name, value] for name, value in rows.items() if value])
 
 
-def _measures(points: Sequence[Point]) -> str:
+def _names(params: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Classes and regions as the run's params tell them; older runs are of brain tumours."""
+    if "classes" not in params:
+        return list(BRATS.class_names), list(BRATS.region_names)
+    classes, regions = (str(params.get(kind, "")) for kind in ("classes", "regions"))
+    return [name for name in classes.split(", ") if name], [n for n in regions.split(", ") if n]
+
+
+def _measures(points: Sequence[Point], params: Mapping[str, Any]) -> str:
     last = {p.key: p.value for p in points}
+    classes, regions = _names(params)
     rows = []
-    for name in (*CLASSES, *REGIONS, "mean_classes", "mean_regions"):
+    for name in (*classes, *regions, "mean_classes", *(["mean_regions"] if regions else [])):
         cells = [last.get(f"val/dice_{name}")]
         cells += [last.get(f"test/{measure}_{name}") for measure in _MEASURES]
         if any(cell is not None for cell in cells):

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gliotrail.imaging.labels import CHANNELS, CLASSES
 from gliotrail.imaging.split import fold_of, split_from_json
 from gliotrail.param_types import format_size
 from gliotrail.report.figures import figure_png
@@ -22,7 +21,7 @@ def describe_training(
 ) -> dict[str, Any]:
     """As `lineage.describe`; `kind` is `train`, `trial`, `pretrain` or `fold`."""
     size, inputs = format_size(training.size_vox), training.inputs()
-    trainable, other = count_parameters(build(training.section.model))
+    trainable, other = count_parameters(build(training.section.model, training.task))
     described = describe(
         origin,
         experiment=experiment,
@@ -30,6 +29,9 @@ def describe_training(
         name=f"{kind} lr={training.learning_rate:.1e} patch={size}",
         params={
             **inputs["train"],
+            "channels": ", ".join(training.task.channel_names),
+            "classes": ", ".join(training.task.class_names),
+            "regions": ", ".join(training.task.region_names),
             "threshold": training.threshold,
             "steps": plan_of(training).steps,
             "parameters_trainable": trainable,
@@ -65,14 +67,18 @@ def _few(cases: Sequence[str]) -> str:
 def starting_artifacts(training: Training) -> dict[str, bytes]:
     """Files by name: params.yaml, dvc.lock, a table and a drawing of the network."""
     model = training.section.model
-    rows = layer_rows(build(model))
+    task = training.task
+    rows = layer_rows(build(model, task))
     if model.name == "unet3d":
-        drawing = draw_network(model.depth, model.base_filters, len(CHANNELS), len(CLASSES))
+        drawing = draw_network(
+            model.depth, model.base_filters, len(task.channels), len(task.classes)
+        )
     else:
         drawing = draw_table(rows, f"{model.name}, depth {model.depth}")
     files = {
         "network.txt": parameter_table(rows).encode(),
         "network.png": figure_png(drawing),
+        "task.json": task.model_dump_json(indent=1).encode(),
     }
     for path in (Path("params.yaml"), Path("dvc.lock")):
         if path.is_file():

@@ -18,6 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from gliotrail.dataset.patients import of_same_patients
+from gliotrail.dataset.task import IGNORED
 from gliotrail.errors import ParamsError, TrackingError, TrainingError
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import Labels
@@ -136,6 +137,7 @@ def run_training(
         synthetic = validate_synthetic(network, judged, training.threshold, world) if judged else {}
         real = validate(
             network,
+            prepared.task,
             prepared.cases,
             prepared.split.validation,
             section.standardize,
@@ -283,11 +285,11 @@ def _synthetic(
 
 def first_network(training: Training) -> Network:
     """The network with its first weights, which `preflight.check` has found to fit."""
+    model = weights.build(training.section.model, training.task)
+    initialize(model, training.section.seed)
     if training.init:
-        model, _ = weights.load(training.init)
-    else:
-        model = weights.build(training.section.model)
-        initialize(model, training.section.seed)
+        state, description = weights.read(training.init)
+        weights.load_into(model, state, description, training.task, training.init)
     model.window_vox = window_of(training)
     return model
 
@@ -306,6 +308,7 @@ def _draw(prepared: Prepared, region: Region, predicted_IJK: Labels, title: str)
     case = prepared.cases[region.case]
     box = region.box or Box((0, 0, 0), case.ras_shape_vox)
     image_CIJK, labels_IJK = read_patch(case, box, "brain"), read_labels_patch(case, box)
+    labels_IJK = np.where(labels_IJK == IGNORED, np.uint8(0), labels_IJK)
     drawing = draw_prediction(
         image_CIJK,
         labels_IJK,
@@ -314,6 +317,7 @@ def _draw(prepared: Prepared, region: Region, predicted_IJK: Labels, title: str)
         case.spacing_mm,
         title,
         first_k=box.start_vox[2],
+        task=prepared.task,
     )
     return figure_png(drawing)
 
@@ -343,12 +347,14 @@ def result(training: Training, run: RunFolder) -> tuple[State, bytes]:
     if state is None or state.step < steps:
         got = f"{state.step if state else 0} of {steps} steps"
         raise TrainingError("training stopped early", got=got, do="run it again: it goes on")
-    section = training.section
+    section, prepared = training.section, data_of(training)
     description = weights.Description(
         model=section.model,
         window=window_of(training),
         standardize=section.standardize,
-        spacing_mm=spacing_of(data_of(training)),
+        spacing_mm=spacing_of(prepared),
+        task=training.task,
+        intensities=dict(prepared.intensities) if prepared else {},
     )
     return state, weights.to_bytes(state.weights("kept"), description)
 

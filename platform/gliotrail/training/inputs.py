@@ -10,13 +10,17 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from gliotrail.code_graph import result_code
+from gliotrail.dataset.brats import BRATS, is_brats
 from gliotrail.dataset.patients import of_same_patients
+from gliotrail.dataset.task import Task
 from gliotrail.errors import DataError, ParamsError
 from gliotrail.files import sha256
+from gliotrail.imaging.prepared import INTENSITIES_FILE, TASK_FILE, read_task
 from gliotrail.imaging.split import split_from_json
 from gliotrail.param_types import FROM_SWEEP, Size, format_size
 from gliotrail.params import Judged, Params, Pretrain, Rehearsed, Train, validate
@@ -83,11 +87,12 @@ class Training:
             digests["data"] = prepared_digest(prepared)
         if init:
             digests["init"] = sha256(init)
+        alike = section.standardize == "brain" and (not prepared or is_brats(read_task(prepared)))
         made = cls(
             section,
             params.evaluate.threshold,
             _clear_of_judged(params, prepared) if prepared else params.pretrain.phantoms,
-            params.pretrain.validation if section.standardize == "brain" else None,
+            params.pretrain.validation if alike else None,
             synthetic.resolve(),
             init and init.resolve(),
             prepared and prepared.resolve(),
@@ -98,6 +103,11 @@ class Training:
         if prepared and made.size_vox not in params.patch.sizes:
             raise made._not_prepared()
         return made
+
+    @cached_property
+    def task(self) -> Task:
+        """What is segmented: the prepared data's, or the brain tumours that are synthesised."""
+        return read_task(self.prepared) if self.prepared else BRATS
 
     @property
     def learning_rate(self) -> float:
@@ -195,7 +205,8 @@ def prepared_digest(folder: Path) -> str:
     Raises:
         DataError: the stage `prepare` has not been run.
     """
-    paths = [folder / "split.json", *sorted(folder.glob("cases/*/case.json"))]
+    of_all = [folder / name for name in ("split.json", TASK_FILE, INTENSITIES_FILE)]
+    paths = [*of_all, *sorted(folder.glob("cases/*/case.json"))]
     if not paths[0].is_file():
         raise DataError("no such file", where=paths[0], do="run `dvc repro prepare` first")
     return digest_of([[path.relative_to(folder).as_posix(), sha256(path)] for path in paths])

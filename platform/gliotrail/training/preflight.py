@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 
+from gliotrail.dataset.brats import BRATS, is_brats
+from gliotrail.dataset.task import Task
 from gliotrail.errors import ParamsError, WeightsError
 from gliotrail.imaging.geometry import by_mm, same_spacing
 from gliotrail.imaging.prepared import Prepared
 from gliotrail.param_types import format_size
 from gliotrail.params import Model, Train
+from gliotrail.progress import say
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.unet import check_size, receptive_radius_vox, stride
 from gliotrail.training.driver import data_of, spacing_of, window_of
@@ -39,7 +42,7 @@ def check(trainings: Sequence[Training]) -> None:
         _check_init(training, spacing_of(prepared))
         if prepared:
             _check_margin(training, prepared)
-            _check_rehearsal(training.section, spacing_of(prepared))
+            _check_rehearsal(training.section, spacing_of(prepared), training.task)
 
 
 def _check_margin(training: Training, prepared: Prepared) -> None:
@@ -66,7 +69,10 @@ def _check_init(training: Training, own_mm: tuple[float, float, float]) -> None:
     if training.init is None:
         return
     section, or_not = training.section, "or take `train.init: scratch`"
-    _, told = weights.load(training.init)
+    state, told = weights.read(training.init)
+    network = weights.build(told.model, training.task)
+    if changed := weights.load_into(network, state, told, training.task, training.init):
+        say(f"first weights of {section.init}: {'; '.join(changed)}")
     if told.model != section.model:
         wanted, got = _shown(section.model), _shown(told.model)
         do = f"change train.model, {or_not}"
@@ -82,8 +88,14 @@ def _check_init(training: Training, own_mm: tuple[float, float, float]) -> None:
     raise WeightsError(what, where=training.init, wanted=wanted, got=got, do=do)
 
 
-def _check_rehearsal(section: Train, own_mm: tuple[float, float, float]) -> None:
-    """Raise ParamsError if synthetic tumours would be of other spacing or intensities."""
+def _check_rehearsal(section: Train, own_mm: tuple[float, float, float], task: Task) -> None:
+    """Raise ParamsError if synthetic tumours would be of other classes, spacing or intensities."""
+    if section.rehearsal and not is_brats(task):
+        wanted = f"0: synthetic brain tumours have {', '.join(BRATS.channel_names)} and "
+        wanted += f"{', '.join(BRATS.class_names)}"
+        names = ", ".join((*task.channel_names, *task.class_names))
+        got = f"{section.rehearsal:g} beside {names}"
+        raise ParamsError("train.rehearsal", wanted=wanted, got=got)
     alike = section.standardize == "brain" and same_spacing(weights.CUBE_MM, own_mm)
     if section.rehearsal and not alike:
         raise ParamsError(

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from gliotrail.imaging.labels import REGIONS
 from gliotrail.progress import meanwhile, progress, say
 from gliotrail.runs.journal import Point, RunFolder, parse_lines
 from gliotrail.segmentation.loop import SCORE
@@ -76,8 +75,12 @@ class Journal:
 
 def describe(values: Mapping[str, float]) -> str:
     """What a validation found, in one line."""
-    dice = [
-        f"{name} {values[key]:.3f}" for name in REGIONS if (key := f"val/dice_{name}") in values
+    subjects = [
+        key.removeprefix("val/dice_")
+        for key in values
+        if key.startswith("val/dice_") and not key.startswith("val/dice_mean_")
     ]
+    regions = [name for name in subjects if f"val/specificity_{name}" not in values]
+    dice = [f"{name} {values[f'val/dice_{name}']:.3f}" for name in regions or subjects]
     mean, loss = values[SCORE], values["val/soft_dice_loss"]
     return f"validation Dice {' '.join(dice)}, mean {mean:.3f}, soft Dice loss {loss:.3f}"

@@ -6,10 +6,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from gliotrail.errors import DataError
+from gliotrail.dataset.brats import is_brats
+from gliotrail.dataset.patients import patient_of
+from gliotrail.errors import DataError, ParamsError
 from gliotrail.imaging.formats.brats import import_brats
-from gliotrail.imaging.labels import CHANNELS, from_msd
 from gliotrail.imaging.nifti import Scan, read_image, read_labels
+from tests.support.brain import CHANNELS, CLASSES, REGIONS, from_msd
 from tests.support.scans import CASES, DEMO, save, snapshot, with_values
 
 OLD = {"FLAIR": "_flair", "T1w": "_t1", "T1gd": "_t1ce", "T2w": "_t2"}
@@ -88,7 +90,7 @@ def test_real_patients_come_back_voxel_for_voxel(tmp_path, suffixes, end, patien
 def test_the_notice_says_which_codes_became_which(brats, tmp_path):
     import_brats(brats, tmp_path / "out")
     notice = (tmp_path / "out/PROVENANCE.md").read_text()
-    assert "1 became 2, 2 became 1, 4 became 3 (BraTS 2017 to 2021)." in notice
+    assert "1 became 2, 2 became 1, 4 became 3 (brats21)." in notice
     assert str(tmp_path) not in notice
 
 
@@ -108,6 +110,63 @@ def test_files_of_one_patient_may_be_turned_differently(brats, tmp_path):
         assert one.image.read_bytes() == other.image.read_bytes()
 
 
+def test_a_scan_that_would_lose_its_labels_is_an_error(brats, refused):
+    """As BraTS 2020's patient 355, whose labels are W39_1998.09.19_Segm.nii."""
+    path = brats / "BraTS2021_00001/BraTS2021_00001_seg.nii.gz"
+    path.rename(path.with_name("W39_1998.09.19_Segm.nii.gz"))
+    refused(
+        r"1 scans without labels: .*got BraTS2021_00001 beside W39_1998.09.19_Segm.nii.gz; "
+        r".*rename them to BraTS2021_00001_seg"
+    )
+
+
+def test_kaggles_folders_of_a_file_s_name_are_opened(brats, tmp_path):
+    expected = import_brats(brats, tmp_path / "expected")
+    for path in sorted(brats.glob("*/*.nii.gz")):
+        folder = path.with_name(path.name.removesuffix(".gz"))
+        folder.mkdir()
+        path.rename(folder / f"00000001_{path.name.rpartition('_')[2]}")
+    cases = import_brats(brats, tmp_path / "out").cases
+    for one, other in zip(expected.cases, cases, strict=True):
+        assert one.image.read_bytes() == other.image.read_bytes()
+        assert one.label.read_bytes() == other.label.read_bytes()
+
+
+def as_release(brats, names):
+    """Rename the two scans, in the files' names of 2023 and later."""
+    suffixes = {"_flair": "-t2f", "_t1ce": "-t1c", "_t1": "-t1n", "_t2": "-t2w", "_seg": "-seg"}
+    for path in sorted(brats.glob("*/*.nii.gz")):
+        new = names[int(path.parent.name[-1])]
+        old = path.name.removesuffix(".nii.gz").removeprefix(path.parent.name)
+        (brats / new).mkdir(exist_ok=True)
+        path.rename(brats / new / f"{new}{suffixes[old]}.nii.gz")
+    for folder in brats.glob("BraTS2021_*"):
+        folder.rmdir()
+
+
+def test_after_treatment_the_cavity_is_a_class_or_background(brats, tmp_path, capsys):
+    as_release(brats, ["BraTS-GLI-00005-100", "BraTS-GLI-00005-101"])
+    dataset = import_brats(brats, tmp_path / "out")
+    assert dataset.task.class_names == (*CLASSES, "resection_cavity")
+    assert dataset.task.region_labels == REGIONS
+    assert {patient_of(case.name) for case in dataset.cases} == {"BraTS-GLI-00005"}
+    assert "code 4) is a class of its own, resection_cavity" in capsys.readouterr().err
+    dataset = import_brats(brats, tmp_path / "again", cavity="background")
+    assert is_brats(dataset.task)
+    assert "code 4) is background" in capsys.readouterr().err
+    codes = np.unique(nib.load(dataset.cases[0].label).dataobj).tolist()
+    assert set(codes) <= {0, 1, 2, 3}
+
+
+def test_a_release_that_names_don_t_tell_wants_a_scheme(brats, tmp_path):
+    as_release(brats, ["BraTS-PED-00001-000", "BraTS-PED-00002-000"])
+    with pytest.raises(ParamsError, match=r"label codes: wanted one of brats21, .*brats24-ped"):
+        import_brats(brats, tmp_path / "out")
+    dataset = import_brats(brats, tmp_path / "out", "brats24-ped")
+    assert dataset.task.class_names == (*CLASSES, "cystic")
+    assert dataset.task.region_labels["TC"] == (2, 3, 4)
+
+
 def test_files_of_other_names_are_told(brats, tmp_path, capsys):
     shutil.copy(
         brats / "BraTS2021_00000/BraTS2021_00000_seg.nii.gz", brats / "W39_1998.09.19_Segm.nii.gz"
@@ -125,7 +184,7 @@ def test_a_missing_channel_is_named(brats, refused):
 def test_codes_of_another_year_are_refused(brats, refused):
     path = brats / "BraTS2021_00001/BraTS2021_00001_seg.nii.gz"
     with_values(path, lambda codes: np.where(codes == 4, 3, codes))
-    refused(r"_seg\.nii\.gz: label values: wanted among 0, 1, 2, 4 \(brats21\), got 3")
+    refused(r"_seg\.nii\.gz: label values: wanted among 0, 1, 2, 4, got 3")
 
 
 def test_channels_on_another_grid_are_refused(brats, refused):

@@ -54,6 +54,7 @@ def exported(prepared_demo: Prepared, tmp_path_factory: pytest.TempPathFactory) 
         cases=tuple(name for name, _ in corners),
         case_number=np.arange(2),
         corner_vox=np.array([box.start_vox for _, box in corners]),
+        classes=prepared_demo.task.class_names,
         voxels=np.zeros((2, 4), np.int64),
         tumour_centred=np.zeros(2, bool),
     )

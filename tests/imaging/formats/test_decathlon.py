@@ -1,9 +1,13 @@
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
+from gliotrail.dataset.brats import BRATS, is_brats
 from gliotrail.errors import DataError
 from gliotrail.imaging.formats.decathlon import read_dataset
 from tests.support.scans import DEMO, edit_json
@@ -96,10 +100,10 @@ def test_a_description_that_is_no_json_object_is_refused(raw_crops: Path, text: 
     [
         ("modality", None, 'modality: wanted names numbered "0", "1", .., got None'),
         ("modality", {"0": "FLAIR", "2": "T1w"}, "modality: wanted names numbered"),
-        ("modality", {"0": "FLAIR"}, "channels: wanted FLAIR, T1w, T1gd, T2w, got FLAIR"),
-        ("modality", {"0": "CT"}, "channel name: wanted one of .*got 'CT'"),
-        ("labels", {"0": "background", "1": "liver"}, "labels: wanted background, edema.*liver"),
-        ("training", [], "cases: wanted at least one in training, got none"),
+        ("labels", {"0": "background", "1": "a", "2": "a"}, "class or region a is there twice"),
+        ("labels", {"1": "liver"}, "labels: wanted a background of 0"),
+        ("training", [], "cases: wanted at least one for training, got none"),
+        ("file_ending", ".mha", "file_ending: wanted .nii.gz or .nii, got .mha"),
         ("training", "all", "training: wanted a list, got 'all'"),
         ("training", [{"label": "x"}], "training entry: wanted an image"),
         ("training", [{"image": IMAGE}] * 2, "case names: wanted each once, got BRATS_009 twice"),
@@ -113,7 +117,43 @@ def test_a_description_that_can_t_be_is_refused(
     refused(raw_crops, message)
 
 
-def test_labels_in_another_order_are_refused(raw_crops: Path) -> None:
+def test_labels_in_another_order_are_told_apart_by_their_names(raw_crops: Path) -> None:
     names = {"0": "background", "1": "non-enhancing tumor", "2": "edema", "3": "enhancing tumour"}
     spoil(raw_crops, "labels", names)
-    refused(raw_crops, "labels: wanted background, edema, non_enhancing, enhancing, got background")
+    task = read_dataset(raw_crops).task
+    assert is_brats(task)
+    assert task.labels_of_codes == {0: 0, 1: 2, 2: 1, 3: 3}
+
+
+def lay_out_as_nnu_net(raw: Path, apart: bool) -> None:
+    """The crops as nnU-Net's raw data, one file a channel or one for all."""
+    names = {"0": "T1", "1": "T1ce", "2": "T2", "3": "Flair"}
+    labels = {"background": 0, "edema": 1, "non_enhancing": 2, "enhancing": 3}
+    description = {"channel_names": names, "labels": labels, "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps(description))
+    for path in sorted((raw / "imagesTr").iterdir()) if apart else []:
+        scan = nib.load(path)
+        for n in range(4):
+            channel = nib.Nifti1Image(np.asarray(scan.dataobj)[..., (n + 1) % 4], scan.affine)
+            nib.save(channel, path.with_name(path.name.replace(".nii", f"_{n:04d}.nii")))
+        path.unlink()
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_nnu_nets_layout_is_read(raw_crops: Path, apart: bool) -> None:
+    lay_out_as_nnu_net(raw_crops, apart)
+    dataset = read_dataset(raw_crops)
+    assert [case.name for case in dataset.cases] == ["BRATS_009", "BRATS_119"]
+    assert dataset.task.channel_names == BRATS.channel_names
+    files = [path.name[-11:-7] for path in dataset.cases[0].images]
+    assert files == (["0003", "0000", "0001", "0002"] if apart else ["_009"])
+
+
+def test_nnu_nets_missing_channel_and_label_are_named(raw_crops: Path) -> None:
+    lay_out_as_nnu_net(raw_crops, apart=True)
+    gone = raw_crops / "imagesTr/BRATS_119_0002.nii.gz"
+    gone.rename(gone.with_name("kept"))
+    refused(raw_crops, r"BRATS_119: files: wanted 4 files.*got no BRATS_119_0002.nii.gz")
+    gone.with_name("kept").rename(gone)
+    (raw_crops / "labelsTr/BRATS_009.nii.gz").unlink()
+    refused(raw_crops, r"BRATS_009: label: wanted a file, got none")

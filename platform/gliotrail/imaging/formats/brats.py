@@ -1,90 +1,96 @@
-"""BraTS' folders into the Decathlon's layout: one 4-D file a scan, RAS+, the Decathlon's labels.
+"""BraTS' folders, 2015 to 2024, and Kaggle's copies of them: which scans there are, in which codes.
 
-Names of 2017 to 2021 end in `_t1`, `_t1ce`, `_t2`, `_flair`, `_seg`, those from 2023 on in `-t1n`,
-`-t1c`, `-t2w`, `-t2f`, `-seg`; each generation has its own label codes (see `labels.SCHEMES`).
+Files of 2017 to 2021 end in `_t1`, `_t1ce`, `_t2`, `_flair`, `_seg`, those from 2023 on in `-t1n`,
+`-t1c`, `-t2w`, `-t2f`, `-seg`. Label codes differ from release to release and are told by the
+scheme, or by folder names that only one release uses; they are never guessed from the values.
+Kaggle's copy of 2021 has a folder NAME_flair.nii with one file of another name in it.
 """
 
-import itertools
-import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
-from gliotrail.errors import DataError
-from gliotrail.files import replacing, write_json
-from gliotrail.imaging.formats.decathlon import DESCRIPTION, Dataset, check_case_name, read_dataset
-from gliotrail.imaging.header import check_same_grid
-from gliotrail.imaging.labels import CHANNELS, CLASSES, to_msd
-from gliotrail.imaging.nifti import in_ras, read_channels, read_image, write_image
-from gliotrail.imaging.prepared import small_type
-from gliotrail.progress import progress, say
+from gliotrail.dataset.brats import BRATS, SCHEMES, scheme_task
+from gliotrail.errors import DataError, ParamsError
+from gliotrail.imaging.formats.decathlon import Dataset, check_case_name
+from gliotrail.imaging.formats.importing import Found, write_found
+from gliotrail.progress import say
 
+Cavity = Literal["class", "background"]
 _SUFFIXES: Final = {
-    "brats21": {"FLAIR": "flair", "T1w": "t1", "T1gd": "t1ce", "T2w": "t2"},
-    "brats23": {"FLAIR": "t2f", "T1w": "t1n", "T1gd": "t1c", "T2w": "t2w"},
+    "_": {"FLAIR": "flair", "T1w": "t1", "T1gd": "t1ce", "T2w": "t2"},
+    "-": {"FLAIR": "t2f", "T1w": "t1n", "T1gd": "t1c", "T2w": "t2w"},
 }
 _FILE: Final = re.compile(
     r"(.+)(?:_(flair|t1|t1ce|t2|seg)|-(t2f|t1n|t1c|t2w|seg))\.nii(?:\.gz)?", re.IGNORECASE
 )
-_MOST_AT_ONCE: Final = 4  # a scan being packed takes some 0.4 GB
+_RELEASES: Final = {
+    "brats21": r"brats(17|18|19|20|2021)_.*",
+    "brats23": r"brats-(gli|ssa)-\d+-0\d\d|brats-(met|men)-.*",
+    "brats24-gli": r"brats-gli-\d+-1\d\d",
+}
+"""Names of scans that only one release uses. 2023 and 2024 share BraTS-PED."""
 _NOTICE: Final = """# Imported from BraTS
 
-By `gliotrail data import-brats`. The data's own licence and terms hold for every copy; keep them
-with it.
+By `gliotrail data import`. The data's own licence and terms hold for every copy; keep them with it.
 
 - One 4-D file a scan: FLAIR, T1w, T1gd, T2w. Axes turned to RAS+; no voxel was resampled or scaled.
 - Label codes: {codes}.
 """
 
 
-@dataclass(frozen=True)
-class _Patient:
-    """One scan's files: the four of CHANNELS, and the labels where there are some."""
-
-    name: str
-    scheme: str
-    channels: tuple[Path, ...]
-    labels: Path | None
-
-
-def import_brats(source: Path, out: Path) -> Dataset:
+def import_brats(
+    source: Path, out: Path, scheme: str | None = None, cavity: Cavity = "class"
+) -> Dataset:
     """Write every scan below `source` to the new folder `out`; it appears whole or not at all.
 
-    Those without labels become `imagesTs`.
+    Scans without labels become `imagesTs`.
+
+    Args:
+        scheme: one of `SCHEMES`; told by the folders' names where only one release uses them.
+        cavity: what becomes of the resection cavity of scans after treatment.
 
     Raises:
-        DataError: `out` exists; no scans in `source`, one without all its channels or of a name
-            that comes twice; files that can't be read or don't lie on one grid; unknown codes.
+        ParamsError: nobody knows which scheme it is.
+        DataError: as `write_found`; no scans in `source`, one without all its channels, or one
+            whose labels have an unknown name.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError("folder", where=out, wanted="a new one", got="something that is there")
-    patients = _patients(source)
-    at_once = min(os.cpu_count() or 1, _MOST_AT_ONCE)
-    with replacing(out) as partial, progress(len(patients), "import", "scans") as advance:
-        with ThreadPoolExecutor(at_once) as pool:
-            jobs = [pool.submit(_import, patient, partial) for patient in patients]
-            try:
-                for job in jobs:
-                    job.result()
-                    advance(1)
-            finally:
-                pool.shutdown(cancel_futures=True)
-        _describe(patients, partial)
-        read_dataset(partial)
-    return read_dataset(out)
+    found = find_brats(source)
+    for one in found:
+        check_case_name(one.name, where=one.channels[0].parent)
+    schemes = {scheme} if scheme else {_scheme_of(one.name) for one in found}
+    if len(schemes) > 1 or None in schemes:
+        strange = next((o.name for o in found if _scheme_of(o.name) is None), found[0].name)
+        wanted = f"one of {', '.join(name for name in SCHEMES if name != 'msd')}"
+        got = f"{strange}, whose release is not known by its name"
+        got = got if None in schemes else f"scans of {' and '.join(sorted(map(str, schemes)))}"
+        do = "say --scheme, or import each release by itself"
+        raise ParamsError("label codes", where=source, wanted=wanted, got=got, do=do)
+    known = str(schemes.pop())
+    task, codes = scheme_task(known)
+    if known == "brats24-gli":
+        if cavity == "background":
+            task, codes = BRATS, {**codes, 4: 0}
+        became = "background" if cavity == "background" else "a class of its own, resection_cavity"
+        say(f"the resection cavity (code 4) is {became}; --cavity says otherwise")
+    return write_found(found, task, codes, out, _NOTICE.format(codes=_told(known, codes)))
 
 
-def _patients(source: Path) -> list[_Patient]:
+def find_brats(source: Path) -> list[Found]:
+    """Every scan below `source`.
+
+    Raises:
+        DataError: as `import_brats`.
+    """
     found: dict[tuple[Path, str], dict[str, Path]] = defaultdict(dict)
     strange = []
     for path in sorted(source.rglob("*.nii*")):
-        match = _FILE.fullmatch(path.name)
-        if path.name.startswith("._") or not path.is_file():
+        file = _inside(path)
+        if file is None or path.name.startswith("._") or _FILE.fullmatch(path.parent.name):
             continue
+        match = _FILE.fullmatch(path.name)
         if match is None:
             strange.append(path)
             continue
@@ -92,70 +98,63 @@ def _patients(source: Path) -> list[_Patient]:
         files, kind = found[path.parent, name], f"_{old}" if old else f"-{new}"
         if kind.lower() in files:
             raise DataError("file", where=path, wanted="each once", got=files[kind.lower()])
-        files[kind.lower()] = path
+        files[kind.lower()] = file
     if not found:
         wanted = "NAME_flair.nii.gz or NAME-t2f.nii.gz, .. in it or below"
         raise DataError("no BraTS scans", where=source, wanted=wanted)
+    scans = [_scan(folder, name, files) for (folder, name), files in found.items()]
+    _check_labels(scans, [folder for folder, _ in found], strange)
     if strange:
         say(f"passed over {len(strange)} files of other names, such as {strange[0]}")
-    patients = [_patient(folder, name, files) for (folder, name), files in found.items()]
-    patients.sort(key=lambda patient: patient.name)
-    for one, other in itertools.pairwise(patients):
-        if one.name == other.name:
-            where, got = other.channels[0].parent, one.channels[0].parent
-            raise DataError(f"{one.name}: scan", where=where, wanted="each once", got=f"also {got}")
-    return patients
+    return scans
 
 
-def _patient(folder: Path, name: str, files: dict[str, Path]) -> _Patient:
-    check_case_name(name, where=folder)
-    mark, scheme = ("-", "brats23") if any(k.startswith("-t") for k in files) else ("_", "brats21")
-    suffixes = {channel: mark + _SUFFIXES[scheme][channel] for channel in CHANNELS}
-    missing = [name + suffix for suffix in suffixes.values() if suffix not in files]
+def _inside(path: Path) -> Path | None:
+    """The file itself, or the one file in a folder of a file's name (Kaggle); None for others."""
+    if path.is_file():
+        return path
+    files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
+    return files[0] if len(files) == 1 and _FILE.fullmatch(path.name) else None
+
+
+def _scan(folder: Path, name: str, files: Mapping[str, Path]) -> Found:
+    mark = "-" if any(kind.startswith("-t") for kind in files) else "_"
+    kinds = {channel: mark + _SUFFIXES[mark][channel] for channel in BRATS.channel_names}
+    missing = [name + kind for kind in kinds.values() if kind not in files]
     if missing:
         wanted, got = "four channels", f"no {', '.join(missing)}"
         raise DataError(f"{name}: files", where=folder, wanted=wanted, got=got)
-    channels = tuple(files[suffix] for suffix in suffixes.values())
-    return _Patient(name, scheme, channels, files.get(f"{mark}seg"))
+    channels = tuple(files[kind] for kind in kinds.values())
+    return Found(name, channels, files.get(f"{mark}seg"))
 
 
-def _import(patient: _Patient, out: Path) -> None:
-    scan = in_ras(read_channels(patient.channels))
-    image = small_type(scan.array, range(len(CHANNELS)), patient.channels[0].parent)
-    write_image(out / _image(patient), image, scan.affine)
-    if patient.labels is not None:
-        truth = in_ras(read_image(patient.labels, channels=1))
-        check_same_grid(truth.header, scan.header)
-        labels = to_msd(truth.array[..., 0], patient.scheme, where=patient.labels)
-        write_image(out / _labels(patient), labels, scan.affine)
+def _check_labels(scans: Sequence[Found], folders: Sequence[Path], strange: Sequence[Path]) -> None:
+    """A scan that lies beside a file of an unknown name may have its labels there."""
+    lost = [
+        (scan.name, path)
+        for scan, folder in zip(scans, folders, strict=True)
+        for path in strange
+        if scan.labels is None and path.parent == folder
+    ]
+    if lost and any(scan.labels for scan in scans):
+        names = "; ".join(f"{name} beside {path.name}" for name, path in lost[:5])
+        raise DataError(
+            f"{len(lost)} scans without labels",
+            where=lost[0][1],
+            wanted="NAME_seg.nii.gz or NAME-seg.nii.gz",
+            got=names,
+            do=f"if these are its labels, rename them to {lost[0][0]}_seg; else move them away",
+        )
 
 
-def _image(patient: _Patient) -> str:
-    return f"images{'Ts' if patient.labels is None else 'Tr'}/{patient.name}.nii.gz"
+def _scheme_of(name: str) -> str | None:
+    """The scheme of the only release that names scans so; None where there are several."""
+    return next(
+        (s for s, names in _RELEASES.items() if re.fullmatch(names, name, re.IGNORECASE)), None
+    )
 
 
-def _labels(patient: _Patient) -> str:
-    return f"labelsTr/{patient.name}.nii.gz"
-
-
-def _describe(patients: Sequence[_Patient], out: Path) -> None:
-    labelled = [patient for patient in patients if patient.labels is not None]
-    unlabelled = [patient for patient in patients if patient.labels is None]
-    description = {
-        "name": "BraTS",
-        "tensorImageSize": "4D",
-        "modality": {str(n): name for n, name in enumerate(CHANNELS)},
-        "labels": {str(n): name for n, name in enumerate(("background", *CLASSES))},
-        "numTraining": len(labelled),
-        "numTest": len(unlabelled),
-        "training": [{"image": f"./{_image(p)}", "label": f"./{_labels(p)}"} for p in labelled],
-        "test": [f"./{_image(p)}" for p in unlabelled],
-    }
-    write_json(out / DESCRIPTION, description)
-    codes = {
-        "brats21": "1 became 2, 2 became 1, 4 became 3 (BraTS 2017 to 2021)",
-        "brats23": "1 became 2, 2 became 1 (BraTS from 2023 on)",
-    }
-    schemes = sorted({patient.scheme for patient in patients})
-    notice = _NOTICE.format(codes="; ".join(codes[scheme] for scheme in schemes))
-    (out / "PROVENANCE.md").write_text(notice, encoding="utf-8")
+def _told(scheme: str, codes: Mapping[int, int]) -> str:
+    """Which codes became which, for the notice."""
+    changed = ", ".join(f"{code} became {label}" for code, label in codes.items() if code != label)
+    return f"{changed or 'as they were'} ({scheme})"

@@ -12,11 +12,12 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from gliotrail.dataset.brats import BRATS
 from gliotrail.errors import DataError
 from gliotrail.files import replacing
 from gliotrail.imaging import kernels
 from gliotrail.imaging.geometry import Box
-from gliotrail.imaging.labels import CHANNELS, CLASSES, Labels
+from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.patch import PatchIndex
 from gliotrail.imaging.prepared import (
     Floats,
@@ -76,7 +77,7 @@ def export_patches(
             x, y, z = box.start_vox
             file = f"{name}.nii.gz_{number}_x{x}_y{y}_z{z}.h5"
             with h5py.File(partial / file, "w") as store:
-                one_hot = np.eye(1 + len(CLASSES))[labels_IJK]
+                one_hot = np.eye(prepared.task.n_labels)[labels_IJK]
                 store.create_dataset("x", data=image_CIJK.astype(np.float64), compression="gzip")
                 store.create_dataset("y", data=one_hot, compression="gzip")
             paths.append(out / file)
@@ -126,8 +127,9 @@ def read_course_patch(path: Path) -> CoursePatch:
             image_CIJK, one_hot = store["x"][...], store["y"][...]
     except (OSError, KeyError) as error:
         raise DataError("course patch", where=path, got=str(error)) from None
-    wanted = (*image_CIJK.shape[1:], 1 + len(CLASSES))
-    if image_CIJK.ndim != 4 or len(image_CIJK) != len(CHANNELS) or one_hot.shape != wanted:
+    wanted = (*image_CIJK.shape[1:], BRATS.n_labels)
+    n_channels = len(BRATS.channels)
+    if image_CIJK.ndim != 4 or len(image_CIJK) != n_channels or one_hot.shape != wanted:
         got = f"x {image_CIJK.shape}, y {one_hot.shape}"
         raise DataError("shape", where=path, wanted="x (4, I, J, K), y (I, J, K, 4)", got=got)
     if not np.array_equal(one_hot.sum(axis=-1), np.ones(one_hot.shape[:3])):

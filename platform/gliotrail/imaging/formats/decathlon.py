@@ -1,46 +1,59 @@
-"""The Decathlon's layout: a folder of `dataset.json`, `imagesTr/`, `labelsTr/` and `imagesTs/`."""
+"""A data set's folder, as the Decathlon or nnU-Net lays it out: which cases it has, in which files.
 
-import json
+`dataset.json` says what is segmented (see `dataset.description`). The Decathlon lists its cases in
+`training` and `test`, a file each; nnU-Net has one file a channel, `imagesTr/CASE_0000.nii.gz`, and
+`labelsTr/CASE.nii.gz`, and lists nothing. Where neither lists them, what lies there counts.
+"""
+
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from gliotrail.dataset.description import DESCRIPTION, read_json, task_of
+from gliotrail.dataset.task import Task
 from gliotrail.errors import DataError
-from gliotrail.imaging.labels import CLASSES, channel_order
 
-DESCRIPTION = "dataset.json"
-_LARGEST_DESCRIPTION_BYTES = 20_000_000
 _LONGEST_PATH = 1000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_ENDINGS = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One patient's files. `label` is None where nobody has drawn one."""
+    """One scan's files. `label` is None where nobody has drawn one.
+
+    images: one file of all channels, or one a channel in the order of the task's.
+    """
 
     name: str
-    image: Path
+    images: tuple[Path, ...]
     label: Path | None
+
+    @property
+    def image(self) -> Path:
+        """The file whose grid counts."""
+        return self.images[0]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A folder in the Decathlon's layout.
+    """A folder of scans.
 
-    channel_order: where each of `labels.CHANNELS` is in a file's fourth axis.
-    cases: sorted by name; those of `training` and, without a label, of `test`.
+    channel_order: where each of the task's channels is in a file's fourth axis.
+    cases: sorted by name; those without a label are not trained on.
     """
 
     root: Path
+    task: Task
     channel_order: tuple[int, ...]
     cases: tuple[Case, ...]
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The description and every file that it lists."""
-        listed = [path for case in self.cases for path in (case.image, case.label) if path]
+        listed = [p for case in self.cases for p in (*case.images, case.label) if p]
         return (self.root / DESCRIPTION, *listed)
 
 
@@ -50,20 +63,28 @@ def read_dataset(root: Path) -> Dataset:
     `._*` files (which macOS leaves beside real ones) are passed over.
 
     Raises:
-        DataError: no description, or one that is not as it must be: channels or classes other
-            than `labels` knows, two cases of a name, a path that leads out of the folder, a listed
-            file that is missing, a label without its image, no case at all.
+        DataError: no description, or one that is not as it must be: channels, classes or regions
+            that don't fit, two cases of a name, a path that leads out of the folder, a listed
+            file that is missing, a channel without its file, a label without its image, no case.
     """
     where = root / DESCRIPTION
-    values = _read_json(where)
-    names = _numbered(values.get("modality"), "modality", where)
-    order = channel_order(names, where)
-    _check_classes(_numbered(values.get("labels"), "labels", where), where)
-    cases = sorted(_cases(root, values, where), key=lambda case: case.name)
+    values = read_json(where)
+    task, order = task_of(values, where)
+    if task.file_ending not in _ENDINGS:
+        wanted, do = " or ".join(_ENDINGS), "convert the files, for example with SimpleITK"
+        raise DataError("file_ending", where=where, wanted=wanted, got=task.file_ending, do=do)
+    listed = "training" in values or "test" in values
+    found = _listed(root, values, where) if listed else _lying_there(root, task, order, where)
+    cases = sorted(found, key=lambda case: case.name)
     if not cases:
-        raise DataError("cases", where=where, wanted="at least one in training", got="none")
-    _check_stray_labels(root, {case.label for case in cases})
-    return Dataset(root, order, tuple(cases))
+        raise DataError("cases", where=where, wanted="at least one for training", got="none")
+    lower = [case.name.lower() for case in cases]  # some disks don't tell A from a
+    for case in cases:
+        check_case_name(case.name, where)
+        if lower.count(case.name.lower()) > 1:
+            raise DataError("case names", where=where, wanted="each once", got=f"{case.name} twice")
+    _check_stray_labels(root, cases)
+    return Dataset(root, task, order, tuple(cases))
 
 
 def check_case_name(name: str, where: object) -> None:
@@ -77,50 +98,8 @@ def check_case_name(name: str, where: object) -> None:
         raise DataError("case name", where=where, wanted=wanted, got=repr(name))
 
 
-def _read_json(where: Path) -> Mapping[str, Any]:
-    if not where.is_file():
-        raise DataError("no such file", where=where, do="a folder in the MSD layout is wanted")
-    if where.stat().st_size > _LARGEST_DESCRIPTION_BYTES:
-        raise DataError("bytes", where=where, wanted=f"at most {_LARGEST_DESCRIPTION_BYTES}")
-    try:
-        values = json.loads(where.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise DataError("not JSON", where=where, got=str(error)) from None
-    if not isinstance(values, dict):
-        raise DataError("content", where=where, wanted="a JSON object", got=type(values).__name__)
-    return values
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("a key that is there twice")
-    return values
-
-
-def _numbered(values: Any, key: str, where: Path) -> list[str]:
-    """{"0": "FLAIR", "1": "T1w"} -> [FLAIR, T1w]."""
-    wanted = [str(n) for n in range(len(values))] if isinstance(values, dict) else []
-    if not wanted or sorted(values) != sorted(wanted) or not _all_text(values.values()):
-        raise DataError(key, where=where, wanted='names numbered "0", "1", ..', got=_short(values))
-    return [values[n] for n in wanted]
-
-
-def _all_text(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
-
-
-def _check_classes(names: list[str], where: Path) -> None:
-    """The label names, however hyphened and whichever English, must be in the usual order."""
-    plain = [re.sub(r"[\s_-]+", "_", name.strip().lower()) for name in names]
-    got = [re.sub(r"_tumou?r$", "", name).replace("oedema", "edema") for name in plain]
-    wanted = ["background", *CLASSES]
-    if got != wanted:
-        raise DataError("labels", where=where, wanted=", ".join(wanted), got=", ".join(names))
-
-
-def _cases(root: Path, values: Mapping[str, Any], where: Path) -> Iterable[Case]:
-    seen: set[str] = set()
+def _listed(root: Path, values: Mapping[str, Any], where: Path) -> Iterable[Case]:
+    """The Decathlon's."""
     for key in ("training", "test"):
         entries = values.get(key, [])
         if not isinstance(entries, list):
@@ -131,15 +110,49 @@ def _cases(root: Path, values: Mapping[str, Any], where: Path) -> Iterable[Case]
                 raise DataError(f"{key} entry", where=where, wanted="an image", got=_short(entry))
             image = _inside(root, files["image"], where)
             label = None if "label" not in files else _inside(root, files["label"], where)
-            name = image.name.removesuffix(".gz").removesuffix(".nii")
-            check_case_name(name, where)
-            if name.lower() in seen:  # some disks don't tell A from a
-                raise DataError("case names", where=where, wanted="each once", got=f"{name} twice")
-            seen.add(name.lower())
+            check_case_name(_stem(image), where)
             for path in filter(None, (image, label)):
                 if not path.is_file():
                     raise DataError("no such file", where=path, do=f"{where} lists it")
-            yield Case(name, image, label)
+            yield Case(_stem(image), (image,), label)
+
+
+def _lying_there(root: Path, task: Task, order: Sequence[int], where: Path) -> Iterable[Case]:
+    """nnU-Net's: one file a channel, or one 4-D file a case, and the label beside."""
+    end = task.file_ending
+    for folder, labels in (("imagesTr", "labelsTr"), ("imagesTs", "labelsTs")):
+        paths = [p for p in sorted((root / folder).glob(f"*{end}")) if not p.name.startswith("._")]
+        apart = [re.fullmatch(r"(.+)_(\d{4})", _stem(path)) for path in paths]
+        if any(apart) and not all(apart):
+            odd = next(p for p, match in zip(paths, apart, strict=True) if not match)
+            wanted = f"CASE_0000{end}, as the files beside it"
+            raise DataError("file name", where=odd, wanted=wanted, got=odd.name)
+        if all(apart) and apart:
+            files: dict[str, dict[int, Path]] = {}
+            for path, match in zip(paths, apart, strict=True):
+                assert match
+                files.setdefault(match[1], {})[int(match[2])] = path
+            numbers = range(len(task.channels))
+            for name, of in files.items():
+                if missing := [n for n in numbers if n not in of]:
+                    wanted = f"{len(numbers)} files, one a channel"
+                    got = f"no {name}_{missing[0]:04d}{end}"
+                    raise DataError(f"{name}: files", where=root / folder, wanted=wanted, got=got)
+        else:
+            files = {_stem(path): {0: path} for path in paths}
+        for name, of in files.items():
+            label = root / labels / f"{name}{end}"
+            if folder == "imagesTr" and not label.is_file():
+                raise DataError(f"{name}: label", where=label, wanted="a file", got="none",
+                                do="scans without labels belong into imagesTs")  # fmt: skip
+            images = tuple(of[n] for n in order) if len(of) > 1 else (of[0],)
+            yield Case(name, images, label if label.is_file() else None)
+    if not (root / "imagesTr").is_dir():
+        raise DataError("no such folder", where=root / "imagesTr", do=f"{where} lists no cases")
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _inside(root: Path, text: Any, where: Path) -> Path:
@@ -151,7 +164,8 @@ def _inside(root: Path, text: Any, where: Path) -> Path:
     return root / path
 
 
-def _check_stray_labels(root: Path, listed: set[Path | None]) -> None:
+def _check_stray_labels(root: Path, cases: Sequence[Case]) -> None:
+    listed = {case.label for case in cases}
     for path in sorted((root / "labelsTr").glob("*.nii*")):
         image = root / "imagesTr" / path.name
         if not (path.name.startswith("._") or path in listed or image.is_file()):
