@@ -32,8 +32,10 @@ def check(trainings: Sequence[Training]) -> None:
     for training in trainings:
         depth = training.section.model.depth
         check_size(training.size_vox, depth, training.section.model.space_to_depth)
-        if window_of(training) and set(training.size_vox) == {stride(depth)}:
-            wanted = f"more than {stride(depth)} along some axis, or nothing is left to normalise"
+        _check_heads(training.section.model, training.task)
+        least = stride(depth) * training.section.model.space_to_depth
+        if window_of(training) and set(training.size_vox) == {least}:
+            wanted = f"more than {least} along some axis, or nothing is left to normalise"
             raise ParamsError("patch size", wanted=wanted, got=format_size(training.size_vox))
         if 2 * training.section.epoch_voxels < training.voxels_per_step:
             size = format_size(training.size_vox)
@@ -43,6 +45,19 @@ def check(trainings: Sequence[Training]) -> None:
         if prepared:
             _check_margin(training, prepared)
             _check_rehearsal(training.section, spacing_of(prepared), training.task)
+
+
+def _check_heads(model: Model, task: Task) -> None:
+    """Region heads are for regions of which each is the one before without its first class.
+
+    Raises:
+        ParamsError: the task's aren't.
+    """
+    nested = [tuple(range(first, task.n_labels)) for first in range(1, task.n_labels)]
+    if model.heads == "regions" and list(task.region_labels.values()) != nested:
+        wanted = "regions that are each the one before without its first class"
+        got = ", ".join(task.region_names) or "no regions"
+        raise ParamsError("train.model.heads: regions", wanted=wanted, got=got, do="take classes")
 
 
 def _check_margin(training: Training, prepared: Prepared) -> None:
