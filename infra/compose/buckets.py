@@ -4,8 +4,10 @@
 """
 
 import os
+import shutil
 import sys
 import tarfile
+from tempfile import TemporaryFile
 from typing import Any
 
 import boto3
@@ -49,7 +51,12 @@ def load() -> None:
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as tar:
         for member in tar:
             bucket, _, key = member.name.partition("/")
-            client(bucket).upload_fileobj(tar.extractfile(member), bucket, key)
+            body = tar.extractfile(member)
+            assert body is not None
+            with TemporaryFile() as whole:  # S3's client wants to go back; a stream can't
+                shutil.copyfileobj(body, whole)
+                whole.seek(0)
+                client(bucket).upload_fileobj(whole, bucket, key)
             count += 1
     print(f"{count} objects", file=sys.stderr)
 
