@@ -296,7 +296,7 @@ def test_without_held_out_patients_the_model_is_registered_and_told_as_unmeasure
     evaluate(evaluated.params, tmp_path / "prepare", crops.raw, evaluated.trained, out)
     assert "it is not measured on held-out patients" in capsys.readouterr().err
     metrics = json.loads((out / "metrics.json").read_text())
-    assert (metrics["cases"], metrics["mean_regions"], measures_of(metrics)) == (0, None, {})
+    assert (metrics["cases"], metrics["mean_regions"], measures_of(metrics, BRATS)) == (0, None, {})
     assert {path.name for path in out.iterdir()} == {
         path.name for path in evaluated.out.iterdir()
     }  # DVC wants all of its outputs
