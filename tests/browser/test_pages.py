@@ -21,7 +21,17 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from gliotrail.report.viewer import viewer_html
-from gliotrail.tracking.experiment_page import BEST_FIRST, COLUMNS, SCORE, TRAINING, VIEW_NAME
+from gliotrail.tracking.experiment_page import (
+    BEST_FIRST,
+    COLUMNS,
+    CURVES,
+    CURVES_NAME,
+    HELD_OUT_TAG,
+    SCORE,
+    TRAINING,
+    VIEW_NAME,
+)
+from gliotrail.tracking.registry import MODEL
 from tests.support.browser import Browser
 from tests.support.projects import Reproduced
 from tests.support.services import MlflowServer
@@ -127,6 +137,46 @@ def test_the_viewer_shows_each_modality_and_view_and_the_crosshair_moves(browser
     browser.until(lambda: browser.find("#where").text != before)
 
 
+def test_the_viewers_keys_do_what_its_buttons_do_and_are_listed(browser, reproduced):
+    browser.open(reproduced.project.root / f"results/evaluate/viewers/{CASE}.html")
+    ready(browser)
+    listed = browser.find("#keys").text
+    for name in ("T1gd", "coronal", "slice", "errors", "contrast"):
+        assert name in listed
+    page = browser.find("body")
+
+    def pressed(letter):
+        page.send_keys(letter)
+        return browser.look("viewer_keys", "canvas")
+
+    def is_on(css):
+        return browser.find(css).is_selected()
+
+    pressed("3")
+    assert is_on('input[value="T1gd"]')
+    pressed("a")
+    assert is_on('input[value="axial"]')
+    where = browser.find("#where").text
+    pressed(Keys.ARROW_UP)
+    browser.until(lambda: browser.find("#where").text != where)
+    before = browser.look("viewer_window", "canvas").tobytes()
+    assert pressed("+").tobytes() != before
+    assert pressed("0").tobytes() == before
+    assert coloured(pressed("e")) > 0
+    assert [is_on(f"#show-{name}") for name in ("truth", "prediction", "errors")] == [
+        False,
+        False,
+        True,
+    ]
+    pressed("e")
+    assert [is_on(f"#show-{name}") for name in ("truth", "prediction", "errors")] == [
+        True,
+        True,
+        False,
+    ]
+    assert browser.complaints() == []
+
+
 def test_a_case_named_like_a_script_is_shown_by_its_name(browser, prepared_crops, tmp_path):
     name = "<script>document.title='run'</script><b>&"
     page = tmp_path / "strange.html"
@@ -212,7 +262,7 @@ def test_the_runs_table_has_few_columns_and_the_best_trial_first(browser, page_o
     address, sweep = page_of("gliotrail-sweeps")
     browser.open(f"{address.partition('/runs/')[0]}/runs?{BEST_FIRST}")
     names = [column.partition("`")[2].strip("`") for column in COLUMNS]
-    names.remove("test/dice_mean_regions")  # trials are not evaluated
+    names.remove(HELD_OUT_TAG)  # trials are not evaluated
     browser.shows(VIEW_NAME, "3 matching runs", "Run Name", *names[:2])
     browser.look("runs")
     headers = {header.text for header in browser.find_all('[role="columnheader"]')}
@@ -223,6 +273,44 @@ def test_the_runs_table_has_few_columns_and_the_best_trial_first(browser, page_o
     best = max(trials, key=lambda run: run.data.metrics[SCORE])
     shown = [link.text for link in browser.find_all('[role="row"] a[href*="/runs/"]')]
     assert best.info.run_name.startswith(shown[0].rstrip("…"))
+
+
+def test_the_curves_view_shows_training_and_validation_loss_together_and_no_single_dots(
+    browser, page_of
+):
+    for experiment in ("gliotrail", "gliotrail-sweeps"):
+        address, _ = page_of(experiment)
+        browser.open(f"{address.partition('/runs/')[0]}/runs?{CURVES}")
+        browser.shows(CURVES_NAME, "At first sight", "train/soft_dice_l", "val/dice_WT", "Parallel")
+        browser.look(f"curves_{experiment}")
+
+
+def test_a_trainings_own_charts_are_curves(browser, page_of):
+    address, run = page_of("gliotrail", "/model-metrics")
+    browser.open(address)
+    browser.shows("soft_dice_loss")
+    browser.look("run_charts")
+    assert not [key for key in run.data.metrics if key.startswith("test/")]
+    assert run.data.tags["gliotrail.held_out_dice"]
+
+
+def test_the_page_of_a_version_says_what_it_is_worth(browser, server):
+    server.wait()
+    browser.open(f"{server.uri}/#/models/{MODEL}/versions/1?{TRAINING}")
+    browser.shows("Held-out Dice", "gliotrail segment SCAN.nii.gz")
+    browser.look("version")
+
+
+# DVC's plots
+
+
+def test_dvcs_plots_are_drawn_without_internet(browser, reproduced, tmp_path):
+    browser.complaints()
+    reproduced.project.run("dvc", "plots", "show", "--out", str(tmp_path / "plots"))
+    browser.open(tmp_path / "plots/index.html")
+    browser.until(lambda: len(browser.find_all("canvas, svg.marks")) >= 4)
+    assert coloured(browser.look("plots")) > 0
+    assert browser.complaints() == []
 
 
 def test_the_viewer_opens_in_mlflows_artifact_view(browser, page_of):

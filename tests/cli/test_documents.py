@@ -1,5 +1,6 @@
 """Commands in README.md and docs/: tagged, naming only what exists, and run where tagged `run`."""
 
+import json
 import re
 import textwrap
 
@@ -49,6 +50,10 @@ def test_blocks_tagged_run_do_run(document, request):
     for block in blocks_of(document):
         if block.tag == "run":
             run(block, request.getfixturevalue("reproduced_copy"))
+    if document == "docs/how-to/change.md":  # its change changes something
+        project = request.getfixturevalue("reproduced_copy")
+        changed = json.loads(project.run("dvc", "metrics", "diff", "--json").stdout)
+        assert "results/evaluate/measures/mean_regions.json" in str(changed)
 
 
 def test_links_lead_somewhere():

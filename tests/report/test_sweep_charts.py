@@ -1,5 +1,7 @@
+import itertools
 import math
 
+import numpy as np
 import pytest
 
 from gliotrail.report.colours import STATUS_COLOURS
@@ -145,3 +147,22 @@ def test_the_bars_hold_all_that_was_seen_once():
 def test_the_same_sweep_is_drawn_as_the_same_bytes():
     first, second = (figure_png(draw_parallel(many(12), "sweep")) for _ in range(2))
     assert first == second
+
+
+def test_few_rates_have_their_ticks_where_they_are_and_no_label_prints_over_another():
+    for rates in (
+        [1e-4, 3e-4],
+        [1e-4],
+        [1e-4, 1.05e-4, 2e-4, 1e-2],
+        list(np.geomspace(1e-5, 1, 8)),
+    ):
+        figure = draw_rates([trial(rate, score=0.5) for rate in rates], "sweep")
+        figure_array(figure)
+        axes = figure.axes[0]
+        shown = [text for text in axes.get_xticklabels() if text.get_text()]
+        assert {float(text.get_text()) for text in shown} <= {
+            float(f"{rate:.3g}") for rate in rates
+        }
+        assert float(shown[0].get_text()) == float(f"{min(rates):.3g}")
+        boxes = sorted((text.get_window_extent() for text in shown), key=lambda box: box.x0)
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from gliotrail.params import Sweep
 from gliotrail.runs.journal import RunFolder
 from gliotrail.search.halving import Halving
+from gliotrail.search.outcome import figures
 from gliotrail.search.proposals import Trial
+from tests.support.tracked_runs import begun, go_on
 
 NO_TRAINING: Any = None
 
@@ -89,3 +91,13 @@ def test_a_decision_stands_and_is_remembered(tmp_path: Path) -> None:
         "decision": "stopped",
     }  # fmt: skip
     assert not Halving(sweep_of("asha", 4), log).goes_on(trial(3), 1, 0.65)
+
+
+def test_a_sweeps_own_run_has_its_winners_dice_and_the_best_of_each_rung(tmp_path: Path) -> None:
+    halving, trials = Halving(sweep_of("asha", 4), tmp_path / "log.csv"), []
+    for number, value in enumerate([0.5, 0.7]):
+        trials.append(Trial(number, {}, NO_TRAINING, begun(tmp_path / f"t{number}")))
+        go_on(trials[-1].run, [1, 2 + number])
+        halving.goes_on(trials[-1], 1, value)
+    told = figures({"trial": "t1"}, trials, halving)
+    assert told == {"sweep/winner_dice_WT": 0.003, "sweep/best_dice_at_epoch_1": 0.7}

@@ -76,6 +76,20 @@ def test_the_champion_stays_or_goes_by_the_validation_score(server: MlflowClient
     assert (str(holder.version), float(holder.tags["gliotrail.score"])) == ("3", 0.6)
 
 
+def test_a_versions_page_says_what_it_is_worth_and_how_to_use_it(server: MlflowClient) -> None:
+    run, says = trained()
+    record(run, says)
+    told = server.get_model_version(MODEL, "1").description
+    for wanted in (
+        "validation Dice 0.500, held out 0.700", "WT 0.800", "FLAIR, T1w, T1gd, T2w",
+        "3 enhancing", f"--model models:/{MODEL}/1", "mlflow.pyfunc.load_model", "/runs/",
+    ):  # fmt: skip
+        assert wanted in told
+    server.update_model_version(MODEL, "1", "mine")
+    record(run, says)
+    assert server.get_model_version(MODEL, "1").description == "mine"
+
+
 def planned(says: dict[str, Any], seen: int, planned: int) -> dict[str, Any]:
     tags = says["tags"] | {"gliotrail.planned_voxels": str(planned)}
     return says | {"tags": tags, "params": says["params"] | {"epochs": 1, "epoch_voxels": seen}}

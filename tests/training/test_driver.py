@@ -234,3 +234,21 @@ def test_bfloat16_is_refused_where_the_cpu_only_imitates_it(
 def test_an_epoch_is_as_many_voxels_for_every_patch_size(crops: Crops) -> None:
     plans = [plan_of(crops.training(train__patch_size=size)) for size in ("16x16x8", "16x16x16")]
     assert [plan.steps_per_epoch for plan in plans] == [8, 4]
+
+
+@pytest.mark.parametrize("steps", [2, 6])
+def test_step_0_is_what_the_first_weights_can_do_and_changes_nothing_else(
+    steps: int, training: Training, whole: RunFolder, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path)
+    with pytest.raises(StoppedError):
+        run_training(training, run, stop_after(steps), judge_start=True)
+    assert [c.step for c in run.history()] == [0, 4][: 1 + steps // 4]
+    run_training(training, run, World(), judge_start=True)
+    assert [c.step for c in run.history()] == [0, 4, STEPS]
+    assert [p.name for p in run.history()[0].pictures()] == ["validation.png"]
+    first = {p.key for p in run.points() if p.step == 0}
+    assert {"val/dice_mean_regions", "val/soft_dice_loss"} <= first
+    assert not [key for key in first if key.startswith("train/")]
+    assert [point for point in curves(run) if point[1]] == curves(whole)
+    assert result(training, run)[1] == result(training, whole)[1]  # bit for bit

@@ -19,7 +19,7 @@ from gliotrail.progress import say
 from gliotrail.runs.lineage import Origin, describe
 from gliotrail.runs.stop import asked_by, stop_if_asked
 from gliotrail.search.halving import Halving
-from gliotrail.search.outcome import artifacts, best_of, row_of, show, summary, write
+from gliotrail.search.outcome import artifacts, best_of, figures, row_of, show, summary, write
 from gliotrail.search.population import Population
 from gliotrail.search.proposals import Proposals, Trial
 from gliotrail.tracking.delivery_thread import Hold, tracked
@@ -72,7 +72,8 @@ def sweep(
         if population:
             best["schedule"] = population.schedule(best["trial"])
         if not parent.is_finished():
-            parent.end("FINISHED", summary(rows, best), best)
+            found = best | figures(best, trials, halving)
+            parent.end("FINISHED", summary(rows, best), found)
         if params.sweep.keep == "winner":
             for row, trial in zip(rows, trials, strict=True):
                 if row["status"] != "FAILED" and trial.name != best["trial"]:

@@ -16,7 +16,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from gliotrail.report.colours import (
     BACKGROUND,
@@ -166,8 +166,9 @@ def draw_rates(trials: Sequence[Outcome], title: str) -> Figure:
     axes.set_xscale("log")
     rates = [trial.values["learning_rate"] for trial in trials]
     axes.set_xlim(min(rates) / 1.3, max(rates) * 1.3)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
+    ticks = _ticks(rates)
+    axes.xaxis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("learning rate", color=FOREGROUND, fontsize=9)
     axes.set_ylabel(DICE, color=FOREGROUND, fontsize=9)
@@ -196,6 +197,19 @@ def draw_rates(trials: Sequence[Outcome], title: str) -> Figure:
             entries.append((handle, _SPOKEN[status]))
     _legend(axes, entries)
     return figure
+
+
+def _ticks(rates: Sequence[float]) -> list[float]:
+    """Where the values are, as far as their labels have room; empty where there are many."""
+    values = sorted(set(rates))
+    if len(values) > 8:
+        return []
+    room = math.log(max(rates) / min(rates)) / 9
+    ticks = values[:1]
+    for value in values[1:]:
+        if math.log(value / ticks[-1]) > room:
+            ticks.append(value)
+    return ticks
 
 
 def draw_budget(trials: Sequence[Outcome], rungs: Sequence[int], title: str) -> Figure:

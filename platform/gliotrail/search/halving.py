@@ -45,6 +45,13 @@ class Halving:
         self.decisions = list(parsed_rows(log, _parse))
         self._made = {(d.trial, d.rung): d for d in self.decisions}
 
+    def best_by_rung(self) -> dict[int, float]:
+        """The best value that was seen at each rung."""
+        best: dict[int, float] = {}
+        for decision in self.decisions:
+            best[decision.rung] = max(decision.value, best.get(decision.rung, decision.value))
+        return best
+
     def rungs(self, number: int) -> tuple[int, list[int]]:
         """The bracket of the sweep's trial `number` (from 0), and the rungs of that bracket."""
         if self._sweep.scheduler == "fifo":

@@ -62,6 +62,15 @@ def best_of(rows: Sequence[Row], trials: Sequence[Trial]) -> dict[str, Any]:
     }
 
 
+def figures(best: Mapping[str, Any], trials: Sequence[Trial], halving: Halving) -> dict[str, float]:
+    """What the sweep's own run has as metrics: its winner's Dice, and the best of each rung."""
+    (winner,) = (trial for trial in trials if trial.name == best["trial"])
+    last = {p.key: p.value for p in winner.run.points() if p.key.startswith("val/dice_")}
+    told = {key.replace("val/", "sweep/winner_"): value for key, value in last.items()}
+    rungs = {f"sweep/best_dice_at_epoch_{n}": v for n, v in halving.best_by_rung().items()}
+    return told | rungs
+
+
 def write(out: Path, rows: Sequence[Row], best: Mapping[str, Any], decisions: bytes) -> None:
     """The stage's outputs: `best.json`, `trials.csv`, `decisions.csv`."""
     with replacing(out) as partial:

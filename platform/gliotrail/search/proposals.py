@@ -67,7 +67,8 @@ class Trial:
         """The score at the end of each epoch so far; epochs start at 1."""
         from gliotrail.segmentation.loop import SCORE  # seconds of imports
 
-        scores = [point.value for point in self.run.points() if point.key == SCORE]
+        points = self.run.points()
+        scores = [point.value for point in points if point.key == SCORE and point.step]
         return dict(enumerate(scores, 1))
 
 

@@ -5,6 +5,7 @@ from typing import Any, Final
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
+from gliotrail.dataset.task import Task
 from gliotrail.errors import TrackingError
 from gliotrail.runs.lineage import PLANNED_TAG
 from gliotrail.tracking.client import client, one_line
@@ -19,6 +20,8 @@ from gliotrail.tracking.registry import (
 )
 
 _DICE: Final = "test/dice_"
+_OURS: Final = "**Gliotrail**"
+"""Begins a description that may be written anew."""
 
 
 def versions() -> list[dict[str, Any]]:
@@ -65,6 +68,40 @@ def figures(server: MlflowClient, version: ModelVersion) -> str:
     told = [f"validation Dice {score:.3f}"] if score is not None else []
     told += [f"held out {dice:.3f}"] if dice is not None else []
     return f"version {version.version} ({', '.join(told) or 'not judged'})"
+
+
+def describe_version(server: MlflowClient, version: ModelVersion, task: Task) -> None:
+    """Say on a version's page in MLflow what it is worth, of what, and how to use it.
+
+    What a person wrote stays.
+    """
+    known = server.get_model_version(version.name, version.version)
+    if known.description and not known.description.startswith(_OURS):
+        return
+    run = server.get_run(str(known.run_id))
+    tags = run.data.tags
+    measures = held_out(server, run)
+    names = (*task.class_names, *task.region_names)
+    dice = [f"{n} {measures[f'{_DICE}{n}']:.3f}" for n in names if f"{_DICE}{n}" in measures]
+    digests = [f"`{key.removeprefix('dvc.')}` {value[:10]}" for key, value in sorted(tags.items())
+               if key.startswith("dvc.")]  # fmt: skip
+    uri = f"models:/{known.name}/{known.version}"
+    page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    parts = [
+        f"{_OURS} {figures(server, known)}",
+        f"**Held-out Dice** {', '.join(dice)}" if dice else "Not measured on held-out patients.",
+        f"**Input** {', '.join(task.channel_names)}, in this order. "
+        f"**Output** labels: 0 background, "
+        + ", ".join(f"{n} {name}" for n, name in enumerate(task.class_names, start=1)),
+        f"**Data** {', '.join(digests)}" if digests else "",
+        f"**Run** [{run.info.run_name}]({page})",
+        f"    gliotrail segment SCAN.nii.gz -o mask.nii.gz --model {uri}\n"
+        f"    gliotrail trace {uri}\n"
+        f'    mlflow.pyfunc.load_model("{uri}").predict("SCAN.nii.gz")',
+    ]
+    text = "\n\n".join(part for part in parts if part)
+    if text != known.description:
+        server.update_model_version(known.name, known.version, text)
 
 
 def crown(name: str) -> dict[str, str | None]:

@@ -13,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from gliotrail.paths import state_dir
 from gliotrail.runs.journal import Point, RunFolder
 from gliotrail.runs.lineage import PLANNED_TAG
-from gliotrail.tracking.champion import figures
+from gliotrail.tracking.champion import describe_version, figures
 from gliotrail.tracking.client import client, existing_run, one_line
 from gliotrail.tracking.delivery import deliver
 from gliotrail.tracking.evaluation_run import held_out, record_held_out
@@ -97,6 +97,9 @@ def record_evaluation(
         )
         before, missing = champion(server, version.name), _missing_voxels(run)
         won = promote(server, version, score, judged_on, rescore_version, bool(missing))
+        from gliotrail.segmentation.weights import read  # torch takes seconds to import
+
+        describe_version(server, version, read(weights)[1].task)
         now = champion(server, version.name)
         scored = server.get_model_version(version.name, version.version)
         told = [f"{version.name} {figures(server, scored)}"]

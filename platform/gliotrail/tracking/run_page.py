@@ -136,7 +136,8 @@ def _facts(described: Mapping[str, Any], points: Sequence[Point]) -> str:
     keys = ("learning_rate", "patch_size", "batch_size", "steps", "loss", "seed")
     told = [f"{key.replace('_', ' ')} {_short(params[key])}" for key in keys if key in params]
     rows["training"] = ", ".join(told)
-    scores = [(p.value, -p.step) for p in points if p.key == SCORE]
+    # step 0 is of the first weights
+    scores = [(p.value, -p.step) for p in points if p.key == SCORE and p.step]
     if scores:
         best, step = max(scores)
         place = sorted({-s for _, s in scores}).index(-step) + 1

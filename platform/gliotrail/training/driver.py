@@ -98,6 +98,7 @@ def run_training(
     world: World,
     on_epoch: OnEpoch | None = None,
     until: int | None = None,
+    judge_start: bool = False,
 ) -> State:
     """Train to the plan's end, from the last final checkpoint if there is one.
 
@@ -106,6 +107,7 @@ def run_training(
 
     Args:
         until: the epoch to stop after, if that is not the plan's last.
+        judge_start: whether the first weights are validated, too, as step 0.
 
     Raises:
         TrainingError, DataError, ParamsError: as the loop, the data and the params have it.
@@ -150,7 +152,8 @@ def run_training(
     def report(step: int, metrics: Mapping[str, float], snapshot: Callable[[], State]) -> None:
         nonlocal last_checkpoint_s
         epoch_ends = SCORE in metrics
-        if writer is not None and step > writer.last_step:  # others were taken before
+        is_new = writer is not None and step > writer.last_step  # others were taken before
+        if writer is not None and (is_new or (step == 0 and not run.history())):
             writer.write(step, metrics)
             if epoch_ends or time.monotonic() - last_checkpoint_s > CHECKPOINT_EVERY_S:
                 for region, labels_IJK in shown.items():
@@ -160,12 +163,14 @@ def run_training(
                 writer.begin_checkpoint(step, to_bytes(snapshot()))
                 last_checkpoint_s = time.monotonic()
         shown.clear()
-        if epoch_ends and on_epoch is not None:
+        if step and epoch_ends and on_epoch is not None:
             if writer is not None:
                 writer.finish_checkpoint()  # what is told is never more than what is kept
             on_epoch({"epoch": step // plan.steps_per_epoch, SCORE: metrics[SCORE]})
 
     try:
+        if state is None and judge_start:
+            report(0, judge(model.to(world.device)), lambda: State(0, {}))
         state = fit(
             model,
             source,
