@@ -13,13 +13,14 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from tempfile import gettempdir
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+from gliotrail.cluster.ray_internals import leave_sigterm_to_us, read_token_again
+from gliotrail.cluster.ray_watch import while_ray_lives
 from gliotrail.errors import ClusterError, ParamsError
 from gliotrail.paths import short_temp
 from gliotrail.progress import say
@@ -42,6 +43,8 @@ _LOCAL_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 _SHM = "/dev/shm"  # noqa: S108 - Ray's place for it
+_STARTS = 3
+"""A busy machine may need more than the 30 s that Ray allows for one."""
 WORKERS = "GLIOTRAIL_WORKERS"
 GPUS = "GLIOTRAIL_GPUS"
 
@@ -89,42 +92,59 @@ def cluster() -> Iterator[Callable[[], None]]:
     if not address:
         os.environ["RAY_AUTH_MODE"] = "token"  # whatever the user's clusters want
         os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
-        Config.initialize("")  # it read the mode when it was imported
-        AuthenticationTokenLoader.instance().reset_cache()
+        read_token_again()
+    leave_sigterm_to_us()
     with ThreadPoolExecutor(1, "ray") as starter:
         started = starter.submit(_connect, address)
         try:
-            yield started.result
+            with ExitStack() as watched:  # until the end begins, in which Ray's processes go
+
+                def connected() -> None:
+                    started.result()
+                    if not (address or "").startswith("ray://"):
+                        watched.enter_context(while_ray_lives(not address))
+
+                yield connected
         finally:
             if started.exception() is None:
                 ray.shutdown()
 
 
 def _connect(address: str | None) -> None:
-    # it warns that a thread can't handle signals; this process handles its own
-    logging.getLogger("ray._private.worker").addFilter(lambda r: "SIGTERM handler" not in r.msg)
     if address:
         check_answer(address)
     else:
         os.environ["RAY_TMPDIR"] = short_temp()
+    for left in reversed(range(_STARTS)):
+        try:
+            _init(address)
+        except Exception as error:
+            # as broad as what Ray raises where a start takes it more than 30 s
+            if address and not isinstance(error, ConnectionError | ValueError):
+                raise
+            if address:
+                raise _no_answer(address, error) from None
+            if not left:
+                raise _no_start(error) from None
+            say(f"Ray did not start ({error}); it is tried again")
+            ray.shutdown()
+        else:
+            return
+
+
+def _init(address: str | None) -> None:
     # Ray gives the interpreter to a shell as it is, and a path may have a space
     python = shlex.quote(sys.executable)
-    try:
-        ray.init(
-            address=address or "local",
-            runtime_env=None if python == sys.executable else {"py_executable": python},
-            num_cpus=None if address else cpus_here(),
-            include_dashboard=None if address else False,
-            # where there is no shared memory, or none to write to, Ray's own processes would crash
-            _plasma_directory=None if address or os.access(_SHM, os.W_OK) else gettempdir(),
-            logging_level=logging.WARNING,
-            log_to_driver=bool(os.environ.get("GLIOTRAIL_RAY_LOGS")),
-        )
-    except Exception as error:
-        # as broad as what Ray raises where a start takes it more than 30 s
-        if address and not isinstance(error, ConnectionError | ValueError):
-            raise
-        raise (_no_answer(address, error) if address else _no_start(error)) from None
+    ray.init(
+        address=address or "local",
+        runtime_env=None if python == sys.executable else {"py_executable": python},
+        num_cpus=None if address else cpus_here(),
+        include_dashboard=None if address else False,
+        # where there is no shared memory, or none to write to, Ray's own processes would crash
+        _plasma_directory=None if address or os.access(_SHM, os.W_OK) else gettempdir(),
+        logging_level=logging.WARNING,
+        log_to_driver=bool(os.environ.get("GLIOTRAIL_RAY_LOGS")),
+    )
 
 
 def check_answer(address: str) -> None:

@@ -1,0 +1,49 @@
+"""What is used of Ray that Ray doesn't promise to keep is in few files, and as they expect it."""
+
+import inspect
+import re
+from pathlib import Path
+
+import ray
+from ray._private import node, ray_constants
+from ray.job_submission import JobSubmissionClient
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+
+import gliotrail
+from gliotrail.cluster import ray_internals
+
+PRIVATE = re.compile(r"ray[.\w]*\._\w+|from ray[.\w]*_internal|_internal_kv|_do_request")
+HOLDERS = {"ray_internals.py", "fixed_scaling.py", "workers.py", "autoscaling.py", "submit.py"}
+
+
+def test_nobody_else_uses_what_ray_does_not_promise() -> None:
+    found = {
+        path.name
+        for path in Path(gliotrail.__file__).parent.rglob("*.py")
+        if PRIVATE.search(path.read_text())
+    }
+    assert found <= HOLDERS
+
+
+def test_it_is_as_we_expect_it() -> None:
+    assert isinstance(ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER, bool)
+    assert {"raylet", "gcs_server"} == {
+        ray_constants.PROCESS_TYPE_RAYLET,
+        ray_constants.PROCESS_TYPE_GCS_SERVER,
+    }
+    assert hasattr(ray._private.worker, "_global_node")
+    assert "self.all_processes" in inspect.getsource(node.Node.__init__)
+    ray_internals.read_token_again()
+    for owner, names in {
+        TorchTrainer: ("_create_default_callbacks", "_initialize_and_run_controller",
+                       "_register_sigint_handler"),
+        FixedScalingPolicy: ("after_controller_start", "_maybe_send_resource_request"),
+        JobSubmissionClient: ("_do_request",),
+    }.items():  # fmt: skip
+        assert all(callable(getattr(owner, name, None)) for name in names), owner
+
+
+def test_sigterm_is_left_to_us_before_ray_starts() -> None:
+    ray_internals.leave_sigterm_to_us()
+    assert ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER is True
