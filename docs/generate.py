@@ -50,6 +50,9 @@ ENVIRONMENT = {
     " for a sweep's one-worker trials a share such as 0.5; `auto`.",
     "GLIOTRAIL_HEARTBEAT_S": "Seconds between the heartbeats of a process with a run; 30.",
     "GLIOTRAIL_JOB": "Set in a stage that runs as a Ray job; not for users.",
+    "GLIOTRAIL_MICRO_BATCH": "Patches that a worker computes at a time, or `auto`: all of its own,"
+    " and half as many as often as the first step runs out of GPU memory. Changes memory, and"
+    " results by rounding; `auto`.",
     "GLIOTRAIL_ORIGIN": "Set in a Ray job: commit and code of what sent it; not for users.",
     "GLIOTRAIL_RAY_LOGS": "Anything: what Ray's workers print is shown, too.",
     "GLIOTRAIL_STATE": "Where runs in progress, caches and the tracking database are; `.gliotrail`"
@@ -89,6 +92,14 @@ KEYS = {
     "train/learning_rate": ("each epoch", "At its last step."),
     "train/voxels_per_s": ("each epoch", "Of all workers."),
     "train/data_wait_share": ("each epoch", "Share of it in which a worker waited for patches."),
+    "train/step_s_median": ("each epoch", "Of worker 0's steps, waiting included."),
+    "train/step_s_p95": ("each epoch", "Their 95th percentile."),
+    "train/peak_gpu_gb": ("each epoch", "Most GPU memory that worker 0's tensors held."),
+    "train/mfu": (
+        "each epoch",
+        "Sums of the network a second, as a share of the GPU's peak, where"
+        " that is known: `segmentation/precision.py`.",
+    ),
     "trial/voxels": ("a trial's end", "Voxels seen."),
     "trial/seconds": ("a trial's end", "From its first step to its last, of all its attempts."),
 }
@@ -242,7 +253,7 @@ def _metrics() -> Iterator[str]:
     yield f"`{SCORE}` decides which trial wins and which model is the champion."
     steps = [f"train/{name}_loss" for name in LOSSES]
     rows = [(f"`{key}`", "each step", "Of the patches of a step, mean.") for key in steps]
-    _check("KEYS", KEYS, r'"(tr(?:ain|ial)/[a-z_]+)"')
+    _check("KEYS", KEYS, r'"(tr(?:ain|ial)/[a-z0-9_]+)"')
     rows += [(f"`{key}`", when, what) for key, (when, what) in KEYS.items()]
     validated = [*_validation_keys("val"), *_validation_keys("val_synthetic")]
     for when, keys in (("each epoch", validated), ("evaluate", _test_keys())):

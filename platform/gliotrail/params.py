@@ -227,7 +227,7 @@ class Train(Section):
     epochs: Count
     epoch_voxels: Count
     augment: Augment
-    precision: Literal["float32", "float64", "bfloat16", "float16"]
+    precision: Literal["float32", "tf32", "float64", "bfloat16", "float16"]
     seed: Seed
 
 

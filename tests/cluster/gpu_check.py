@@ -20,14 +20,17 @@ from torch import Tensor
 
 from gliotrail.cluster.connection import cluster, nodes
 from gliotrail.cluster.trials import resources
+from gliotrail.errors import ParamsError
 from gliotrail.segmentation.inference import forward
 from gliotrail.segmentation.loop import SCORE, Plan, State, World, fit, gradients_and_losses
+from gliotrail.segmentation.precision import convolutions_in
 from gliotrail.segmentation.sampling import Batch, Sample, batches
 from gliotrail.segmentation.unet import UNet3d, initialize
+from gliotrail.training.driver import check_precision
 
 TOLERANCES: Final[Mapping[str, tuple[float, float, float]]] = {
     "float32": (1e-4, 1e-3, 1e-3),
-    "float32 by TF32": (5e-3, 1e-1, 1e-2),
+    "tf32": (5e-3, 1e-1, 1e-2),
     "float16": (5e-3, 1e-1, 1e-2),
     "bfloat16": (3e-2, 2e-1, 3e-2),
 }
@@ -64,6 +67,7 @@ class Balls:
     """A source of samples: three balls in noise, each brighter in a channel of its own."""
 
     size_vox: tuple[int, int, int] = (32, 32, 32)
+    width: tuple[int, int] = (4, 3)
 
     def sample(self, number: int) -> Sample:
         """Sample n."""
@@ -111,7 +115,8 @@ def logits(device: torch.device, precision: str, base_filters: int) -> Tensor:
     model = network(base_filters).to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     batch: Batch = next(batches(SOURCE, range(1), 2, device=device))
     dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(precision)
-    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+    half = torch.autocast(device.type, dtype, enabled=dtype is not None)
+    with torch.no_grad(), convolutions_in(precision), half:
         image = batch.image_BCIJK.to(device, memory_format=torch.channels_last_3d)
         return model(image).float().cpu()  # type: ignore[no-any-return]
 
@@ -149,13 +154,12 @@ def rows(
         gradients(cpu, "float32", base_filters),
         training(World(), "float32", base_filters, steps)[0],
     )
-    for name in precisions:
-        precision, most = name.partition(" ")[0], TOLERANCES[name]
-        if name == "bfloat16" and not (
-            device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        ):
+    for precision in precisions:
+        try:
+            check_precision(precision, device)
+        except ParamsError:
             continue
-        torch.backends.cudnn.allow_tf32 = name != "float32"
+        most = TOLERANCES[precision]
         got = (
             logits(device, precision, base_filters),
             gradients(device, precision, base_filters),
@@ -163,18 +167,20 @@ def rows(
         )
         kinds = ("logits", "gradients", f"losses of {steps} steps")
         for kind, ours, wanted, allowed in zip(kinds, got, true, most, strict=True):
-            yield Row(f"{name}: {kind}", difference(ours, wanted), allowed)
+            yield Row(f"{precision}: {kind}", difference(ours, wanted), allowed)
 
-    torch.backends.cudnn.allow_tf32 = False
     image = torch.from_numpy(SOURCE.serve(SOURCE.sample(0))[0])[None].to(device)
     model = network(base_filters).to(device)
-    with torch.no_grad():
+    with torch.no_grad(), convolutions_in("float32"):
         plain = model(image)
         model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         last = model(image.contiguous(memory_format=torch.channels_last_3d))
     yield Row("channels_last_3d: logits", difference(last, plain), 1e-4)
     probabilities = torch.from_numpy(forward(model, image[0].cpu().numpy()))
     yield Row("prediction", difference(probabilities, plain[0].sigmoid()), 1e-4)
+
+    limited = torch.from_numpy(forward(model, image[0].cpu().numpy(), most_bytes=1))
+    yield Row("prediction in blocks", difference(limited, plain[0].sigmoid()), 1e-4)
 
     first, second = (training(World(device=device), "float32", base_filters, steps)[1].tensors
                      for _ in range(2))  # fmt: skip
@@ -200,7 +206,6 @@ def two_workers(backend: str, base_filters: int = 32, steps: int = STEPS) -> Row
 def _worker(
     rank: int, backend: str, folder: str, base_filters: int, steps: int, source: Balls
 ) -> None:
-    torch.backends.cudnn.allow_tf32 = False
     device = _device(backend, rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -235,6 +240,25 @@ def _half() -> tuple[float, float]:
     return begin, time.time()
 
 
+def speed(
+    device: torch.device, precision: str, base_filters: int = 32, steps: int = 20
+) -> dict[str, float]:
+    """What the loop tells of an epoch on patches of 64x64x64, without the `train/`."""
+    told: dict[str, float] = {}
+    plan = replace(PLAN, precision=precision, steps=steps, steps_per_epoch=steps)
+
+    def report(step: int, metrics: Mapping[str, float], snapshot: Callable[[], State]) -> None:
+        told.update(metrics)
+
+    source, world = Balls((64, 64, 64)), World(device=device)
+    fit(network(base_filters), source, plan, lambda model: {SCORE: 0.0}, report, world)
+    return {
+        key.removeprefix("train/"): value
+        for key, value in told.items()
+        if key.startswith(("train/voxels", "train/step", "train/peak", "train/mfu"))
+    }
+
+
 def main() -> None:
     """Print the table.
 
@@ -253,6 +277,15 @@ def main() -> None:
     for row in _all(last):
         failed += not row.holds
         print(f"| {row.what} | {row.got:.2g} | {row.most:g} | {'' if row.holds else 'FAILED'} |")
+    print("\nspeed, patches of 64x64x64, 2 a step:")
+    for precision in TOLERANCES:
+        try:
+            check_precision(precision, torch.device("cuda", 0))
+        except ParamsError as error:
+            print(f"- {error}")
+            continue
+        told = speed(torch.device("cuda", 0), precision)
+        print(f"- {precision}: {', '.join(f'{k} {v:.3g}' for k, v in told.items())}")
     if torch.cuda.device_count() < 2:
         print("\nnot compared, as there is one GPU: two workers by NCCL")
     raise SystemExit(bool(failed))

@@ -14,7 +14,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "SOURCE", gpu_check.Balls((8, 8, 8)))
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
 
 
 def test_a_device_that_computes_the_same_passes_every_row() -> None:
@@ -22,7 +21,8 @@ def test_a_device_that_computes_the_same_passes_every_row() -> None:
     assert [row.what for row in rows if not row.holds] == []
     assert [row.what for row in rows] == [
         "float32: logits", "float32: gradients", "float32: losses of 2 steps",
-        "channels_last_3d: logits", "prediction", "the same training twice: values that differ",
+        "channels_last_3d: logits", "prediction", "prediction in blocks",
+        "the same training twice: values that differ",
     ]  # fmt: skip
 
 
@@ -41,6 +41,12 @@ def test_a_device_that_computes_something_else_fails(monkeypatch: pytest.MonkeyP
         "the same training twice: values that differ",
     ]  # fmt: skip
     assert not gpu_check.Row("no number", float("nan"), 1).holds
+
+
+def test_speed_is_what_the_loop_tells() -> None:
+    told = gpu_check.speed(CPU, "float32", 2, 2)
+    assert set(told) == {"voxels_per_s", "step_s_median", "step_s_p95"}
+    assert all(value > 0 for value in told.values())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from gliotrail.cluster import gpus
-from gliotrail.cluster.gpus import backend_of, decide, device_of, gpus_wanted
+from gliotrail.cluster.gpus import (
+    backend_of,
+    decide,
+    device_of,
+    gpus_wanted,
+    micro_batch_wanted,
+)
 from gliotrail.errors import ClusterError, ParamsError
 
 
@@ -88,3 +94,14 @@ def test_a_worker_with_a_gpu_and_no_cuda_says_so_and_takes_no_cpu(
     monkeypatch.setenv("GLIOTRAIL_TEST_GPU_IS_CPU", "1")
     assert device_of(1) == torch.device("cpu")
     assert backend_of(1) == "gloo"
+
+
+def test_how_many_patches_at_a_time_is_said_by_one_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for text, wanted in (("", None), ("auto", None), ("2", 2)):
+        monkeypatch.setenv("GLIOTRAIL_MICRO_BATCH", text)
+        assert micro_batch_wanted() == wanted
+    monkeypatch.setenv("GLIOTRAIL_MICRO_BATCH", "0")
+    with pytest.raises(ParamsError, match="GLIOTRAIL_MICRO_BATCH: wanted a whole number above 0"):
+        micro_batch_wanted()

@@ -1,18 +1,26 @@
 """What becomes of what a worker raises. Ray Train calls its function in this process: 0 workers."""
 
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 
+from gliotrail.cluster import workers
 from gliotrail.cluster.connection import Resources
 from gliotrail.cluster.fixed_scaling import Fixed
 from gliotrail.cluster.workers import fit_on_workers
 from gliotrail.errors import TrainingError
 from gliotrail.runs.journal import TRACEBACK_FILE, RunFolder
+from gliotrail.segmentation.loop import World
+from gliotrail.training.driver import result
 from tests.support.crops import Crops
+from tests.support.environment import in_state
+from tests.support.gloo import gloo_workers
 from tests.support.scans import edit_json
 
 
@@ -36,3 +44,101 @@ def test_a_fixed_number_of_workers_is_decided_without_an_autoscaler() -> None:
     decision = policy.make_decision_for_non_running_worker_group()
     assert decision == ResizeDecision(2, {"CPU": 1})
     policy.before_controller_abort()
+
+
+BUG = {
+    ValueError("a bug"): "ValueError: got a bug; look at the run's traceback; it was not tried",
+    torch.OutOfMemoryError(
+        "CUDA out of memory"
+    ): "the GPU's memory ran out: got CUDA out of memory;"
+    " memory; set GLIOTRAIL_MICRO_BATCH=1, or a smaller train.patch_size or train.batch_size",
+}
+
+
+@pytest.mark.parametrize("error", BUG)
+def test_what_is_no_lost_worker_ends_after_one_try_with_a_line_that_says_what_to_do(
+    error: Exception, crops: Crops, tmp_path: Path, ray_cluster: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    tries = []
+
+    def fails(*_: object) -> None:
+        tries.append(1)
+        raise error
+
+    monkeypatch.setattr(workers, "run_training", fails)
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(TrainingError) as told:
+        fit_on_workers(crops.training(), run, Resources(0, 1, 0))
+    assert str(told.value).startswith(BUG[error])
+    # workers that Ray starts in place of these do nothing
+    monkeypatch.setattr(workers, "get_context", lambda: SimpleNamespace(
+        get_world_rank=lambda: 0, get_world_size=lambda: 1))  # fmt: skip
+    config = {"training": crops.training(), "root": str(run.root), "until": None, "of_a_gpu": 0}
+    workers._work(config)
+    assert len(tries) == 1
+
+
+def test_a_lost_worker_is_tried_again(
+    crops: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise workers._PeerLostError("connection closed by peer")
+
+    monkeypatch.setattr(workers, "run_training", fails)
+    monkeypatch.setattr(workers, "get_current_placement_group", lambda: None)
+    monkeypatch.setattr(workers, "get_context", lambda: SimpleNamespace(
+        get_world_rank=lambda: 0, get_world_size=lambda: 1))  # fmt: skip
+    config = {"training": crops.training(), "root": str(tmp_path), "until": None, "of_a_gpu": 0}
+    for _ in range(2):
+        with pytest.raises(workers._PeerLostError):
+            workers._work(config)
+
+
+def hangs(world: World) -> tuple[float, str]:
+    """Rank 1 takes two steps and hangs; what rank 0 makes of it, after how long."""
+    workers._LEAST_S = 2.0
+    sums = workers._Sums()
+    for _ in range(2):
+        sums.in_place(torch.ones(1))
+    sums.expect_s(0.01)
+    if world.rank == 1:
+        time.sleep(12)
+        return 0, ""
+    began = time.monotonic()
+    try:
+        sums.in_place(torch.ones(1))
+    except workers._PeerLostError as error:
+        return time.monotonic() - began, str(error)
+    return 0, "it came after all"
+
+
+def test_a_worker_that_hangs_is_an_error_soon(tmp_path: Path) -> None:
+    with gloo_workers(2, tmp_path) as both:
+        waited_s, told = both(2, hangs)[0]
+    assert told.startswith("workers could not sum within 2 s: ")
+    assert 1.5 < waited_s < 8
+
+
+def work(world: World, config: dict[str, object], state: Path) -> str:
+    """What one of Ray Train's workers does, in a process that Ray knows nothing of."""
+    with pytest.MonkeyPatch.context() as patched:
+        in_state(state, patched)
+        patched.setattr(workers, "get_context", lambda: SimpleNamespace(
+            get_world_rank=lambda: world.rank, get_world_size=lambda: world.workers))  # fmt: skip
+        patched.setattr(workers, "get_current_placement_group", lambda: None)
+        patched.setattr(workers, "ray_report", lambda metrics: None)
+        workers._work(config)
+    failed = Path(str(config["root"])) / "failed.json"
+    return failed.read_text() if failed.is_file() else ""
+
+
+def test_two_workers_train_to_the_end_within_their_time_limits(
+    crops: Crops, tmp_path: Path
+) -> None:
+    training, run = crops.training(), RunFolder(tmp_path / "run")
+    config = {"training": training, "root": str(run.root), "until": None, "of_a_gpu": 0}
+    with gloo_workers(2, tmp_path) as both:
+        assert both(2, work, config, tmp_path) == ["", ""]
+    state, _ = result(training, run)
+    assert state.step > 1

@@ -34,8 +34,8 @@ def patches(prepared_crops: Prepared, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def gloo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
-    """Two real workers."""
+    """Up to four real workers."""
     from tests.support.gloo import gloo_workers
 
-    with gloo_workers(2, tmp_path_factory.mktemp("gloo")) as workers:
+    with gloo_workers(4, tmp_path_factory.mktemp("gloo")) as workers:
         yield workers

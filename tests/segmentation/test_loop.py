@@ -19,8 +19,10 @@ from gliotrail.segmentation.loop import (
     World,
     fit,
     gradients_and_losses,
+    training_flops,
 )
 from gliotrail.segmentation.losses import LOSSES
+from gliotrail.segmentation.precision import peak_flops
 from gliotrail.segmentation.sampling import Patches, Sample, batches
 from gliotrail.segmentation.unet import UNet3d, initialize
 from gliotrail.segmentation.validation import validate
@@ -45,7 +47,12 @@ REGIONS = (
     Region("BRATS_009", Box((10, 10, 4), (26, 26, 12))),
     Region("BRATS_119", Box((30, 20, 0), (46, 36, 8))),
 )
-TIMINGS = {"train/voxels_per_s", "train/data_wait_share"}
+TIMINGS = {
+    "train/voxels_per_s",
+    "train/data_wait_share",
+    "train/step_s_median",
+    "train/step_s_p95",
+}
 
 
 class Seen:
@@ -153,22 +160,22 @@ def test_one_patch_is_learnt_by_heart(
     assert losses[-1] < after
 
 
-@pytest.mark.parametrize("batch_size", [5, 1])
-def test_two_workers_take_the_steps_of_one_in_float64(
-    gloo: Workers, patches: Patches, batch_size: int
+@pytest.mark.parametrize(("workers", "batch_size"), [(1, 5), (2, 5), (2, 1), (4, 5)])
+def test_many_workers_take_the_steps_of_one_in_float64(
+    gloo: Workers, patches: Patches, workers: int, batch_size: int
 ) -> None:
     plan = replace(PLAN, steps=20, steps_per_epoch=10, batch_size=batch_size, precision="float64")
     seen = Seen()
     alone = train(patches, plan, seen=seen)
-    told = gloo(2, train_there, patches, plan)
+    told = gloo(workers, train_there, patches, plan)
     for metrics, tensors in told:
         assert len(metrics) == 20
         for ours, wanted in zip(metrics, seen.without_timings, strict=True):
             assert ours == pytest.approx(wanted, rel=1e-9)
         for name, wanted in alone.tensors.items():
             assert np.abs(tensors[name] - wanted.numpy()).max() <= 1e-9 * wanted.abs().max()
-    assert told[0][0] == told[1][0]
-    assert all(np.array_equal(t, told[1][1][name]) for name, t in told[0][1].items())
+    assert told[0][0] == told[-1][0]
+    assert all(np.array_equal(t, told[-1][1][name]) for name, t in told[0][1].items())
 
 
 def test_two_workers_take_the_first_steps_of_one_in_float32(
@@ -429,3 +436,74 @@ def test_the_soft_dice_loss_is_told_whatever_is_trained_on(patches: Patches) -> 
     train(patches, replace(PLAN, loss="dice_ce"), seen=seen)
     for metrics in seen.metrics:
         assert 0 < metrics["train/soft_dice_loss"] < metrics["train/dice_ce_loss"]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 5])
+@pytest.mark.parametrize("loss", ["soft_dice", "dice_ce"])
+def test_gradients_of_parts_of_a_batch_add_up(
+    patches: Patches, micro_batch: int, loss: str
+) -> None:
+    plan = replace(PLAN, batch_size=5, loss=loss, precision="float64")
+    model = network().double()
+    batch = next(batches(patches, range(1), 5))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    whole = gradients_and_losses(model, batch, plan, scaler, World(), stop=False).clone()
+    seen = []
+    model.register_forward_hook(lambda *args: seen.append(len(args[2])))
+    parts = gradients_and_losses(model, batch, plan, scaler, World(), False, micro_batch)
+    assert max(seen) == micro_batch
+    assert sum(seen) == 5
+    assert float((parts - whole).norm() / whole.norm()) < 1e-6
+
+
+def test_what_does_not_fit_at_the_first_step_is_halved_until_it_does(patches: Patches) -> None:
+    model, sizes = network(), []
+
+    def too_much(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(too_much)
+    plan = replace(PLAN, batch_size=8, steps=2)
+    seen, plain = Seen(), Seen()
+    fit(model, patches, plan, lambda _: {SCORE: 0.0}, seen)
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
+    fit(network(), patches, plan, lambda _: {SCORE: 0.0}, plain)
+    assert np.allclose(seen.losses, plain.losses, rtol=1e-5)
+    with pytest.raises(torch.OutOfMemoryError):  # as many as asked for, or none
+        fit(model, patches, plan, lambda _: {SCORE: 0.0}, seen, World(micro_batch=4))
+
+
+def test_a_step_that_comes_after_a_validation_may_take_any_time(patches: Patches) -> None:
+    told: list[float | None] = []
+    fit(network(), patches, PLAN, lambda _: {SCORE: 0.0}, Seen(), World(expect_s=told.append))
+    known = [median_s is not None for median_s in told]
+    # before each of 8 steps, and before the validation after each 4th
+    assert known == [False, True, True, True, False, False, True, True, True, False]
+    assert all(0 < median_s < 60 for median_s in told if median_s is not None)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_tf32_is_taken_where_it_is_asked_for_alone(patches: Patches, precision: str) -> None:
+    before = torch.backends.cudnn.allow_tf32
+    model, seen = network(), set()
+    model.head.register_forward_hook(lambda *_: seen.add(torch.backends.cudnn.allow_tf32))
+    plan = replace(PLAN, steps=1, precision=precision)
+    fit(model, patches, plan, lambda _: {SCORE: 0.0}, Seen())
+    assert seen == {precision == "tf32"}
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_the_sums_of_a_step_are_counted_and_compared_with_what_is_known_of_a_gpu() -> None:
+    """A 1x1x1 convolution of the head: twice in * out * voxels there, and twice that back."""
+    size_vox = (16, 16, 8)
+    model = UNet3d(1, 2, up_convolution="plain")
+    forward = 2 * 27 * (4 * 2 + 2 * 4) * 2048 + 2 * 4 * 3 * 2048
+    of_image = 2 * 27 * 4 * 2 * 2048  # nobody asks for the image's own gradient
+    assert training_flops(model, size_vox) == 3 * forward - of_image
+    assert peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB", "float32") == 19.5e12
+    assert peak_flops("NVIDIA H100 PCIe", "tf32") == 378e12
+    assert peak_flops("Tesla V100-SXM2-16GB", "tf32") is None
+    assert peak_flops("a card of tomorrow", "float32") is None

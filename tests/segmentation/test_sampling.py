@@ -1,8 +1,9 @@
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from gliotrail.segmentation.sampling import (
     Mixture,
     Patches,
     Phantoms,
+    Sample,
     batches,
     change,
     is_synthetic,
@@ -310,9 +312,64 @@ def test_a_mixture_is_the_same_for_one_and_two_workers(patches: Patches) -> None
     alone = next(batches(source, range(1), 4))
     shared = [next(batches(source, range(1), 4, rank, 2)) for rank in range(2)]
     assert [sample.case == SYNTHETIC for sample in alone.samples] == [False, True, False, True]
-    for rank, batch in enumerate(shared):
-        assert torch.equal(batch.image_BCIJK, alone.image_BCIJK[rank::2])
+    assert sorted(n for batch in shared for n in number_of(batch)) == [0, 1, 2, 3]
+    for batch in shared:
+        assert sorted(sample.case == SYNTHETIC for sample in batch.samples) == [False, True]
+        own = number_of(batch)
+        assert torch.equal(batch.image_BCIJK, alone.image_BCIJK[own])
         assert torch.equal(
-            batch.targets_BCIJK.nan_to_num(-1), alone.targets_BCIJK[rank::2].nan_to_num(-1)
+            batch.targets_BCIJK.nan_to_num(-1), alone.targets_BCIJK[own].nan_to_num(-1)
         )
     assert not torch.equal(alone.image_BCIJK[1], alone.image_BCIJK[3])
+
+
+@dataclass(frozen=True)
+class Served(Patches):
+    """Says when a sample is made."""
+
+    on_serve: Callable[[int], object] = lambda number: None
+
+    def serve(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        self.on_serve(sample.number)
+        return super().serve(sample)
+
+
+def watched(patches: Patches, on_serve: Callable[[int], object]) -> Served:
+    same = {field.name: getattr(patches, field.name) for field in fields(patches)}
+    return Served(**same, on_serve=on_serve)
+
+
+@pytest.mark.parametrize("readers", [2, 5])
+def test_several_readers_give_the_same_batches_in_the_same_order(
+    patches: Patches, readers: int
+) -> None:
+    alone = list(batches(patches, range(3, 10), 3))
+    several = list(batches(patches, range(3, 10), 3, readers=readers))
+    assert [number_of(batch) for batch in several] == [number_of(batch) for batch in alone]
+    for ours, wanted in zip(several, alone, strict=True):
+        assert torch.equal(ours.image_BCIJK, wanted.image_BCIJK)
+        assert torch.equal(ours.targets_BCIJK, wanted.targets_BCIJK)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_as_many_samples_are_made_at_a_time_as_there_are_readers(
+    patches: Patches, batch_size: int
+) -> None:
+    together = threading.Barrier(2)
+    source = watched(patches, lambda number: together.wait(30))  # each waits for another one
+    got = [number_of(b) for b in batches(source, range(4), batch_size, readers=2)]
+    assert got == [list(range(s * batch_size, (s + 1) * batch_size)) for s in range(4)]
+
+
+def test_no_more_is_read_ahead_than_the_readers_need_and_nothing_after_a_stop(
+    patches: Patches,
+) -> None:
+    begun: list[int] = []
+    stream = batches(watched(patches, begun.append), range(100), 2, readers=4)
+    next(stream)
+    time.sleep(0.5)
+    assert max(begun) < 6  # this step and two more
+    stream.close()
+    after = len(begun)
+    time.sleep(0.2)
+    assert len(begun) == after

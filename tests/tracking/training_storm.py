@@ -39,7 +39,9 @@ SMALL = {
     "train.epochs": EPOCHS,
     "train.epoch_voxels": STEPS_PER_EPOCH * 4 * 16**3,
 }
-TIMINGS = {"train/voxels_per_s", "train/data_wait_share"}
+TIMINGS = {
+    f"train/{name}" for name in ("voxels_per_s", "data_wait_share", "step_s_median", "step_s_p95")
+}
 PR_SET_CHILD_SUBREAPER = 36
 
 

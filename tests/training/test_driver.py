@@ -50,7 +50,10 @@ def stop_after(steps: int) -> World:
 
 
 def curves(run: RunFolder) -> list[tuple[str, int, float]]:
-    timings = {"train/voxels_per_s", "train/data_wait_share"}
+    timings = {
+        f"train/{name}"
+        for name in ("voxels_per_s", "data_wait_share", "step_s_median", "step_s_p95")
+    }
     return [(p.key, p.step, p.value) for p in run.points() if p.key not in timings]
 
 
@@ -219,6 +222,12 @@ def test_what_cannot_be_trained_is_refused(crops: Crops, tmp_path: Path) -> None
     )
     assert "16x14x16 or 16x16x16" in str(refused["size"])
     check([crops.training()])
+
+
+def test_tf32_is_refused_where_there_is_none(crops: Crops, tmp_path: Path) -> None:
+    training = crops.training(train__precision="tf32")
+    with pytest.raises(ParamsError, match="tf32: wanted a GPU that computes with it, got"):
+        run_training(training, RunFolder(tmp_path), World())
 
 
 def test_bfloat16_is_refused_where_the_cpu_only_imitates_it(

@@ -25,9 +25,10 @@ from gliotrail.errors import ClusterError, ParamsError
 from gliotrail.paths import short_temp
 from gliotrail.progress import say
 
+START_LIMIT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports block up to 2 s with the default
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    START_LIMIT: "300",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # doubled prints
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -13,11 +13,12 @@ from typing import Final
 import torch
 
 from gliotrail.cluster.autoscaling import can_start_gpus
-from gliotrail.cluster.connection import GPUS, is_own, nodes, total
+from gliotrail.cluster.connection import GPUS, is_own, nodes, total, whole_number
 from gliotrail.errors import ClusterError, ParamsError
 from gliotrail.progress import say
 
 FORMER: Final = "GLIOTRAIL_TRIAL_GPUS"
+MICRO_BATCH: Final = "GLIOTRAIL_MICRO_BATCH"
 TEST_ON_CPU: Final = "GLIOTRAIL_TEST_GPU_IS_CPU"
 """For tests alone: a worker that was given a logical GPU may compute on its CPU, by gloo."""
 
@@ -106,3 +107,12 @@ def device_of(
 def backend_of(share: float) -> str:
     """What workers sum by."""
     return "nccl" if share and not os.environ.get(TEST_ON_CPU) else "gloo"
+
+
+def micro_batch_wanted() -> int | None:
+    """GLIOTRAIL_MICRO_BATCH: how many patches a worker computes at a time; None for `auto`.
+
+    Raises:
+        ParamsError: it is something else.
+    """
+    return None if os.environ.get(MICRO_BATCH) == "auto" else whole_number(MICRO_BATCH)

@@ -34,6 +34,10 @@ from gliotrail.tracking.delivery_thread import tracked
 from gliotrail.training.inputs import Training, with_changes
 
 EXPERIMENT: Final = "gliotrail"
+_NOT_DRAWN: Final = {
+    f"train/{name}"
+    for name in ("data_wait_share", "step_s_median", "step_s_p95", "peak_gpu_gb", "mfu")
+}
 _CURVES: Final = {"train": "train.csv", "val": "validation.csv", "val_synthetic": "synthetic.csv"}
 
 
@@ -142,7 +146,7 @@ def _curves(training: Training, run: RunFolder) -> bytes:
 
     curves: dict[str, list[tuple[int, float]]] = {}
     for point in run.points():
-        if point.key.startswith(("train/", "val/")) and point.key != "train/data_wait_share":
+        if point.key.startswith(("train/", "val/")) and point.key not in _NOT_DRAWN:
             curves.setdefault(point.key, []).append((point.step, point.value))
     return figure_png(draw_curves(curves, run.describe()["name"], task=training.task))
 

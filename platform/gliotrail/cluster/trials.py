@@ -25,7 +25,7 @@ from gliotrail.cluster.connection import (
     total,
     whole_number,
 )
-from gliotrail.cluster.gpus import device_of
+from gliotrail.cluster.gpus import device_of, micro_batch_wanted
 from gliotrail.cluster.job_inputs import bring_inputs, mirror_of
 from gliotrail.cluster.workers import fit_on_workers, give_back
 from gliotrail.errors import ClusterError, GliotrailError
@@ -259,7 +259,8 @@ def _trial(config: dict[str, Any]) -> None:
             if device.type == "cuda" and 0 < share < 1:  # the rest is for the trials beside it
                 torch.cuda.set_per_process_memory_fraction(share)
             with sending(mirror):
-                run_training(training, run, World(device=device), tune.report, trial.until)
+                world = World(device=device, micro_batch=micro_batch_wanted())
+                run_training(training, run, world, tune.report, trial.until)
         if trial.until is not None and trial.until < training.section.epochs:
             return
         state, _ = result(training, run)

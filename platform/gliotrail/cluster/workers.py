@@ -9,13 +9,14 @@ import shutil
 import time
 import traceback
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 import torch.distributed
 from ray import PlacementGroupID, get_runtime_context
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.train import (
     FailureConfig,
     RunConfig,
@@ -32,10 +33,17 @@ from ray.util.placement_group import (
     placement_group_table,
     remove_placement_group,
 )
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from gliotrail.cluster.connection import WORKERS, Resources, is_own
+from gliotrail.cluster.connection import (
+    SETTINGS,
+    START_LIMIT,
+    WORKERS,
+    Resources,
+    is_own,
+)
 from gliotrail.cluster.fixed_scaling import Fixed
-from gliotrail.cluster.gpus import backend_of, device_of
+from gliotrail.cluster.gpus import MICRO_BATCH, backend_of, device_of, micro_batch_wanted
 from gliotrail.cluster.job_inputs import bring_inputs, mirror_of
 from gliotrail.errors import GliotrailError, TrainingError
 from gliotrail.files import read_json, write_json
@@ -48,6 +56,8 @@ from gliotrail.training.inputs import Training
 
 _FAILURES_SURVIVED: Final = 3
 _LOSSES_SURVIVED: Final = 100  # of machines that come and go
+_START_S: Final = float(SETTINGS[START_LIMIT])
+_LEAST_S: Final = 60.0
 _FAILED: Final = "failed.json"
 _RESERVED: Final = "reserved.json"
 
@@ -226,20 +236,87 @@ def _work(config: dict[str, Any]) -> None:
     if rank == 0 and held is not None:
         write_json(run.root / _RESERVED, held.id.hex())
     try:
+        bring_inputs()
+        if workers > 1:
+            _wait_for_all()
+        sums = _Sums() if workers > 1 else None
         world = World(
             rank,
             workers,
-            sum_in_place=torch.distributed.all_reduce if workers > 1 else lambda tensor: None,
+            sum_in_place=sums.in_place if sums else lambda tensor: None,
             device=device_of(config["of_a_gpu"], get_device),
+            expect_s=sums.expect_s if sums else lambda median_s: None,
+            micro_batch=micro_batch_wanted(),
         )
-        bring_inputs()
         with sending(mirror_of(run) if rank == 0 else None):
             run_training(training, run, world, ray_report, config["until"])
-    except GliotrailError as error:
+    except (_PeerLostError, RayError):
+        raise  # a worker, a node or the controller is gone: tried again
+    except Exception as error:
         # it would come again if tried again: the workers that Ray starts in place of these stop
-        told = {"error": str(error), "traceback": traceback.format_exc()}
+        told = {"error": _ended_by(error), "traceback": traceback.format_exc()}
         write_json(run.root / _FAILED, told)
         if mirror := mirror_of(run):
             mirror.send_whole()
         if not isinstance(error, TrainingError):  # which all workers raise; others just one
             raise
+
+
+def _wait_for_all() -> None:
+    """One may fetch for long what another has: no limit is set before.
+
+    Raises:
+        _PeerLostError: one is gone.
+    """
+    try:
+        torch.distributed.barrier()
+    except RuntimeError as error:
+        raise _PeerLostError(f"workers did not meet: {error}") from error
+
+
+def _ended_by(error: Exception) -> str:
+    """A line that says what to change."""
+    if isinstance(error, GliotrailError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        do = f"set {MICRO_BATCH}=1, or a smaller train.patch_size or train.batch_size"
+        return str(TrainingError("the GPU's memory ran out", got=error, do=do))
+    do = "look at the run's traceback; it was not tried again"
+    return str(TrainingError(type(error).__name__, got=error, do=do))
+
+
+class _PeerLostError(RuntimeError):
+    """Another worker is gone, or hangs: what all workers compute together failed."""
+
+
+class _Sums:
+    """Sums over all workers, each of which may take a limited time.
+
+    Between steps that is a minute and ten times what a step usually takes, so that a worker that
+    hangs is an error soon; before the first one, and around a validation, the limit for starts.
+    """
+
+    def __init__(self) -> None:
+        self._limit_s = 0.0
+        self.expect_s(None)
+
+    def expect_s(self, median_s: float | None) -> None:
+        """See `World`."""
+        limit_s = _START_S if median_s is None else _LEAST_S + 10 * median_s
+        # no message between workers, but each setting costs some: not for a tenth more or less
+        if abs(limit_s - self._limit_s) > 0.1 * self._limit_s:
+            self._limit_s = limit_s
+            _set_pg_timeout(timedelta(seconds=limit_s))
+
+    def in_place(self, tensor: torch.Tensor) -> None:
+        """Sum a tensor over all workers.
+
+        Raises:
+            _PeerLostError: one is gone, or the limit is passed.
+        """
+        try:
+            torch.distributed.all_reduce(tensor)
+        except RuntimeError as error:
+            raise _PeerLostError(
+                f"workers could not sum within {self._limit_s:.0f} s: {error}"
+            ) from error

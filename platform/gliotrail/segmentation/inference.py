@@ -25,6 +25,7 @@ from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.prepared import Intensities, PreparedCase, case_of_array, read_patch
 from gliotrail.segmentation.blocks import FLOATS, predict_in_blocks
 from gliotrail.segmentation.network import Network
+from gliotrail.segmentation.precision import convolutions_in
 from gliotrail.segmentation.unet import UNet3d, receptive_radius_vox, stride
 
 CPU_BYTES: Final = 1_536_000_000
@@ -115,12 +116,13 @@ def forward(
     weight = next(model.parameters())
     most_bytes = _room_bytes(weight.device) if most_bytes is None else most_bytes
     image = torch.from_numpy(image_CIJK)[None].to(weight.device, weight.dtype)
-    if model.window_vox is None:
-        assert isinstance(model, UNet3d)
-        image = image.contiguous(memory_format=torch.channels_last_3d)
-        probabilities = predict_in_blocks(model, image, most_bytes)
-    else:
-        probabilities = _by_windows(model, image, most_bytes)
+    with convolutions_in("float32"):
+        if model.window_vox is None:
+            assert isinstance(model, UNet3d)
+            image = image.contiguous(memory_format=torch.channels_last_3d)
+            probabilities = predict_in_blocks(model, image, most_bytes)
+        else:
+            probabilities = _by_windows(model, image, most_bytes)
     if model.heads == "regions":
         probabilities = _of_classes(probabilities)
     return probabilities[0].float().cpu().numpy()

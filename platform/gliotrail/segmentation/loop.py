@@ -10,15 +10,19 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
+from statistics import median
 from typing import Any, Final, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gliotrail.errors import TrainingError
 from gliotrail.param_types import Size
 from gliotrail.segmentation.losses import LOSSES
+from gliotrail.segmentation.precision import DTYPES, convolutions_in, peak_flops
 from gliotrail.segmentation.sampling import Batch, Source, batches
 
 SCORE: Final = "val/dice_mean_regions"
@@ -31,22 +35,24 @@ _POLY_POWER: Final = 0.9
 _MOMENTUM: Final = 0.99
 _REMEMBERED: Final = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 """What an optimizer knows of each weight, by its own names."""
-_DTYPES: Final = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 @dataclass(frozen=True)
 class World:
-    """Which worker this is, and how a tensor is summed in place over all of them."""
+    """Which worker this is, and how a tensor is summed in place over all of them.
+
+    expect_s: is told how long a plain step takes by now; None before the first one and where a
+        validation, or what is told of it, comes in between.
+    micro_batch: how many samples go through the network at a time; None is all of a worker's, and
+        fewer where they don't fit in the GPU's memory at its first step.
+    """
 
     rank: int = 0
     workers: int = 1
     sum_in_place: Callable[[Tensor], object] = lambda tensor: None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    expect_s: Callable[[float | None], object] = lambda median_s: None
+    micro_batch: int | None = None
 
 
 def device_here() -> torch.device:
@@ -192,7 +198,7 @@ def fit(
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
         torch.backends.cudnn.deterministic = True  # the same bits each time, as on a CPU
-    model.to(world.device, _DTYPES["float64"] if plan.precision == "float64" else None)
+    model.to(world.device, DTYPES["float64"] if plan.precision == "float64" else None)
     model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = _optimizer(trained, plan)
@@ -205,19 +211,25 @@ def fit(
         averaged.load_state_dict(state.weights("averaged"))
         _restore(model, optimizer, scaler, state, plan)
 
-    epoch_started, epoch_steps, waited_s = time.perf_counter(), 0, 0.0
+    epoch_started, waited_s, steps_s = time.perf_counter(), 0.0, list[float]()
+    usual_s = None
+    micro_batch = world.micro_batch or -(-plan.batch_size // world.workers)
     steps = range(state.step, plan.steps if until is None else until)
-    stream = batches(source, steps, plan.batch_size, world.rank, world.workers, world.device)
+    of_worker = (world.rank, world.workers, world.device, torch.get_num_threads())
+    stream = batches(source, steps, plan.batch_size, *of_worker)
     for step in steps:
         asked = time.perf_counter()
         batch = next(stream)
         waited_s += time.perf_counter() - asked
-        epoch_steps += 1
+        world.expect_s(usual_s)
 
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate_at(step)
-        model.zero_grad()
-        flat = gradients_and_losses(model, batch, plan, scaler, world, stop())
+        parts = partial(gradients_and_losses, model, batch, plan, scaler, world, stop())
+        if step == steps[0]:
+            flat, micro_batch = _as_much_as_fits(parts, micro_batch, world)
+        else:
+            flat = parts(micro_batch)
         *values, votes = flat[-len(plan.losses) - 1 :].tolist()
         losses = dict(zip(plan.losses, values, strict=True))
         loss = losses[plan.loss]
@@ -232,19 +244,25 @@ def fit(
         _average_into(averaged, model, plan.average, step)
 
         metrics = {f"train/{name}_loss": value for name, value in losses.items()}
+        steps_s.append(time.perf_counter() - asked)
+        usual_s = median(steps_s)
         if (step + 1) % plan.steps_per_epoch == 0 or step + 1 == plan.steps:
             elapsed_s = time.perf_counter() - epoch_started
-            voxels = epoch_steps * plan.batch_size * math.prod(source.size_vox)
+            voxels = len(steps_s) * plan.batch_size * math.prod(source.size_vox)
             metrics |= {
                 "train/learning_rate": plan.learning_rate_at(step),
                 "train/voxels_per_s": voxels / elapsed_s,
                 "train/data_wait_share": waited_s / elapsed_s,
-                **validate(averaged),
+                "train/step_s_median": usual_s,
+                "train/step_s_p95": float(np.percentile(steps_s, 95)),
+                **_of_gpu(world, plan, source.size_vox, model, usual_s),
             }
+            world.expect_s(None)
+            metrics |= validate(averaged)
             if plan.keep == "last" or metrics[SCORE] > state.kept_score:
                 kept = {name: t.detach().clone() for name, t in averaged.state_dict().items()}
                 state.kept_score, state.kept_step = metrics[SCORE], step + 1
-            epoch_started, epoch_steps, waited_s = time.perf_counter(), 0, 0.0
+            epoch_started, waited_s, steps_s, usual_s = time.perf_counter(), 0.0, [], None
 
         state.step = step + 1
         networks = (model, averaged, kept)
@@ -254,6 +272,48 @@ def fit(
     return _snapshot(state, (model, averaged, kept), optimizer, scaler)
 
 
+def _as_much_as_fits(
+    parts: Callable[[int], Tensor], micro_batch: int, world: World
+) -> tuple[Tensor, int]:
+    """What the first step gives, and how many samples at a time fit in memory.
+
+    Only this worker tries again: the others wait where all of them sum.
+    """
+    while True:
+        try:
+            return parts(micro_batch), micro_batch
+        except torch.OutOfMemoryError:
+            if world.micro_batch or micro_batch == 1:
+                raise
+            micro_batch //= 2
+            torch.cuda.empty_cache()
+
+
+def _of_gpu(
+    world: World, plan: Plan, size_vox: Size, model: nn.Module, step_s: float
+) -> dict[str, float]:
+    """An epoch's peak memory, and the share of the device's peak that the network's sums reach."""
+    if world.device.type != "cuda":
+        return {}
+    told = {"train/peak_gpu_gb": torch.cuda.max_memory_allocated(world.device) / 1e9}
+    torch.cuda.reset_peak_memory_stats(world.device)
+    peak = peak_flops(torch.cuda.get_device_name(world.device), plan.precision)
+    if peak:
+        of_a_step = plan.batch_size * training_flops(model, size_vox)
+        told["train/mfu"] = of_a_step / world.workers / step_s / peak
+    return told
+
+
+@lru_cache(maxsize=1)
+def training_flops(model: nn.Module, size_vox: Size) -> int:
+    """Of one sample's way through the network and back: counted, not computed."""
+    counted = copy.deepcopy(model).to("meta")
+    channels = next(p.shape[1] for p in counted.parameters() if p.ndim == 5)
+    with FlopCounterMode(display=False) as counter:
+        counted(torch.empty(1, channels, *size_vox, device="meta")).sum().backward()
+    return int(counter.get_total_flops())
+
+
 def gradients_and_losses(
     model: nn.Module,
     batch: Batch,
@@ -261,33 +321,40 @@ def gradients_and_losses(
     scaler: torch.amp.GradScaler,
     world: World,
     stop: bool,
+    micro_batch: int | None = None,
 ) -> Tensor:
     """The global batch's gradients, its mean losses, and how many workers were asked to stop, flat.
 
     The gradients are also left in the parameters, of every worker the same.
+
+    Args:
+        micro_batch: how many samples go through the network at a time; all of them if None.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    sums = torch.zeros(len(plan.losses), device=world.device)
-    if batch.samples:
-        image = _to_device(batch.image_BCIJK, plan, world)
-        targets = _to_device(batch.targets_BCIJK, plan, world)
+    model.zero_grad()
+    sums = scaler.scale(torch.zeros(len(plan.losses), device=world.device))  # which sets it up
+    at_once = micro_batch or max(1, len(batch.samples))
+    for first in range(0, len(batch.samples), at_once):
+        part = slice(first, first + at_once)
+        image = _to_device(batch.image_BCIJK[part], plan, world)
+        targets = _to_device(batch.targets_BCIJK[part], plan, world)
         reduced = plan.precision in {"bfloat16", "float16"}
-        with torch.autocast(world.device.type, _DTYPES[plan.precision], enabled=reduced):
-            logits = model(image)
-        # where the truth is not known the prediction counts as right, and nothing is learnt
-        logits = logits.masked_fill(targets.isnan(), _SURELY_NOT)
-        targets = targets.nan_to_num(0)
-        if getattr(model, "heads", "classes") == "regions":
-            # each class' mask and those of all classes inside it
-            targets = targets.flip(1).cumsum(1).flip(1)
-        sums = torch.stack([LOSSES[name](logits, targets).sum() for name in plan.losses])
-    mean = scaler.scale(sums[0] / plan.batch_size)
-    if batch.samples:
-        mean.backward()
+        with convolutions_in(plan.precision):
+            with torch.autocast(world.device.type, DTYPES[plan.precision], enabled=reduced):
+                logits = model(image)
+            # where the truth is not known the prediction counts as right, and nothing is learnt
+            logits = logits.masked_fill(targets.isnan(), _SURELY_NOT)
+            targets = targets.nan_to_num(0)
+            if getattr(model, "heads", "classes") == "regions":
+                # each class' mask and those of all classes inside it
+                targets = targets.flip(1).cumsum(1).flip(1)
+            told = torch.stack([LOSSES[name](logits, targets).sum() for name in plan.losses])
+            scaler.scale(told[0] / plan.batch_size).backward()
+        sums = told.detach() if first == 0 else sums + told.detach()
     # one flat tensor, one sum: the same order of additions whatever the timing of the workers
     pieces = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     vote = torch.full((1,), float(stop), device=world.device)
-    flat = torch.cat([*(p.reshape(-1) for p in pieces), sums.detach() / plan.batch_size, vote])
+    flat = torch.cat([*(p.reshape(-1) for p in pieces), sums / plan.batch_size, vote])
     world.sum_in_place(flat)
     start = 0
     for parameter in parameters:

@@ -9,10 +9,11 @@ is not known.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -278,16 +279,21 @@ def batches(
     rank: int = 0,
     workers: int = 1,
     device: torch.device | None = None,
+    readers: int = 1,
 ) -> Iterator[Batch]:
-    """A worker's batches of the given steps, each read while the one before is worked on.
+    """A worker's batches of the given steps, read while those before are worked on.
 
     They are in the CPU's memory; pinned where `device` is a GPU, which then copies them itself.
+
+    Args:
+        readers: how many samples are made at a time, by threads: what takes long in numpy, scipy
+            and Numba runs beside other threads. As many steps are read ahead as keep them busy.
     """
     pinned = device is not None and device.type == "cuda"
-
     share = source.share if isinstance(source, Mixture) else 0
+    ahead = max(1, -(-readers * workers // batch_size))
 
-    def read(step: int) -> Batch:
+    def begin(step: int) -> tuple[Batch, list[Future[None]]]:
         numbers = part_of_step(step, batch_size, rank, workers, share)
         samples = tuple(source.sample(number) for number in numbers)
         image, targets = (
@@ -298,17 +304,24 @@ def batches(
             )
             for channels in source.width
         )
-        for place, sample in enumerate(samples):
-            image_CIJK, targets_CIJK = source.serve(sample)
+
+        def fill(place: int) -> None:
+            image_CIJK, targets_CIJK = source.serve(samples[place])
             image[place] = torch.from_numpy(image_CIJK)
             targets[place] = torch.from_numpy(targets_CIJK)
-        return Batch(image, targets, samples)
 
-    # which GPU memory is pinned for is a thread's own setting
-    begin = partial(torch.cuda.set_device, device) if pinned else None
-    with ThreadPoolExecutor(1, thread_name_prefix="patches", initializer=begin) as reader:
-        coming = None
+        filled = [pool.submit(fill, place) for place in range(len(samples))]
+        return Batch(image, targets, samples), filled
+
+    pool = ThreadPoolExecutor(readers, thread_name_prefix="patches")
+    coming: deque[tuple[Batch, list[Future[None]]]] = deque()
+    try:
         for step in steps:
-            batch = coming.result() if coming else read(step)
-            coming = reader.submit(read, step + 1) if step + 1 in steps else None
+            while len(coming) <= ahead and step + len(coming) in steps:
+                coming.append(begin(step + len(coming)))
+            batch, filled = coming.popleft()
+            for sample in filled:
+                sample.result()
             yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)

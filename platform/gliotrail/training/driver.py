@@ -114,7 +114,7 @@ def run_training(
         TrackingError: the checkpoint is damaged, or a newer attempt has taken the run.
     """
     section, plan = training.section, plan_of(training)
-    _check_precision(section.precision, world.device)
+    check_precision(section.precision, world.device)
     prepared = data_of(training)
     source = source_of(training, prepared)
     judged = synthetic_scans(training)
@@ -194,24 +194,29 @@ def run_training(
             writer.close()
 
 
-def _check_precision(precision: str, device: torch.device) -> None:
-    """Refuse bfloat16 where it is only imitated: on a CPU that is a hundred times slower.
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse TF32 where there is none, and bfloat16 where it is only imitated: a hundred times
+    slower on a CPU.
 
     Raises:
         ParamsError: it would be.
     """
-    if precision != "bfloat16":
+    on_gpu = device.type == "cuda"
+    if precision == "tf32":
+        has, instead = on_gpu and torch.cuda.get_device_capability(device)[0] >= 8, "float32"
+    elif precision != "bfloat16":
         return
-    if device.type == "cuda":
+    elif on_gpu:
         has, instead = torch.cuda.is_bf16_supported(including_emulation=False), "float16"
     else:
         can = torch.cpu.get_capabilities()
         has, instead = any(can.get(n) for n in ("avx512_bf16", "amx_bf16", "bf16")), "float32"
     if not has:
+        wanted = "GPU" if on_gpu or precision == "tf32" else "CPU"
         raise ParamsError(
-            "train.precision: bfloat16",
-            wanted=f"a {device.type.replace('cuda', 'gpu').upper()} that computes with it",
-            got=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
+            f"train.precision: {precision}",
+            wanted=f"a {wanted} that computes with it",
+            got=torch.cuda.get_device_name(device) if on_gpu else cpu_model(),
             do=f"take {instead}",
         )
 

@@ -1,0 +1,51 @@
+"""In what numbers a network computes, and what a device can do with them at best."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+
+DTYPES: Final = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+_PEAK_TFLOPS: Final[Mapping[str, Mapping[str, float]]] = {
+    "A100": {"float32": 19.5, "tf32": 156, "half": 312},
+    "H100 PCIe": {"float32": 51, "tf32": 378, "half": 756},
+    "H100": {"float32": 67, "tf32": 494.5, "half": 989},
+    "H200": {"float32": 67, "tf32": 494.5, "half": 989},
+    "L40S": {"float32": 91.6, "tf32": 183, "half": 362},
+    "V100-SXM2": {"float32": 15.7, "half": 125},
+    "T4": {"float32": 8.1, "half": 65},
+}
+"""Dense, from NVIDIA's data sheets, by a part of the device's name; the first that fits."""
+
+
+@contextmanager
+def convolutions_in(precision: str) -> Iterator[None]:
+    """TF32, which PyTorch lets cuDNN take for float32, only where the precision is `tf32`.
+
+    TF32 has 10 bits behind the point, float32 23.
+    """
+    of_cudnn, of_matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    on = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = of_cudnn
+        torch.backends.cuda.matmul.allow_tf32 = of_matmul
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Operations a second that the device can do at best; None where it is not known here."""
+    kind = "half" if precision in {"bfloat16", "float16"} else precision
+    for name, peaks in _PEAK_TFLOPS.items():
+        if all(part in device_name for part in name.split()):
+            return peaks[kind] * 1e12 if kind in peaks else None
+    return None
