@@ -1,3 +1,4 @@
+import shutil
 import time
 from pathlib import Path
 
@@ -94,3 +95,27 @@ def test_an_address_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/no/such/folder/mlflow.db")
     with pytest.raises(TrackingError, match="MLflow: got "), one_line():
         client()
+
+
+def test_a_state_folder_of_any_name_keeps_all_and_a_checkout_that_moved_keeps_its_artifacts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = tmp_path / "a%20b?#c; größe&d=\\e/.gliotrail", tmp_path / "moved/.gliotrail"
+    note = tmp_path / "note.txt"
+    note.write_text("hello")
+    in_state(old, monkeypatch)
+    server = client()
+    first = server.create_run(experiment_id(server, "gliotrail")).info.run_id
+    server.log_artifact(first, str(note))
+    assert {path.name for path in tmp_path.iterdir()} == {old.parent.name, note.name}
+    shutil.copytree(old.parent, new.parent)
+    shutil.rmtree(old.parent)
+    in_state(new, monkeypatch)
+    server = client()
+    assert "was copied or moved" in capsys.readouterr().err
+    assert Path(server.download_artifacts(first, note.name)).read_text() == "hello"
+    second = server.create_run(experiment_id(server, "gliotrail")).info.run_id
+    server.log_artifact(second, str(note))
+    assert {path.name for path in tmp_path.iterdir()} == {"moved", note.name}
+    client()
+    assert capsys.readouterr().err == ""

@@ -4,7 +4,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -55,6 +55,10 @@ def client() -> MlflowClient:
             _follow_a_move(state_dir())
         made = MlflowClient(uri)
         made.search_experiments(max_results=1)
+        stray = Path(uri.removeprefix("sqlite:///")).parent
+        if uri == database_uri(state_dir()) and stray != state_dir():
+            with suppress(OSError):  # MLflow makes a folder of the name as it is in the address
+                os.removedirs(stray)
         return made
 
 
