@@ -145,12 +145,15 @@ def test_what_can_t_be_segmented_is_one_line_and_earlier_masks_stay(
     for words, message in (
         ([bad], "bad.nii.gz: truncated file"),
         ([flat], "wanted I x J x K x 4 channels, got 8 x 8 x 8"),
-        ([zeros], "wanted a brain, got zeros alone"),
+        ([zeros], "FLAIR is 0 everywhere"),
         ([tmp_path / "none.nii.gz"], "no such file"),
-        ([], "scan: wanted one 4-D SCAN, or --flair, --t1, --t1gd and --t2, got none"),
-        ([SCAN, *four], "scan: wanted one 4-D SCAN, or --flair"),
-        ([SCAN, "--t1", flat], "scan: wanted one 4-D SCAN, or --flair"),
-        (four[:6], "scan: wanted one 4-D SCAN, or --flair"),
+        (
+            [],
+            "scan: wanted one SCAN, or a file a channel: --channel NAME=FILE",
+        ),
+        ([SCAN, *four], "scan: wanted one SCAN, or a file a channel"),
+        ([SCAN, "--t1", flat], "scan: wanted one SCAN, or a file a channel"),
+        (four[:6], "channels of the model: wanted FLAIR, T1w, T1gd, T2w, got FLAIR, T1w, T1gd"),
         ([*four[:7], flat], "shape: wanted 64 x 64 x 16 as"),
         ([SCAN, "--model", tmp_path / "none"], "none: no such file"),
         ([SCAN, "--model", flat], "not a whole safetensors file"),
@@ -215,12 +218,16 @@ def test_brats_folders_are_imported(gliotrail, tmp_path):
     for name, channel in zip(("t2f", "t1n", "t1c", "t2w"), range(4), strict=True):
         path = tmp_path / f"in/A-000/A-000-{name}.nii.gz"
         save(path, scan.array[..., channel], scan.affine)
-    ended = gliotrail("data", "import-brats", tmp_path / "in", "-o", tmp_path / "out")
+    ended = gliotrail("data", "import", tmp_path / "in", "-o", tmp_path / "out")
     assert ended.code == 0
     assert f"1 scans in {tmp_path / 'out'}, 0 of them labelled" in ended.out
     one_line(
-        gliotrail("data", "import-brats", tmp_path / "in", "--out", tmp_path / "out"),
+        gliotrail("data", "import", tmp_path / "in", "--out", tmp_path / "out"),
         "folder: wanted a new one",
+    )
+    one_line(
+        gliotrail("data", "import-brats", tmp_path / "in", "--out", tmp_path / "out"),
+        "import-brats: wanted data import, which knows BraTS and others; gliotrail data import",
     )
 
 

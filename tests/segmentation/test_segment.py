@@ -142,7 +142,7 @@ def test_a_ball_is_found_where_it_is_in_mm(tmp_path):
     ball = np.linalg.norm(xyz_mm - middle_mm - centre_mm, axis=-1) < radius_mm
     values = np.where(ball, 300, 100)[..., None] + np.zeros(4)
     scan = read_image(save(tmp_path / "ball.nii.gz", values.astype(np.int16), affine))
-    found = segment(scan, [bright(200, "none")]).labels == 1
+    found = segment(scan, [bright(100, "none")], allow_missing=True).labels == 1
     found_mm = xyz_mm[found].mean(axis=0) - middle_mm
     assert np.abs(found_mm - centre_mm).max() < 0.2
     assert found.sum() == pytest.approx(ball.sum(), rel=0.05)
@@ -230,15 +230,35 @@ def test_the_threshold_is_of_the_probability(part):
 
 def test_a_scan_of_zeros_is_refused(tmp_path):
     scan = read_image(save(tmp_path / "zeros.nii.gz", np.zeros((8, 8, 8, 4), np.int16)))
-    with pytest.raises(DataError, match=r"zeros\.nii\.gz: voxel values: wanted a brain"):
+    with pytest.raises(DataError, match=r"zeros\.nii\.gz: channels: .*FLAIR is 0 everywhere"):
         segment(scan, [network()])
+    with pytest.raises(DataError, match=r"zeros\.nii\.gz: voxel values: wanted a brain"):
+        segment(scan, [network()], allow_missing=True)
 
 
 def test_a_spacing_that_can_t_be_is_refused_before_memory_is_taken(tmp_path):
     affine = np.diag([90, 90, 90, 1])
     scan = read_image(save(tmp_path / "cm.nii.gz", np.ones((240, 8, 8, 4), np.uint8), affine))
     with pytest.raises(DataError, match=r"size: wanted sides of up to 640 mm, got 240 x 8 x 8 vox"):
+        segment(scan, [network()], allow_missing=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda t1gd, t1: t1gd * 0, "T1gd is 0 everywhere"),
+        (lambda t1gd, t1: (t1gd > 0) * 500, "T1gd is (0|500) all over the body"),
+        (lambda t1gd, t1: t1, "T1w and T1gd are the same"),
+    ],
+)
+def test_a_channel_that_tells_nothing_is_refused_unless_it_is_meant(tmp_path, spoil, told):
+    array = read_image(CROP).array.copy()
+    array[:4] = 0
+    array[..., 2] = spoil(array[..., 2], array[..., 1])
+    scan = read_image(save(tmp_path / "a.nii.gz", array))
+    with pytest.raises(DataError, match=f"channels: wanted 4 different images, got {told}"):
         segment(scan, [network()])
+    assert segment(scan, [network()], allow_missing=True).labels.any()
 
 
 # memory

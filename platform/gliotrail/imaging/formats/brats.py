@@ -60,9 +60,10 @@ def import_brats(
     found = find_brats(source)
     for one in found:
         check_case_name(one.name, where=one.channels[0].parent)
-    schemes = {scheme} if scheme else {_scheme_of(one.name) for one in found}
+    labelled = [one for one in found if one.labels]
+    schemes = {scheme} if scheme else {_scheme_of(one.name) for one in labelled} or {"brats23"}
     if len(schemes) > 1 or None in schemes:
-        strange = next((o.name for o in found if _scheme_of(o.name) is None), found[0].name)
+        strange = next((o.name for o in labelled if _scheme_of(o.name) is None), found[0].name)
         wanted = f"one of {', '.join(name for name in SCHEMES if name != 'msd')}"
         got = f"{strange}, whose release is not known by its name"
         got = got if None in schemes else f"scans of {' and '.join(sorted(map(str, schemes)))}"
