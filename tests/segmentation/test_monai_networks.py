@@ -11,13 +11,14 @@ import torch
 from safetensors import safe_open
 
 from gliotrail.dataset.brats import BRATS
+from gliotrail.dataset.task import Task
 from gliotrail.errors import ParamsError
 from gliotrail.imaging.prepared import case_of_array
 from gliotrail.params import Model
 from gliotrail.segmentation.inference import forward, predict_case
 from gliotrail.segmentation.network import Network
 from gliotrail.segmentation.unet import count_parameters, initialize
-from gliotrail.segmentation.weights import Description, build, load, to_bytes
+from gliotrail.segmentation.weights import Description, build, load, reordered, to_bytes
 from tests.support.brain import CHANNELS, CLASSES
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
@@ -31,9 +32,9 @@ pytestmark = pytest.mark.parametrize("name", KINDS)
 WINDOW = (16, 16, 8)
 
 
-def description(name: str, **changes: tuple[str, ...]) -> Description:
+def description(name: str, task: Task = BRATS) -> Description:
     model = Model(name=name.split(",", maxsplit=1)[0], depth=3, base_filters=8, **KINDS[name])
-    return Description(model=model, window=WINDOW, standardize="brain", **changes)
+    return Description(model=model, window=WINDOW, standardize="brain", task=task)
 
 
 def network(name: str, seed: int = 1) -> Network:
@@ -92,11 +93,8 @@ def test_permuted_names_with_permuted_weights_give_the_same_logits(
         state[first] = torch.cat([state[first][:, c * n : c * n + n] for c in channels], 1)
     for part in (f"{model.head_name}.weight", f"{model.head_name}.bias"):
         state[part] = torch.cat([state[part][c * n : c * n + n] for c in classes])
-    permuted = description(
-        name,
-        channels=tuple(CHANNELS[n] for n in channels),
-        classes=tuple(CLASSES[n] for n in classes),
-    )
+    names = [CHANNELS[n] for n in channels], [CLASSES[n] for n in classes]
+    permuted = description(name, reordered(BRATS, *names))
     path.write_bytes(to_bytes(state, permuted))
     torch.testing.assert_close(load(path)[0](image()), model(image()), rtol=0, atol=0)
 
