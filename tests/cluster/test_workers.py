@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ray.train import ScalingConfig
+from ray.train import ScalingConfig, TrainingFailedError
 from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 
 from gliotrail.cluster import workers
@@ -46,36 +46,41 @@ def test_a_fixed_number_of_workers_is_decided_without_an_autoscaler() -> None:
     policy.before_controller_abort()
 
 
+NO_ROOM = "CUDA out of memory"
 BUG = {
     ValueError("a bug"): "ValueError: got a bug; look at the run's traceback; it was not tried",
-    torch.OutOfMemoryError(
-        "CUDA out of memory"
-    ): "the GPU's memory ran out: got CUDA out of memory;"
-    " memory; set GLIOTRAIL_MICRO_BATCH=1, or a smaller train.patch_size or train.batch_size",
+    torch.OutOfMemoryError(NO_ROOM): f"the GPU's memory ran out: got {NO_ROOM}; set"
+    " GLIOTRAIL_MICRO_BATCH=1, or a smaller train.patch_size or train.batch_size",
 }
 
 
 @pytest.mark.parametrize("error", BUG)
 def test_what_is_no_lost_worker_ends_after_one_try_with_a_line_that_says_what_to_do(
-    error: Exception, crops: Crops, tmp_path: Path, ray_cluster: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    tries = []
+    error: Exception, crops: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries, run = [], RunFolder(tmp_path / "run")
+    run.root.mkdir()
+    config = {"training": crops.training(), "root": str(run.root), "until": None, "of_a_gpu": 0}
 
     def fails(*_: object) -> None:
         tries.append(1)
         raise error
 
+    def fit(*_: object) -> None:  # as Ray does without a worker left to replace
+        try:
+            workers._work(config)
+        except type(error) as raised:
+            raise TrainingFailedError from raised
+
     monkeypatch.setattr(workers, "run_training", fails)
-    run = RunFolder(tmp_path / "run")
-    with pytest.raises(TrainingError) as told:
-        fit_on_workers(crops.training(), run, Resources(0, 1, 0))
-    assert str(told.value).startswith(BUG[error])
-    # workers that Ray starts in place of these do nothing
+    monkeypatch.setattr(workers, "get_current_placement_group", lambda: None)
     monkeypatch.setattr(workers, "get_context", lambda: SimpleNamespace(
         get_world_rank=lambda: 0, get_world_size=lambda: 1))  # fmt: skip
-    config = {"training": crops.training(), "root": str(run.root), "until": None, "of_a_gpu": 0}
-    workers._work(config)
+    monkeypatch.setattr(workers, "_fit", fit)
+    with pytest.raises(TrainingError) as told:
+        fit_on_workers(crops.training(), run, Resources(1, 1, 0))
+    assert str(told.value).startswith(BUG[error])
+    workers._work(config)  # one that Ray starts in its place does nothing
     assert len(tries) == 1
 
 

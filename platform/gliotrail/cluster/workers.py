@@ -111,6 +111,8 @@ def fit_on_workers(
                 _fit(training, run, wanted, callbacks, until)
                 break
             except TrainingFailedError as error:
+                if failed.is_file():  # a worker said why
+                    break
                 raise _told("Ray's workers failed", error) from error
             except (RayActorError, OutOfMemoryError) as error:
                 if not left:
