@@ -13,7 +13,7 @@ import pytest
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from gliotrail.cluster.content_store import put
-from gliotrail.cluster.job_inputs import Sent, check_versions, sent, versions_here
+from gliotrail.cluster.job_inputs import JobInputs, check_versions, sent, versions_here
 from gliotrail.cluster.submit import _name, cancel, on_cluster, submit
 from gliotrail.errors import ClusterError, ParamsError
 from gliotrail.paths import JOB, state_dir
@@ -24,8 +24,18 @@ from tests.support.ray_head import RayHead
 
 pytestmark = pytest.mark.starts_ray
 
-SENT = Sent("job-1", "train", [], {"data": "0"}, ["out"], {"url": "s3://a", "endpointurl": "b"},
-            {}, {}, None, {})  # fmt: skip
+SENT = JobInputs(
+    "job-1",
+    "train",
+    [],
+    {"data": "0"},
+    ["out"],
+    {"url": "s3://a", "endpointurl": "b"},
+    {},
+    {},
+    None,
+    {},
+)
 
 
 def test_a_stage_runs_here_without_a_cluster_and_in_the_job_itself(

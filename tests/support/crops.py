@@ -17,7 +17,7 @@ import pytest
 
 from gliotrail import params
 from gliotrail.cluster.connection import cluster
-from gliotrail.cluster.job_inputs import Sent
+from gliotrail.cluster.job_inputs import JobInputs
 from gliotrail.imaging.patch import patch
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import load_prepared
@@ -100,7 +100,7 @@ def ray_on_two_cpus() -> Iterator[None]:
 
 def store_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """This process is of a job, whose machines share this store; its data are nowhere."""
-    job = Sent("job-1", "train", [], {"data": 32 * "0"}, [], {"url": str(tmp_path / "store")},
+    job = JobInputs("job-1", "train", [], {"data": 32 * "0"}, [], {"url": str(tmp_path / "store")},
                {}, {}, None, {})  # fmt: skip
     job.write(tmp_path)
     monkeypatch.setenv(JOB, job.job)

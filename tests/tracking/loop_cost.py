@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gliotrail.runs.journal import RunFolder, Writer
 from gliotrail.runs.lineage import Origin, describe
-from gliotrail.tracking.delivery_thread import Courier
+from gliotrail.tracking.delivery_thread import DeliveryThread
 
 STATE_BYTES = 4 * 4 * 833_507  # weights, their average, and Adam's two moments
 STEP_S = 0.1
@@ -73,7 +73,7 @@ def measure(server: str, steps: int) -> Cost:
         run = RunFolder(Path(folder) / "runs/one")
         run.begin(describe(Origin({}, {}), experiment="cost", kind="train", name="cost",
                            params={}, inputs=server, data=[]))  # fmt: skip
-        courier = Courier([run])
+        courier = DeliveryThread([run])
         try:
             return loop(run, steps)
         finally:

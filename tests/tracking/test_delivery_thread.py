@@ -25,8 +25,8 @@ from gliotrail.runs.owner import (
 from gliotrail.tracking import reaper
 from gliotrail.tracking.client import find_run
 from gliotrail.tracking.delivery import HEARTBEAT_TAG, deliver
-from gliotrail.tracking.delivery_thread import Courier, tracked
-from gliotrail.tracking.heartbeat import Heart
+from gliotrail.tracking.delivery_thread import DeliveryThread, tracked
+from gliotrail.tracking.heartbeat import Heartbeat
 from gliotrail.tracking.sync import sync_all
 from tests.support.forked import Forked
 from tests.support.told import told
@@ -57,7 +57,7 @@ def test_what_is_final_is_delivered_while_the_run_goes_on(
     tmp_path: Path, server: MlflowClient
 ) -> None:
     run = begun(tmp_path / "run")
-    courier = Courier([run], every_s=0.05)
+    courier = DeliveryThread([run], every_s=0.05)
     for step in (1, 2):
         go_on(run, [step])
         until((run.root / "delivered").exists)
@@ -143,7 +143,7 @@ def test_a_heartbeat_that_cannot_be_written_is_tried_again_and_holds_no_other_up
     (runs[0].root / "beat").mkdir()
     for run in runs:
         claim(run)
-    heart = Heart(runs[0])
+    heart = Heartbeat(runs[0])
     try:
         until(lambda: beat_of(runs[1]))
         (runs[0].root / "beat").rmdir()
@@ -168,7 +168,7 @@ def test_a_delivery_that_takes_long_holds_no_heartbeat_up(
         ends.wait(60)
 
     monkeypatch.setattr(reaper, "reap", hang)
-    heart = Heart(run)
+    heart = Heartbeat(run)
     try:
         assert hangs.wait(60)
         told, here = (server.get_run(run_id).data.tags.get(HEARTBEAT_TAG), beat_of(run))
@@ -188,7 +188,7 @@ def test_a_sweep_that_somebody_deleted_in_mlflow_is_above_all_its_trials_again(
     above = sweep.describe()["id"]
     trials = [begun(state_dir() / f"runs/{n}", above, "trial") for n in range(3)]
     trials[0].end("FINISHED", "a test")
-    courier = Courier([sweep, *trials], every_s=0.05)
+    courier = DeliveryThread([sweep, *trials], every_s=0.05)
     until(lambda: all(read_notes(run).get("noted") for run in (sweep, *trials)))
     first = read_notes(sweep)["run_id"]
     server.delete_run(first)
@@ -224,7 +224,7 @@ def hanging() -> Iterator[str]:
 def undelivered(run: RunFolder, tries: int = 3) -> None:
     """Prints the seconds of a loop with a checkpoint a try, those of its end, and the problem."""
     times = [time.monotonic()]
-    courier = Courier([run], every_s=0.05)
+    courier = DeliveryThread([run], every_s=0.05)
     writer = Writer(run)
     for step in range(1, 20 * tries + 1):
         writer.write(step, {"train/soft_dice_loss": 1 / step})

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gliotrail.runs.journal import Writer
-from gliotrail.tracking.delivery_thread import Courier
+from gliotrail.tracking.delivery_thread import DeliveryThread
 from tests.support.tracked_runs import begun
 from tests.tracking.loop_cost import SERVERS, STEP_S, address, loop
 
@@ -19,7 +19,7 @@ def test_points_take_little_of_the_training_thread_whatever_the_server_does(
     monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path))
     with address(server, tmp_path) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        courier = Courier([run], every_s=0.05)
+        courier = DeliveryThread([run], every_s=0.05)
         writer, before_s = Writer(run), time.thread_time()
         for step in range(1, steps + 1):
             writer.write(step, {"train/soft_dice_loss": 1 / step})

@@ -26,7 +26,7 @@ _ALIKE: Final = ("ray", "torch", "numpy", "scipy", "nibabel", "safetensors", "ml
 
 
 @dataclass(frozen=True)
-class Sent:
+class JobInputs:
     """A stage and all that it takes.
 
     job: its name in Ray.
@@ -66,12 +66,12 @@ def result_name(job: str) -> str:
     return f"gliotrail/jobs/{job}.json"
 
 
-def sent() -> Sent | None:
+def sent() -> JobInputs | None:
     """What this job was sent; None in a process that belongs to no job."""
     if not os.environ.get(JOB):
         return None
     # Ray puts its workers into folders of their own
-    return Sent(**json.loads((Path(gliotrail.__file__).parents[2] / SENT_FILE).read_text()))
+    return JobInputs(**json.loads((Path(gliotrail.__file__).parents[2] / SENT_FILE).read_text()))
 
 
 def bring_inputs() -> dict[str, Path]:

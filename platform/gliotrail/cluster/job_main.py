@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from gliotrail.cluster.connection import cluster
 from gliotrail.cluster.content_store import download, put
 from gliotrail.cluster.job_inputs import (
-    Sent,
+    JobInputs,
     bring_inputs,
     check_versions,
     result_name,
@@ -73,7 +73,7 @@ def _check_tracking() -> None:
         )
 
 
-def _check_machines(job: Sent, store: Store) -> None:
+def _check_machines(job: JobInputs, store: Store) -> None:
     """Check the other machines.
 
     Raises:

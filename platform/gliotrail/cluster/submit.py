@@ -31,7 +31,7 @@ from gliotrail.progress import say
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-    from gliotrail.cluster.job_inputs import Sent
+    from gliotrail.cluster.job_inputs import JobInputs
 
 _ADDRESSES: Final = ("MLFLOW_TRACKING_URI", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
 _LAYOUT: Final = ("GLIOTRAIL_WORKERS", "GLIOTRAIL_TRIAL_WORKERS", "GLIOTRAIL_TRIAL_CPUS",
@@ -162,10 +162,10 @@ def _client() -> "JobSubmissionClient":
     return client
 
 
-def _describe(stage: str, words: Sequence[str]) -> "Sent":
+def _describe(stage: str, words: Sequence[str]) -> "JobInputs":
     """What the stage takes; its data are in the store afterwards."""
     from gliotrail.cluster.content_store import put
-    from gliotrail.cluster.job_inputs import Sent, versions_here
+    from gliotrail.cluster.job_inputs import JobInputs, versions_here
     from gliotrail.runs.code_snapshot import code_dir
     from gliotrail.runs.lineage import Origin
     from gliotrail.runs.store import Store
@@ -182,7 +182,7 @@ def _describe(stage: str, words: Sequence[str]) -> "Sent":
     digests = {path: put(Path(path), store) for path in inputs}
     origin = Origin.now().of_checkout()
     files = origin.get("gliotrail.code.files")
-    return Sent(
+    return JobInputs(
         _name(stage, words, digests),
         stage,
         list(words),
@@ -242,7 +242,7 @@ def _jobs(client: "JobSubmissionClient", start: str) -> list[tuple[str, str]]:
     return sorted(found, key=lambda job: int(job[0].rpartition("-")[2]))
 
 
-def _send(client: "JobSubmissionClient", job: "Sent") -> None:
+def _send(client: "JobSubmissionClient", job: "JobInputs") -> None:
     env = {
         JOB: job.job,
         "PYTHONPATH": "platform",

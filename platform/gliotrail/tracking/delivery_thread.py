@@ -1,6 +1,6 @@
 """Runs on their way to MLflow while they go on. Training never waits for a tracking server.
 
-MLflow is imported by the courier's own thread: that takes seconds, in which Ray starts.
+MLflow is imported by the delivery's own thread: that takes seconds, in which Ray starts.
 """
 
 import threading
@@ -15,7 +15,7 @@ from gliotrail.runs.journal import MODEL_FILE, RunFolder
 from gliotrail.runs.owner import Owner, claim, heartbeat_s, held, release
 from gliotrail.runs.stop import forget, stop_s, stopped_by_signals
 from gliotrail.runs.webhook import alerting
-from gliotrail.tracking.heartbeat import Heart
+from gliotrail.tracking.heartbeat import Heartbeat
 
 _AT_A_TIME_S = 5.0
 
@@ -23,7 +23,7 @@ Hold = Callable[[RunFolder], None]
 """Holds and delivers one more run, as a part."""
 
 
-class Courier:
+class DeliveryThread:
     """Delivers runs from a thread beside the training.
 
     Runs are told in their order: a sweep before its trials; more may be added at the end. When all
@@ -39,7 +39,7 @@ class Courier:
         self._ids: dict[str, str] = {}  # MLflow's, by our own
         self._closing = threading.Event()
         self.problem: str | None = None
-        self._thread = threading.Thread(target=self._work, name="courier", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="delivery", daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
@@ -140,9 +140,9 @@ def tracked(
         if outermost:
             if not run.is_finished():
                 closing.enter_context(alerting(run))
-            closing.callback(Heart(run).close)
+            closing.callback(Heartbeat(run).close)
             closing.enter_context(stopped_by_signals())
-        courier, patience_s = Courier(runs, others_too=outermost), 30.0
+        delivery, patience_s = DeliveryThread(runs, others_too=outermost), 30.0
         try:
             yield hold
         except BaseException as error:
@@ -156,7 +156,7 @@ def tracked(
                     part.end("KILLED", f"the run above ended: {told}"[:500])
             raise
         finally:
-            late = courier.close(patience_s)
+            late = delivery.close(patience_s)
             if late:
                 later = "`gliotrail runs sync`, or the next run, delivers it later"
                 say(f"not all of it is in MLflow yet ({late}); {later}")

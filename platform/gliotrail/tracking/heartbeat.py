@@ -14,7 +14,7 @@ from gliotrail.runs.owner import Watch, beat, beat_of, heartbeat_s, held
 from gliotrail.runs.stop import ask
 
 
-class Heart:
+class Heartbeat:
     """Beats for all runs that this process holds: in their folders, and in MLflow for one of them.
 
     What MLflow knows of the others has the same owner, so all have one fate.

@@ -43,7 +43,7 @@ from gliotrail.tracking.trace import resolve
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Comparison:
     """How alike two sets of named numbers are.
 
     n, n_equal: names in either set; names whose numbers are the same, bit for bit.
@@ -62,12 +62,12 @@ class Likeness:
         return self.n == self.n_equal
 
 
-def liken(one: Mapping[str, Any], other: Mapping[str, Any]) -> Likeness:
+def compare_numbers(one: Mapping[str, Any], other: Mapping[str, Any]) -> Comparison:
     """Compare arrays or single numbers by name."""
     names = sorted(one.keys() | other.keys())
     differ = {n: d for n in names if (d := _difference(one.get(n), other.get(n))) is not None}
     where = max(differ, key=lambda name: differ[name], default="")
-    return Likeness(len(names), len(names) - len(differ), differ.get(where, 0.0), where)
+    return Comparison(len(names), len(names) - len(differ), differ.get(where, 0.0), where)
 
 
 def _difference(one: Any, other: Any) -> float | None:
@@ -106,7 +106,7 @@ class Reproduction:
     run: str
     again: str
     environment: Mapping[str, tuple[str, str]]
-    parts: Mapping[str, Likeness]
+    parts: Mapping[str, Comparison]
 
     @property
     def is_identical(self) -> bool:
@@ -159,15 +159,15 @@ def reproduce(name: str, with_sweep: bool = False) -> Reproduction:
                 says = json.loads((tree / "results/train" / RUN_FILE).read_text())
             made = RunFolder(state / "runs" / says["tags"]["gliotrail.inputs"])
             parts = {
-                "weights": liken(weights, load_file(made.root / MODEL_FILE)),
-                "curves": liken(_curves(points), _curves(made.points())),
+                "weights": compare_numbers(weights, load_file(made.root / MODEL_FILE)),
+                "curves": compare_numbers(_curves(points), _curves(made.points())),
             }
             judged = []
             if "evaluate" in stages:
                 throwaway = MlflowClient(database_uri(state))
                 known = existing_run(throwaway, says["experiment"], says["id"])
                 judged = [p for p in _points(throwaway, known) if p.key.startswith(_MEASURE)]
-                parts["measures"] = liken(_measures(points), _measures(judged))
+                parts["measures"] = compare_numbers(_measures(points), _measures(judged))
             found = Reproduction(run.info.run_id, says["id"], environment, parts)
             taken = _take_over(made, state, found)
             try:
