@@ -11,9 +11,8 @@ from gliotrail.segmentation.loop import (
     World,
     fit,
     gradients_and_losses,
-    training_flops,
 )
-from gliotrail.segmentation.precision import peak_flops
+from gliotrail.segmentation.precision import peak_flops, training_flops
 from gliotrail.segmentation.sampling import Patches, Sample, batches
 from gliotrail.segmentation.unet import UNet3d
 from tests.support.gloo import Workers

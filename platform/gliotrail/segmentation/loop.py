@@ -10,19 +10,19 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from statistics import median
 from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from gliotrail.errors import TrainingError
 from gliotrail.param_types import Size
 from gliotrail.segmentation.losses import LOSSES
-from gliotrail.segmentation.precision import DTYPES, convolutions_in, peak_flops
+from gliotrail.segmentation.optimizers import REMEMBERED, average_into, optimizer_of
+from gliotrail.segmentation.precision import DTYPES, convolutions_in, told_of_gpu
 from gliotrail.segmentation.sampling import Batch, Source, batches
 
 SCORE: Final = "val/dice_mean_regions"
@@ -32,9 +32,6 @@ _SURELY_NOT: Final = -30.0
 """A logit whose sigmoid is 1e-13: small enough for any loss, and finite in half precision."""
 _MOST_TOLD: Final = 8
 _POLY_POWER: Final = 0.9
-_MOMENTUM: Final = 0.99
-_REMEMBERED: Final = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
-"""What an optimizer knows of each weight, by its own names."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +198,11 @@ def fit(
     model.to(world.device, DTYPES["float64"] if plan.precision == "float64" else None)
     model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = _optimizer(trained, plan)
+    optimizer = optimizer_of(plan.optimizer, trained, plan.weight_decay)
     scaler = torch.amp.GradScaler(world.device.type, enabled=plan.precision == "float16")
     averaged = copy.deepcopy(model)
+    share = plan.batch_size / world.workers
+    of_gpu = partial(told_of_gpu, model, source.size_vox, share, plan.precision, world.device)
     state = replace(state) if state else State(0, {})
     kept = state.weights("kept")
     if state.step:
@@ -241,7 +240,7 @@ def fit(
             nn.utils.clip_grad_norm_(trained, plan.clip)
         scaler.step(optimizer)
         scaler.update()
-        _average_into(averaged, model, plan.average, step)
+        average_into(averaged, model, plan.average, step)
 
         metrics = {f"train/{name}_loss": value for name, value in losses.items()}
         steps_s.append(time.perf_counter() - asked)
@@ -255,7 +254,7 @@ def fit(
                 "train/data_wait_share": waited_s / elapsed_s,
                 "train/step_s_median": usual_s,
                 "train/step_s_p95": float(np.percentile(steps_s, 95)),
-                **_of_gpu(world, plan, source.size_vox, model, usual_s),
+                **of_gpu(usual_s),
             }
             world.expect_s(None)
             metrics |= validate(averaged)
@@ -287,31 +286,6 @@ def _as_much_as_fits(
                 raise
             micro_batch //= 2
             torch.cuda.empty_cache()
-
-
-def _of_gpu(
-    world: World, plan: Plan, size_vox: Size, model: nn.Module, step_s: float
-) -> dict[str, float]:
-    """An epoch's peak memory, and the share of the device's peak that the network's sums reach."""
-    if world.device.type != "cuda":
-        return {}
-    told = {"train/peak_gpu_gb": torch.cuda.max_memory_allocated(world.device) / 1e9}
-    torch.cuda.reset_peak_memory_stats(world.device)
-    peak = peak_flops(torch.cuda.get_device_name(world.device), plan.precision)
-    if peak:
-        of_a_step = plan.batch_size * training_flops(model, size_vox)
-        told["train/mfu"] = of_a_step / world.workers / step_s / peak
-    return told
-
-
-@lru_cache(maxsize=1)
-def training_flops(model: nn.Module, size_vox: Size) -> int:
-    """Of one sample's way through the network and back: counted, not computed."""
-    counted = copy.deepcopy(model).to("meta")
-    channels = next(p.shape[1] for p in counted.parameters() if p.ndim == 5)
-    with FlopCounterMode(display=False) as counter:
-        counted(torch.empty(1, channels, *size_vox, device="meta")).sum().backward()
-    return int(counter.get_total_flops())
 
 
 def gradients_and_losses(
@@ -363,23 +337,6 @@ def gradients_and_losses(
     return flat
 
 
-def _optimizer(trained: list[nn.Parameter], plan: Plan) -> torch.optim.Optimizer:
-    """AdamW (arXiv:1711.05101), or SGD with Nesterov's momentum as nnU-Net has it."""
-    if plan.optimizer == "adamw":
-        return torch.optim.AdamW(trained, weight_decay=plan.weight_decay)
-    return torch.optim.SGD(
-        trained, momentum=_MOMENTUM, nesterov=True, weight_decay=plan.weight_decay
-    )
-
-
-@torch.no_grad()
-def _average_into(averaged: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Exponential moving average of the weights, quick at first (Polyak and Juditsky, 1992)."""
-    share = 1 - min(decay, (1 + step) / (10 + step))
-    for slow, fast in zip(averaged.parameters(), model.parameters(), strict=True):
-        slow.lerp_(fast, share)
-
-
 def _to_device(tensor: Tensor, plan: Plan, world: World) -> Tensor:
     dtype = torch.float64 if plan.precision == "float64" else torch.float32
     # the copy from pinned memory goes on while the CPU goes ahead
@@ -417,7 +374,7 @@ def _restore(
     whole = optimizer.state_dict()
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     for place, name in enumerate(trained):
-        moments = {key: f"optimizer.{key}.{name}" for key in _REMEMBERED[plan.optimizer]}
+        moments = {key: f"optimizer.{key}.{name}" for key in REMEMBERED[plan.optimizer]}
         # there are none yet where float16's first steps were left out
         whole["state"][place] = {
             key: state.tensors[of].clone() for key, of in moments.items() if of in state.tensors

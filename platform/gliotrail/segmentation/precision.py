@@ -1,10 +1,16 @@
 """In what numbers a network computes, and what a device can do with them at best."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Final
 
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from gliotrail.param_types import Size
 
 DTYPES: Final = {
     "float32": torch.float32,
@@ -49,3 +55,40 @@ def peak_flops(device_name: str, precision: str) -> float | None:
         if all(part in device_name for part in name.split()):
             return peaks[kind] * 1e12 if kind in peaks else None
     return None
+
+
+def told_of_gpu(
+    model: nn.Module,
+    size_vox: Size,
+    samples: float,
+    precision: str,
+    device: torch.device,
+    step_s: float,
+) -> dict[str, float]:
+    """An epoch's peak memory, and the share of the device's peak that the network's sums reach.
+
+    Args:
+        samples: of one step, on this device.
+        step_s: what a step takes.
+
+    Returns:
+        metrics by their names; none where the device is no GPU.
+    """
+    if device.type != "cuda":
+        return {}
+    told = {"train/peak_gpu_gb": torch.cuda.max_memory_allocated(device) / 1e9}
+    torch.cuda.reset_peak_memory_stats(device)
+    peak = peak_flops(torch.cuda.get_device_name(device), precision)
+    if peak:
+        told["train/mfu"] = samples * training_flops(model, size_vox) / step_s / peak
+    return told
+
+
+@lru_cache(maxsize=1)
+def training_flops(model: nn.Module, size_vox: Size) -> int:
+    """Of one sample's way through the network and back: counted, not computed."""
+    counted = copy.deepcopy(model).to("meta")
+    channels = next(p.shape[1] for p in counted.parameters() if p.ndim == 5)
+    with FlopCounterMode(display=False) as counter:
+        counted(torch.empty(1, channels, *size_vox, device="meta")).sum().backward()
+    return int(counter.get_total_flops())
