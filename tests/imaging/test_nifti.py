@@ -5,6 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from gliotrail.dataset.brats import SCHEMES
 from gliotrail.errors import DataError
 from gliotrail.imaging.geometry import spacing_mm
 from gliotrail.imaging.header import odd_in, read_header
@@ -192,7 +193,8 @@ def test_a_mask_that_is_none_is_not_written_over_a_good_one(
 )
 def test_a_mask_is_written_in_the_codes_of_a_scheme(tmp_path, image, scheme, codes):
     labels = np.arange(5 * 6 * 7).reshape(5, 6, 7) % 4
-    write_labels(tmp_path / "mask.nii.gz", labels.astype(np.uint8), read_image(image), scheme)
+    of_labels = {label: code for code, label in SCHEMES[scheme].items()}
+    write_labels(tmp_path / "mask.nii.gz", labels.astype(np.uint8), read_image(image), of_labels)
     written = np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj)
     assert np.array_equal(written, np.array(codes)[labels])
 

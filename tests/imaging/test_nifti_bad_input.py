@@ -129,7 +129,8 @@ def test_anything_but_three_axes_and_four_channels_is_refused(
 ) -> None:
     path = save(tmp_path / "image.nii.gz", np.ones(shape, np.int16))
     got = " x ".join(map(str, shape))
-    refused(path, f"shape: wanted I x J x K x 4 channels, got {got}$")
+    with pytest.raises(DataError, match=f"shape: wanted I x J x K x 4 channels, got {got}$"):
+        read_image(path, channels=4)
 
 
 def test_one_channel_needs_no_fourth_axis(label: Path) -> None:

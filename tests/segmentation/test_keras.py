@@ -189,7 +189,7 @@ def test_shapes_that_do_not_fit_are_refused_by_layer(change, message, tmp_path, 
 def test_channels_and_classes_must_be_known(tmp_path, refused):
     path = save_old(tmp_path / "w.h5", convolutions())
     refused(path, "channels: wanted FLAIR", channels=CHANNELS[:3])
-    refused(path, "channel name", channels=("CT", *CHANNELS[1:]))
+    refused(path, "channels: wanted FLAIR.*got CT", channels=("CT", *CHANNELS[1:]))
     refused(path, "classes: wanted edema", classes=("edema",))
 
 

@@ -100,25 +100,14 @@ def resample(
     new_shape_vox: Sequence[int],
     new_spacing_mm: Sequence[float],
 ) -> Floats:
-    """One channel on another grid of the same centre; the border's values go on outside.
-
-    Along an axis of thick slices (over 3 times the others, in either grid) it is the nearest
-    slice, for what lies between them nobody has seen.
-    """
+    """One channel on another grid of the same centre; the border's values go on outside."""
     values = image_IJK.astype(np.float32)
-    thick = {_thick_axis(spacing_mm), _thick_axis(new_spacing_mm)}
     for axis in range(3):
-        n, new_n = values.shape[axis], new_shape_vox[axis]
-        weights = _weights(n, spacing_mm[axis], new_n, new_spacing_mm[axis])
-        if axis in thick:
-            weights = np.eye(n, dtype=np.float32)[weights.argmax(axis=1)]
+        weights = _weights(
+            values.shape[axis], spacing_mm[axis], new_shape_vox[axis], new_spacing_mm[axis]
+        )
         values = np.moveaxis(np.tensordot(weights, values, axes=(1, axis)), 0, axis)
     return values
-
-
-def _thick_axis(spacing_mm: Sequence[float]) -> int | None:
-    longest = int(np.argmax(spacing_mm))
-    return longest if spacing_mm[longest] > _ANISOTROPIC * min(spacing_mm) else None
 
 
 def _weights(n: int, length_mm: float, new_n: int, new_length_mm: float) -> Floats:
