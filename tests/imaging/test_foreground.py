@@ -30,3 +30,9 @@ def test_the_border_may_begin_with_another_value() -> None:
     values = scan(7)
     values[0, 0, 0] = 99
     assert air_value(values) == 7
+
+
+def test_a_constant_body_in_zeros_is_no_air() -> None:
+    body = np.zeros((20, 20, 20), np.int16)
+    body[:, :, 1:] = 500
+    assert air_value(body) == 0

@@ -16,20 +16,19 @@ _FILLS: Final = 0.5
 
 
 def air_value(image_IJK: npt.NDArray[Any]) -> float:
-    """The value of one channel's air: what at least half of its border has; 0 where nothing has.
+    """The value of one channel's air: what at least half of its border has, 0 or its lowest.
 
-    Where it is 0 and no voxel is 0, there is no air: every voxel is the body.
+    It is 0 where there is no such value; if no voxel is 0 then, every voxel is the body.
     """
     border = np.concatenate(
         [image_IJK.take(end, axis).ravel() for axis in range(3) for end in (0, -1)]
     )
     corner = border[0]
-    for candidate in (0, corner):  # almost always one of these, and counting is fast
-        if np.count_nonzero(border == candidate) >= _FILLS * border.size:
+    for candidate in (0, corner, border.min()):
+        fills = np.count_nonzero(border == candidate) >= _FILLS * border.size
+        if fills and (candidate == 0 or candidate == image_IJK.min()):
             return float(candidate)
-    values, counts = np.unique(border, return_counts=True)
-    most = int(counts.argmax())
-    return float(values[most]) if counts[most] >= _FILLS * border.size else 0.0
+    return 0.0
 
 
 def air_values(channels: Iterable[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
