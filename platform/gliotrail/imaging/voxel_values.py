@@ -16,8 +16,11 @@ def body_of(
     """Where any channel is not air (I, J, K).
 
     Raises:
-        DataError: nowhere.
+        DataError: nowhere, or air is no number.
     """
+    if not np.isfinite(air_C).all():
+        got = f"{air_C[~np.isfinite(air_C)][0]:g}"
+        raise DataError("voxel values", where=where, wanted="within float32", got=got)
     body = np.logical_or.reduce([c != air for c, air in zip(channels, air_C, strict=True)])
     if not body.any():
         got = "zeros alone" if not air_C.any() else "one value alone"
