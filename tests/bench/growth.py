@@ -86,7 +86,20 @@ def memory(folder: Path, steps: int) -> tuple[float, float]:
     source = Patches(index, prepared.cases, train.augment, "brain", 7)
     network = UNet3d(2, 4)
     initialize(network, 0)
-    plan = Plan(steps, steps, 1, 1e-3, 0, 0, 0.9, "last", "soft_dice", "float32")
+    plan = Plan(
+        steps=steps,
+        steps_per_epoch=steps,
+        batch_size=1,
+        learning_rate=1e-3,
+        weight_decay=0,
+        warmup_steps=0,
+        average=0.9,
+        clip=0,
+        optimizer="adamw",
+        keep="last",
+        loss="soft_dice",
+        precision="float32",
+    )
     resident, shares = {}, []
 
     def told(step: int, metrics: Mapping[str, float], snapshot: object) -> None:

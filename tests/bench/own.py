@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from protocol import Work, answer
 
+from gliotrail.dataset.brats import BRATS
 from gliotrail.imaging import nifti
 from gliotrail.imaging.formats.course import standardized_patch
 from gliotrail.imaging.geometry import Box
@@ -25,8 +26,8 @@ from gliotrail.segmentation.losses import LOSSES
 from gliotrail.segmentation.metrics import confusion, counts_of
 from gliotrail.segmentation.sampling import Sample
 from gliotrail.segmentation.surface_distance import hd95_mm
-from tests.support.brain import CLASS_LABELS, REGIONS
 
+CLASS_LABELS, REGIONS = BRATS.class_labels, BRATS.region_labels
 FOLDER = Path(sys.argv[1])
 SETTINGS = json.loads((FOLDER / "settings.json").read_text())
 SIDE = SETTINGS["side"]
@@ -114,7 +115,7 @@ def step(how: unet.UpConvolution, channels_last: bool) -> Work:
 class Ready:
     """Samples that cost nothing."""
 
-    size_vox = (4, 4, 4)
+    size_vox, width = (4, 4, 4), (4, 3)
 
     def sample(self, number: int) -> Sample:
         return Sample(number, "none", (0, 0, 0), (0, number))
@@ -126,7 +127,20 @@ class Ready:
 def loop() -> Work:
     """The training loop, with the journal of a run."""
     network = torch.nn.Conv3d(4, 3, 1)
-    plan = Plan(LOOP_STEPS, LOOP_STEPS, 1, 1e-3, 0, 0, 0.9, "last", "soft_dice", "float32")
+    plan = Plan(
+        steps=LOOP_STEPS,
+        steps_per_epoch=LOOP_STEPS,
+        batch_size=1,
+        learning_rate=1e-3,
+        weight_decay=0,
+        warmup_steps=0,
+        average=0.9,
+        clip=0,
+        optimizer="adamw",
+        keep="last",
+        loss="soft_dice",
+        precision="float32",
+    )
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as folder:

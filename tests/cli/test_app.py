@@ -16,7 +16,7 @@ from tests.cli.conftest import Ended
 from tests.support.tracked_runs import begun
 
 Gliotrail = Callable[..., Ended]
-PRINT_NO_RESULT = {"ui", "sweep", "submit", "try", "runs watch"}
+PRINT_NO_RESULT = {"ui", "sweep", "submit", "try", "runs watch", "data import-brats"}
 """They serve or show until they are ended, or run stages, whose results are files."""
 
 

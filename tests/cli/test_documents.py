@@ -46,6 +46,7 @@ WITH_BLOCKS_TO_RUN = [
 
 
 @pytest.mark.parametrize("document", WITH_BLOCKS_TO_RUN)
+@pytest.mark.timeout(600)  # the two longest train again
 def test_blocks_tagged_run_do_run(document, request):
     for block in blocks_of(document):
         if block.tag == "run":

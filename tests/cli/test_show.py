@@ -74,7 +74,7 @@ def test_an_animation_goes_through_the_slices(show: Gliotrail) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["BRATS_010"], "wanted one of BRATS_009, BRATS_119, or a 4-D NIfTI file, got"),
+        (["BRATS_010"], "wanted one of BRATS_009, BRATS_119, or a NIfTI file, got"),
         (["BRATS_009", "--slice", "biggest"], "wanted tumour, random or a voxel"),
         (["BRATS_009", "--slice", "9,9,999"], "wanted within"),
         (["BRATS_009", "-o", "a.jpeg"], "wanted a .png or .gif"),

@@ -35,6 +35,8 @@ def sleep_instead() -> None:
     from gliotrail.segmentation.loop import SCORE, State
     from gliotrail.training import driver
 
+    told_of_steps = ("step_s_median", "step_s_p95")
+
     def fit(model: Any, _: Any, plan: Any, judge: Any, report: Any, *more: Any) -> Any:
         kept = {f"kept.{name}": tensor for name, tensor in model.state_dict().items()}
         score = plan.learning_rate**0.1
@@ -42,16 +44,18 @@ def sleep_instead() -> None:
             metrics = {"train/soft_dice_loss": 0.5}
             if step % plan.steps_per_epoch == 0:
                 time.sleep(float(os.environ[SLEEP_S]))
-                for name in ("learning_rate", "voxels_per_s", "data_wait_share"):
+                for name in ("learning_rate", "voxels_per_s", "data_wait_share", *told_of_steps):
                     metrics[f"train/{name}"] = 0.5
                 metrics |= judge(model) | {SCORE: score * step / plan.steps}
             report(step, metrics, lambda step=step: State(step, kept, score, step))  # type: ignore[misc]
         return State(plan.steps, kept, score, plan.steps)
 
-    def validate(_: Any, cases: Any, regions: Any, *more: Any, watch: Any) -> dict[str, float]:
+    def validate(
+        _: Any, task: Any, cases: Any, regions: Any, *more: Any, watch: Any
+    ) -> dict[str, float]:
         watch(regions[0], None)
-        counts_and_loss = torch.ones(1, validation.N_LABELS**2 + 1)
-        return validation._means(counts_and_loss, more[2], "val")
+        counts_and_loss = torch.ones(1, task.n_labels**2 + 1)
+        return validation._means(counts_and_loss, more[2], "val", task)
 
     picture = _png(Image.effect_noise((600, 300), 50))
     driver.fit, driver.validate = fit, validate  # type: ignore[assignment]

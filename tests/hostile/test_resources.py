@@ -22,7 +22,7 @@ from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import load_prepared
 from gliotrail.runs.journal import RunFolder, Writer
 from tests.support.projects import ROOT, clone_into, set_params, use_crops
-from tests.support.scans import lay_out_crops, snapshot, split_section
+from tests.support.scans import edit_json, lay_out_crops, snapshot, split_section
 
 Disk = Callable[[str], Path]
 
@@ -148,7 +148,9 @@ def test_maps_of_many_cases_raise_the_limit_of_open_files_or_say_which_it_is(
 ) -> None:
     prepare(split_section(), lay_out_crops(tmp_path / "raw"), tmp_path / "p", processes=1)
     for n in range(30):
-        shutil.copytree(tmp_path / "p/cases/BRATS_009", tmp_path / f"p/cases/COPY_{n}")
+        copy = tmp_path / f"p/cases/COPY_{n}"
+        shutil.copytree(tmp_path / "p/cases/BRATS_009", copy)
+        edit_json(copy / "case.json", lambda values, n=n: values.update(name=f"COPY_{n}"))
     done = subprocess.run(
         [sys.executable, "-c", FEW_FILES, str(tmp_path / "p"), "32", str(hard)],
         env=os.environ | {"PYTHONPATH": str(ROOT / "platform")}, capture_output=True, text=True,
@@ -258,11 +260,11 @@ def test_a_training_for_which_memory_runs_out_is_told_and_the_same_command_goes_
 
 
 WALL_CLOCK = {
-    "tracking/journal.py": "when a point was noted, and how a run began and ended: told only",
-    "tracking/checks.py": "how far clocks are apart is what `doctor` asks",
-    "tracking/disk.py": "`gc` takes what is days old, and never what is held",
-    "distributed/trials.py": "a name that is new",
-    "distributed/workers.py": "a name that is new",
+    "runs/journal.py": "when a point was noted, and how a run began and ended: told only",
+    "tracking/server_checks.py": "how far clocks are apart is what `doctor` asks",
+    "tracking/disk_usage.py": "`gc` takes what is days old, and never what is held",
+    "cluster/trials.py": "a name that is new",
+    "cluster/workers.py": "a name that is new",
 }
 """Who reads it, and why no lease and no timeout depends on it."""
 

@@ -29,7 +29,9 @@ from tests.support.environment import in_state
 from tests.support.tracked_runs import begun
 from tests.tracking.test_chaos import seed
 
-TIMINGS = ("train/voxels_per_s", "train/data_wait_share")
+TIMINGS = tuple(
+    f"train/{name}" for name in ("voxels_per_s", "data_wait_share", "step_s_median", "step_s_p95")
+)
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND
 
 

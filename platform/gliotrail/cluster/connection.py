@@ -115,7 +115,7 @@ def _connect(address: str | None) -> None:
     if address:
         check_answer(address)
     else:
-        os.environ["RAY_TMPDIR"] = short_temp()
+        os.environ["RAY_TMPDIR"] = os.environ.get("RAY_TMPDIR") or short_temp()
     for left in reversed(range(_STARTS)):
         try:
             _init(address)

@@ -63,12 +63,14 @@ def _versions() -> Finding:
     """Whether what is installed is what pyproject.toml pins."""
     wrong, right = [], [f"Python {platform.python_version()}"]
     for line in requires("gliotrail") or []:
-        pin = re.fullmatch(r"([\w-]+)(?:\[[^]]*\])?==([\w.]+)", line)
+        pin = re.fullmatch(r"([\w-]+)(?:\[[^]]*\])?==([\w.]+)(; extra ==.*)?", line)
         if pin is None:
             continue
         try:
             there = version(pin[1])
         except PackageNotFoundError:
+            if pin[3]:  # of an extra that was not asked for
+                continue
             there = "none"
         public = there.partition("+")[0]  # torch 2.13.0+cpu is 2.13.0
         right.append(f"{pin[1]} {there}")
