@@ -21,7 +21,12 @@ from torch import Tensor, nn
 from gliotrail.errors import TrainingError
 from gliotrail.param_types import Size
 from gliotrail.segmentation.losses import LOSSES
-from gliotrail.segmentation.optimizers import REMEMBERED, average_into, optimizer_of
+from gliotrail.segmentation.optimizers import (
+    REMEMBERED,
+    average_into,
+    optimizer_of,
+    set_learning_rate,
+)
 from gliotrail.segmentation.precision import DTYPES, convolutions_in, told_of_gpu
 from gliotrail.segmentation.sampling import Batch, Source, batches
 
@@ -222,8 +227,7 @@ def fit(
         waited_s += time.perf_counter() - asked
         world.expect_s(usual_s)
 
-        for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate_at(step)
+        set_learning_rate(optimizer, plan.learning_rate_at(step))
         parts = partial(gradients_and_losses, model, batch, plan, scaler, world, stop())
         if step == steps[0]:
             flat, micro_batch = _as_much_as_fits(parts, micro_batch, world)

@@ -1,4 +1,4 @@
-"""What moves the weights, and the moving average of them. The loop sets the learning rate."""
+"""What moves the weights, at which learning rate, and the moving average of them."""
 
 from typing import Final
 
@@ -17,6 +17,12 @@ def optimizer_of(
     if name == "adamw":
         return torch.optim.AdamW(trained, weight_decay=weight_decay)
     return torch.optim.SGD(trained, momentum=_MOMENTUM, nesterov=True, weight_decay=weight_decay)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """For all weights alike; the schedule is `loop.Plan.learning_rate_at`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 @torch.no_grad()
