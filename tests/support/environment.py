@@ -8,6 +8,8 @@ import shutil
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +106,14 @@ def in_state(state: Path, patch: pytest.MonkeyPatch) -> None:
 def _mlflow_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """What MLflow makes of its address in a test ends with the test."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", ""))
+
+
+@pytest.fixture(autouse=True)
+def no_run_is_held_any_more() -> Iterator[None]:
+    """What a test that failed, or broke off, still held is released: the next one holds nothing."""
+    yield
+    owner = sys.modules.get("gliotrail.runs.owner")
+    for run in owner.held() if owner else ():
+        with suppress(OSError):
+            owner.release(run)
+        owner._HELD.pop(run.root, None)
