@@ -125,6 +125,14 @@ GOOD = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "spleen"}}
             },
             "regions_class_order is missing, and regions are not nested in turn",
         ),
+        (
+            {
+                "labels": {"0": "background", "1": "a", "2": "b"},
+                "regions": {"in": [2], "all": [1, 2]},
+                "regions_class_order": [1, 2],
+            },
+            "the region in is written as 1, which is none of its codes",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told(change: dict[str, object], told: str) -> None:

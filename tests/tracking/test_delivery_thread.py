@@ -22,7 +22,7 @@ from gliotrail.runs.owner import (
     release,
     this_process,
 )
-from gliotrail.tracking import reaper
+from gliotrail.tracking import delivery, reaper
 from gliotrail.tracking.client import find_run
 from gliotrail.tracking.delivery import HEARTBEAT_TAG, deliver
 from gliotrail.tracking.delivery_thread import DeliveryThread, tracked
@@ -205,6 +205,26 @@ def test_a_sweep_that_somebody_deleted_in_mlflow_is_above_all_its_trials_again(
 
 
 # servers that are not as they should be
+
+
+def test_what_was_given_up_tells_no_other_server(
+    tmp_path: Path, server: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, answers = begun(tmp_path / "run"), threading.Event()
+    tries, before = [], set(threading.enumerate())
+
+    def hang(*_: object, **__: object) -> None:
+        tries.append(1)
+        answers.wait()
+        raise ConnectionError
+
+    monkeypatch.setattr(delivery, "deliver", hang)
+    courier = DeliveryThread([run], every_s=0.05)
+    until(lambda: tries)
+    assert courier.close(0.1) == "the tracking server hangs"
+    answers.set()
+    until(lambda: set(threading.enumerate()) <= before)
+    assert tries == [1]
 
 
 @pytest.fixture

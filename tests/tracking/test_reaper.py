@@ -147,7 +147,7 @@ def test_from_another_machine_a_run_is_closed_by_its_heartbeat_and_opens_again(
 
     stop_between_two_writes(process, place / "mlflow.db")  # nothing tells it from dead
     closed: list[str] = []
-    until(lambda: closed.extend(look(interval_s)) or closed)
+    until(lambda: closed.extend(look(interval_s)) or closed, 60)
     of = known(server, run)
     assert of is not None
     assert (of["status"], len(closed)) == ("KILLED", 1)

@@ -76,7 +76,7 @@ def task_of(values: Mapping[str, Any], where: Path) -> tuple[Task, tuple[int, ..
     written = values.get("regions_class_order")
     codes = brats.codes_of_regions(regions) if regions else brats.codes_of_classes(by_code)
     try:
-        if codes is not None and ignore not in codes:
+        if codes is not None and set(codes) == set(by_code):
             classes = tuple(
                 Class(name=one.name, code=code)
                 for one, code in zip(brats.BRATS.classes, codes, strict=True)

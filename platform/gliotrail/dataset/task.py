@@ -86,6 +86,12 @@ class Task(_Part):
         for region in self.regions:
             if max(*region.labels, region.written) > len(self.classes):
                 raise ValueError(f"the region {region.name} has a class that is not there")
+            if region.written not in region.labels:
+                code = self.classes[region.written - 1].code
+                raise ValueError(
+                    f"regions_class_order: the region {region.name} is written as {code}, "
+                    "which is none of its codes"
+                )
         return self
 
     @property

@@ -37,7 +37,7 @@ class DeliveryThread:
         self._others: list[RunFolder] | None = None if others_too else []
         self._told: dict[Path, object] = {}
         self._ids: dict[str, str] = {}  # MLflow's, by our own
-        self._closing = threading.Event()
+        self._closing, self._given_up = threading.Event(), False
         self.problem: str | None = None
         self._thread = threading.Thread(target=self._work, name="delivery", daemon=True)
         self._thread.start()
@@ -56,7 +56,7 @@ class DeliveryThread:
                 self.problem, pause_s = None, self._every_s
                 if self._told and not last:
                     self._deliver_others()
-            if last:
+            if last or self._given_up:
                 return
             self._closing.wait(pause_s)
 
@@ -100,7 +100,8 @@ class DeliveryThread:
         """
         self._closing.set()
         self._thread.join(timeout_s)
-        return "the tracking server hangs" if self._thread.is_alive() else self.problem
+        self._given_up = self._thread.is_alive()  # the request that hangs is its last
+        return "the tracking server hangs" if self._given_up else self.problem
 
 
 @contextmanager

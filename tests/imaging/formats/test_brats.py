@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from gliotrail.dataset.brats import is_brats
+from gliotrail.dataset.brats import BRATS, is_brats
 from gliotrail.dataset.patients import patient_of
 from gliotrail.errors import DataError, ParamsError
 from gliotrail.imaging.formats.brats import import_brats
@@ -77,6 +77,7 @@ def test_real_patients_come_back_voxel_for_voxel(tmp_path, suffixes, end, patien
         lay_out_brats(tmp_path / "in/HGG", case, name, suffixes, end)
     dataset = import_brats(tmp_path / "in", tmp_path / "out")
     assert dataset.channel_order == (0, 1, 2, 3)
+    assert dataset.task.regions == BRATS.regions
     assert [case.name for case in dataset.cases] == list(patients)
     for case in dataset.cases:
         image, was = read_image(case.image), demo(patients[case.name], "image")

@@ -4,6 +4,7 @@ Each layout has a module that finds its scans; here they are written, whole or n
 """
 
 import itertools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from typing import Any, Final
 from gliotrail.dataset.description import DESCRIPTION
 from gliotrail.dataset.task import Task
 from gliotrail.errors import DataError
-from gliotrail.files import replacing, write_json
+from gliotrail.files import replacing
 from gliotrail.imaging.formats.decathlon import Dataset, check_case_name, read_dataset
 from gliotrail.imaging.header import check_same_grid
 from gliotrail.imaging.labels import to_labels
@@ -69,7 +70,9 @@ def write_found(
                     advance(1)
             finally:
                 pool.shutdown(cancel_futures=True)
-        write_json(partial / DESCRIPTION, _description(found, task))
+        # not sorted by name: the order of regions counts
+        described = json.dumps(_description(found, task), indent=1)
+        (partial / DESCRIPTION).write_text(described + "\n", encoding="utf-8")
         (partial / "PROVENANCE.md").write_text(notice, encoding="utf-8")
         read_dataset(partial)
     return read_dataset(out)
