@@ -223,6 +223,7 @@ class Train(Section):
     clip: Annotated[Number, Field(ge=0)]
     average: Annotated[float, Field(ge=0, lt=1)]
     keep: Literal["last", "best"]
+    postprocess: Literal["none", "validation"]
     batch_size: Annotated[int, Field(ge=1, le=4096)]
     epochs: Count
     epoch_voxels: Count

@@ -48,6 +48,7 @@ from gliotrail.segmentation.metrics import (
     mean_defined,
     soft_dice_loss_scan,
 )
+from gliotrail.segmentation.postprocess import postprocessed
 from gliotrail.segmentation.score import Score, score
 from gliotrail.segmentation.validation import validate
 from gliotrail.segmentation.weights import load
@@ -100,6 +101,7 @@ def evaluate(
             )
             probabilities_CIJK = _on_grid_of(case, prepared.cases[name], probabilities_CIJK)
             pred_IJK = to_labels(probabilities_CIJK, section.threshold, model.heads)
+            pred_IJK = postprocessed(pred_IJK, description.postprocess, task, case.spacing_mm)
             losses[name] = soft_dice_loss_scan(probabilities_CIJK, ref_IJK)
             body_IJK = (image_CIJK != 0).any(axis=0)
             scores[name] = score(ref_IJK, pred_IJK, case.spacing_mm, body_IJK, task=task)
@@ -307,8 +309,8 @@ def _score_on(
     model, description = load(weights)
     world = World(device=device_here())
     model.to(world.device)
-    standardize = description.standardize
+    standardize, rules = description.standardize, description.postprocess
     validated = validate(
-        model, prepared.task, prepared.cases, regions, standardize, threshold, world
+        model, prepared.task, prepared.cases, regions, standardize, threshold, world, rules=rules
     )
     return validated[SCORE]

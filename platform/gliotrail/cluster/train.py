@@ -133,7 +133,7 @@ def finish(training: Training, run: RunFolder) -> None:
     """
     from gliotrail.training.driver import result
 
-    state, model = result(training, run)
+    state, model = result(training, run, postprocess=True)
     write_durably(run.root / MODEL_FILE, model)  # its end tells that it is there
     run.attach("curves.png", _curves(training, run))
     run.end("FINISHED", "trained to the end", {"score": state.kept_score, "step": state.kept_step})

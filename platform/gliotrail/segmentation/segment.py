@@ -23,6 +23,7 @@ from gliotrail.imaging.resample import resample, resample_scan
 from gliotrail.progress import progress
 from gliotrail.segmentation.inference import predict_box, to_labels
 from gliotrail.segmentation.network import Network
+from gliotrail.segmentation.postprocess import postprocessed
 from gliotrail.segmentation.weights import Description
 
 LARGEST_SIDE_MM: Final = 640.0
@@ -102,6 +103,8 @@ def segment(
             [resample(p_IJK, trained_mm, shape_vox, own_mm) for p_IJK in probabilities_CIJK]
         )
     labels_IJK = to_labels(probabilities_CIJK, threshold, heads)
+    if len(networks) == 1:  # rules are of one network, not of a mean of several
+        labels_IJK = postprocessed(labels_IJK, networks[0][1].postprocess, task, own_mm)
     return Segmentation(
         from_ras(labels_IJK, scan.affine),
         from_ras(np.moveaxis(probabilities_CIJK, 0, 3), scan.affine),

@@ -5,6 +5,7 @@ the loss a region, the other workers' rows being 0, so that the numbers don't de
 workers there are.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.prepared import PreparedCase, read_labels_patch
 from gliotrail.imaging.split import Region
+from gliotrail.progress import say
 from gliotrail.segmentation.inference import forward, predict_box, to_labels
 from gliotrail.segmentation.loop import World
 from gliotrail.segmentation.metrics import (
@@ -26,6 +28,7 @@ from gliotrail.segmentation.metrics import (
     soft_dice_loss_scan,
 )
 from gliotrail.segmentation.network import Network
+from gliotrail.segmentation.postprocess import Judged, Postprocess, find_rules, postprocessed
 from gliotrail.synthesis.tumours import Floats, Mask
 
 Watch = Callable[[Region, Labels], None]
@@ -41,10 +44,12 @@ def validate(
     threshold: float,
     world: World,
     watch: Watch | None = None,
+    rules: Postprocess | None = None,
 ) -> dict[str, float]:
     """Means over the regions: soft Dice loss, and Dice, sensitivity, specificity of label maps.
 
-    Every worker calls it; all get the same numbers. `watch` is shown this worker's regions.
+    Every worker calls it; all get the same numbers. `watch` is shown this worker's regions, whose
+    label maps are by the `rules`.
 
     Raises:
         TrainingError: no region has any class.
@@ -56,11 +61,37 @@ def validate(
         box = region.box or Box((0, 0, 0), case.ras_shape_vox)
         probabilities_CIJK = predict_box(model, case, box, standardize)
         pred_IJK = to_labels(probabilities_CIJK, threshold, model.heads)
+        pred_IJK = postprocessed(pred_IJK, rules, task, case.spacing_mm)
         if watch is not None:
             watch(region, pred_IJK)
         rows[place] = _row(probabilities_CIJK, pred_IJK, read_labels_patch(case, box), task)
     model.train()
     return _means(rows, world, "val", task)
+
+
+def rules_of_validation(
+    model: Network,
+    task: Task,
+    cases: Mapping[str, PreparedCase],
+    regions: Sequence[Region],
+    standardize: str,
+    threshold: float,
+) -> Postprocess | None:
+    """The rules that help what the network predicts of the validation data, told; None if none."""
+    model.eval()
+    judged = []
+    for region in regions:
+        case = cases[region.case]
+        box = region.box or Box((0, 0, 0), case.ras_shape_vox)
+        pred_IJK = to_labels(predict_box(model, case, box, standardize), threshold, model.heads)
+        judged.append(Judged(pred_IJK, read_labels_patch(case, box), case.spacing_mm))
+    rules, before, after = find_rules(judged, task)
+    if rules == Postprocess():
+        say(f"post-processing: no rule helps; Dice on validation {before:.3f}")
+        return None
+    told = json.dumps(rules.model_dump(exclude_defaults=True))
+    say(f"post-processing: {told}; Dice on validation {before:.3f} without, {after:.3f} with it")
+    return rules
 
 
 def validate_synthetic(

@@ -22,6 +22,7 @@ from gliotrail.errors import WeightsError
 from gliotrail.imaging.prepared import Intensity
 from gliotrail.params import Model, Section
 from gliotrail.segmentation.network import Network
+from gliotrail.segmentation.postprocess import Postprocess
 from gliotrail.segmentation.unet import UNet3d
 
 _KEY = "gliotrail-weights-1"
@@ -39,6 +40,7 @@ class Description(Section):
     spacing_mm: of the scans that it was trained on, in RAS+.
     task: the channels it is fed and the classes it gives, in their order.
     intensities: of the CT channels.
+    postprocess: what is done to label maps, if anything.
     """
 
     model: Model
@@ -47,6 +49,7 @@ class Description(Section):
     spacing_mm: tuple[_Length, _Length, _Length] = CUBE_MM
     task: Task = BRATS
     intensities: dict[str, Intensity] = Field(default_factory=dict)
+    postprocess: Postprocess | None = None
 
     @property
     def channels(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from gliotrail.errors import GliotrailError
 from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.nifti import read_image
 from gliotrail.segmentation.inference import segment_array
+from gliotrail.segmentation.postprocess import postprocessed
 from gliotrail.segmentation.segment import segment
 from gliotrail.segmentation.weights import load
 
@@ -56,9 +57,10 @@ class Segmenter(PythonModel):
             scan = read_image(Path(str(seen.item())))
             return segment(scan, [(self.model, self.description)], self.threshold).labels
         of = self.description
-        return segment_array(
+        labels_IJK = segment_array(
             self.model, seen, of.standardize, of.task.channels, of.intensities, self.threshold
         )
+        return postprocessed(labels_IJK, of.postprocess, of.task, of.spacing_mm)
 
 
 set_model(Segmenter())

@@ -16,14 +16,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from gliotrail.dataset.patients import of_same_patients
-from gliotrail.dataset.task import IGNORED
 from gliotrail.errors import ParamsError, TrackingError, TrainingError
-from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.patch import read_index
-from gliotrail.imaging.prepared import Prepared, load_prepared, read_labels_patch, read_patch
+from gliotrail.imaging.prepared import Prepared, load_prepared
 from gliotrail.imaging.split import Region, fold_of
 from gliotrail.param_types import Size
 from gliotrail.runs.journal import RunFolder, Writer
@@ -33,6 +32,7 @@ from gliotrail.runs.webhook import NOT_FINITE_FILE
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.loop import SCORE, NotFiniteError, Plan, State, World, fit
 from gliotrail.segmentation.network import Network
+from gliotrail.segmentation.postprocess import Postprocess
 from gliotrail.segmentation.sampling import (
     FUSED_FROM_VOXELS,
     Mixture,
@@ -41,7 +41,7 @@ from gliotrail.segmentation.sampling import (
     Source,
 )
 from gliotrail.segmentation.unet import initialize
-from gliotrail.segmentation.validation import validate, validate_synthetic
+from gliotrail.segmentation.validation import rules_of_validation, validate, validate_synthetic
 from gliotrail.synthesis.tumours import (
     Anatomy,
     Floats,
@@ -53,6 +53,7 @@ from gliotrail.synthesis.tumours import (
     synthesize,
 )
 from gliotrail.training.inputs import Training
+from gliotrail.training.validation_picture import draw_validation
 
 CHECKPOINT_EVERY_S: Final = 60.0
 
@@ -159,7 +160,9 @@ def run_training(
                 for region, labels_IJK in shown.items():
                     assert prepared is not None
                     title = f"{region.case}, validation, step {step} of {plan.steps}"
-                    writer.attach("validation.png", _draw(prepared, region, labels_IJK, title))
+                    writer.attach(
+                        "validation.png", draw_validation(prepared, region, labels_IJK, title)
+                    )
                 writer.begin_checkpoint(step, to_bytes(snapshot()))
                 last_checkpoint_s = time.monotonic()
         shown.clear()
@@ -309,29 +312,6 @@ def window_of(training: Training) -> Size | None:
     return None if training.section.model.name == "unet3d" else training.size_vox
 
 
-def _draw(prepared: Prepared, region: Region, predicted_IJK: Labels, title: str) -> bytes:
-    """A validation region: truth, prediction, and where they part."""
-    # matplotlib takes a second to import, and only worker 0 draws, after the first epoch
-    from gliotrail.report.figures import figure_png
-    from gliotrail.report.overlays import draw_prediction, pick_slices
-
-    case = prepared.cases[region.case]
-    box = region.box or Box((0, 0, 0), case.ras_shape_vox)
-    image_CIJK, labels_IJK = read_patch(case, box, "brain"), read_labels_patch(case, box)
-    labels_IJK = np.where(labels_IJK == IGNORED, np.uint8(0), labels_IJK)
-    drawing = draw_prediction(
-        image_CIJK,
-        labels_IJK,
-        predicted_IJK,
-        pick_slices(labels_IJK, 4),
-        case.spacing_mm,
-        title,
-        first_k=box.start_vox[2],
-        task=prepared.task,
-    )
-    return figure_png(drawing)
-
-
 def restore(run: RunFolder) -> State | None:
     """The state of the last final checkpoint, its checksum compared; None where there is none.
 
@@ -347,8 +327,11 @@ def restore(run: RunFolder) -> State | None:
     return from_bytes(history[-1].state(), history[-1].folder)
 
 
-def result(training: Training, run: RunFolder) -> tuple[State, bytes]:
+def result(training: Training, run: RunFolder, postprocess: bool = False) -> tuple[State, bytes]:
     """The last state of a training that came to its plan's end, and the weights file it gives.
+
+    Args:
+        postprocess: whether rules for label maps are found, too, where `train.postprocess` says so.
 
     Raises:
         TrainingError: it didn't come to its end.
@@ -366,7 +349,22 @@ def result(training: Training, run: RunFolder) -> tuple[State, bytes]:
         task=training.task,
         intensities=dict(prepared.intensities) if prepared else {},
     )
-    return state, weights.to_bytes(state.weights("kept"), description)
+    kept = state.weights("kept")
+    if postprocess and prepared and section.postprocess == "validation":
+        helps = _rules(training, prepared, kept)
+        description = description.model_copy(update={"postprocess": helps})
+    return state, weights.to_bytes(kept, description)
+
+
+def _rules(
+    training: Training, prepared: Prepared, kept: Mapping[str, Tensor]
+) -> Postprocess | None:
+    model = weights.build(training.section.model, training.task)
+    model.load_state_dict(kept)
+    model.window_vox = window_of(training)
+    standardize, regions = training.section.standardize, prepared.split.validation
+    of = prepared.task, prepared.cases, regions
+    return rules_of_validation(model, *of, standardize, training.threshold)
 
 
 def to_bytes(state: State) -> bytes:
