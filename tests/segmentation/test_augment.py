@@ -65,6 +65,25 @@ def test_beyond_the_brain_there_is_nothing_after_turning_either() -> None:
     assert np.array_equal(outside, seen[3] == 0)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_compiled_kernel_gives_the_same_to_the_last_bit(seed: int) -> None:
+    matrix = placement(augmented(rotate=1, scale=1), rng(seed))
+    assert matrix is not None
+    volume = rng(seed).standard_normal((4, 40, 40, 40)).astype(np.float32)
+    volume[:, rng(seed).random((40, 40, 40)) < 0.4] = 0
+    labels = rng(seed).integers(0, 4, (40, 40, 40), np.uint8)
+    corner = (14, 15, 30)  # some of it beyond the edge
+    box = source_box(corner, SIZE, matrix)
+    inside = tuple(slice(s.start, min(s.stop, 40)) for s in box.slices)
+    plain, fused = (
+        warp(volume[:, *inside], labels[inside], box, corner, SIZE, matrix, how)
+        for how in (False, True)
+    )
+    assert plain[0].any()
+    assert np.array_equal(plain[0], fused[0])
+    assert np.array_equal(plain[1], fused[1])
+
+
 def test_as_often_as_asked_for() -> None:
     turned = [placement(augmented(rotate=0.2, scale=0.2), rng(n)) is not None for n in range(2000)]
     assert np.mean(turned) == pytest.approx(0.36, abs=0.04)

@@ -16,6 +16,8 @@ from gliotrail.imaging.geometry import Vox3
 
 Ints = npt.NDArray[np.int16]
 Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+Doubles = npt.NDArray[np.float64]
 
 _TILE: Final = 16  # values of a cache line
 
@@ -132,3 +134,53 @@ def change(
                     line = out_CIJK[c, n_i - 1 - i if flip[0] else i, to_j]
                     for k in range(n):
                         line[n_k - 1 - start - k if flip[2] else start + k] = tile[c, k, i]
+
+
+def warp(
+    image: Floats,
+    labels: Bytes,
+    matrix: Doubles,
+    centre_vox: Doubles,
+    out: Floats,
+    out_labels: Bytes,
+) -> None:
+    """A turned and scaled view: trilinear, 0 where the nearest voxel is 0 in all channels.
+
+    Args:
+        image: (C, K, J, I), as `out`.
+        labels: (K, J, I), of which the nearest is taken, as `out_labels`.
+        matrix: offsets i, j, k from the middle of `out` -> offsets from `centre_vox`.
+        centre_vox: i, j, k in `image`. What is beyond its edge is as at the edge.
+    """
+    channels, n_k, n_j, n_i = out.shape
+    near, low, high = np.empty(3, np.int64), np.empty(3, np.int64), np.empty(3, np.int64)
+    part = np.empty(3, np.float32)
+    for k in range(n_k):
+        for j in range(n_j):
+            for i in range(n_i):
+                of_i, of_j, of_k = i - (n_i - 1) / 2, j - (n_j - 1) / 2, k - (n_k - 1) / 2
+                for a in range(3):
+                    last = image.shape[3 - a] - 1
+                    there = matrix[a, 0] * of_i + matrix[a, 1] * of_j + matrix[a, 2] * of_k
+                    there = min(max(there + centre_vox[a], 0.0), float(last))
+                    near[a], low[a] = int(there + 0.5), int(there)
+                    high[a], part[a] = min(low[a] + 1, last), np.float32(there - low[a])
+                out_labels[k, j, i] = labels[near[2], near[1], near[0]]
+                some = False
+                for c in range(channels):
+                    some = some or image[c, near[2], near[1], near[0]] != 0
+                for c in range(channels):
+                    if not some:
+                        out[c, k, j, i] = 0
+                        continue
+                    # along i, then j, then k
+                    below, above = image[c, low[2]], image[c, high[2]]
+                    v0, v1 = below[low[1], low[0]], below[high[1], low[0]]
+                    v0 += (below[low[1], high[0]] - v0) * part[0]
+                    v1 += (below[high[1], high[0]] - v1) * part[0]
+                    w0, w1 = above[low[1], low[0]], above[high[1], low[0]]
+                    w0 += (above[low[1], high[0]] - w0) * part[0]
+                    w1 += (above[high[1], high[0]] - w1) * part[0]
+                    v0 += (v1 - v0) * part[1]
+                    w0 += (w1 - w0) * part[1]
+                    out[c, k, j, i] = v0 + (w0 - v0) * part[2]

@@ -1,18 +1,17 @@
 """nnU-Net's random changes of a patch (Isensee et al., 2021, arXiv:1904.08128, supplement 4).
 
 Each is made with a probability of its own, by the sample's random numbers alone. Images are
-(C, I, J, K) float32, standardised over the brain. The background stays exactly 0.
+(C, I, J, K) float32, standardised over the brain. The background stays exactly 0. In memory i is
+the fastest, as `imaging.prepared.read_patch` gives them; inside they are (C, K, J, I).
 """
 
 import math
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy import ndimage
-from torch.nn import functional as F
 
+from gliotrail.imaging import kernels
 from gliotrail.imaging.geometry import Box, Vox3, vox3
 from gliotrail.params import Augment
 
@@ -64,6 +63,7 @@ def warp(
     corner_vox: Vox3,
     size_vox: Vox3,
     matrix: Matrix,
+    fused: bool = False,
 ) -> tuple[Floats, npt.NDArray[np.uint8]]:
     """The turned and scaled patch: image trilinear, labels and background of the nearest voxel.
 
@@ -72,26 +72,50 @@ def warp(
         box: where it is, as `source_box` gave it.
         corner_vox: of the patch, and its `size_vox`.
         matrix: as `placement` gave it.
+        fused: by a compiled kernel where there is one; the same to the last bit.
     """
-    extent = np.array(box.size_vox) - 1
-    half = (np.array(size_vox) - 1) / 2
-    centre = np.array(corner_vox) + half - np.array(box.start_vox)
-    # torch counts both grids from -1 to 1, corner voxel to corner voxel, k first
-    scaled = matrix * half[None, :] * (2 / extent)[:, None]
-    shift = centre * 2 / extent - 1
-    theta = np.concatenate([scaled[::-1, ::-1], shift[::-1, None]], axis=1)
-    grid = F.affine_grid(
-        torch.from_numpy(theta.copy()).float()[None], [1, 1, *size_vox], align_corners=True
-    )
-    brain_IJK = (image_CIJK != 0).any(axis=0)
-    codes_CIJK = np.stack([labels_IJK, brain_IJK]).astype(np.float32)
+    centre_vox = np.array(corner_vox) + (np.array(size_vox) - 1) / 2 - np.array(box.start_vox)
+    image_CKJI = np.ascontiguousarray(image_CIJK.transpose(0, 3, 2, 1))
+    labels_KJI = np.ascontiguousarray(labels_IJK.transpose(2, 1, 0))
+    out_CKJI = np.empty((len(image_CIJK), *size_vox[::-1]), np.float32)
+    out_KJI = np.empty(size_vox[::-1], np.uint8)
+    kernel = kernels.compiled(kernels.warp) if fused else None
+    (kernel or _warp)(image_CKJI, labels_KJI, matrix, centre_vox, out_CKJI, out_KJI)
+    return out_CKJI.transpose(0, 3, 2, 1), out_KJI.transpose(2, 1, 0)
 
-    def sampled(array: Floats, mode: str) -> Floats:
-        volume = torch.from_numpy(np.ascontiguousarray(array))[None]
-        return F.grid_sample(volume, grid, mode, align_corners=True)[0].numpy()
 
-    labels, brain = sampled(codes_CIJK, "nearest")
-    return sampled(image_CIJK, "bilinear") * brain, labels.astype(np.uint8)
+def _warp(
+    image: Floats,
+    labels: npt.NDArray[np.uint8],
+    matrix: Matrix,
+    centre_vox: Matrix,
+    out: Floats,
+    out_labels: npt.NDArray[np.uint8],
+) -> None:
+    """As `kernels.warp`, one k after the other."""
+    _, n_k, n_j, n_i = out.shape
+    of_i = np.arange(n_i)[None, :] - (n_i - 1) / 2
+    of_j = np.arange(n_j)[:, None] - (n_j - 1) / 2
+    for k in range(n_k):
+        near, low, high, part = [], [], [], []
+        for a in range(3):
+            last = image.shape[3 - a] - 1
+            there = matrix[a, 0] * of_i + matrix[a, 1] * of_j + matrix[a, 2] * (k - (n_k - 1) / 2)
+            there = np.minimum(np.maximum(there + centre_vox[a], 0.0), float(last))
+            near.append((there + 0.5).astype(np.int64))
+            low.append(there.astype(np.int64))
+            high.append(np.minimum(low[a] + 1, last))
+            part.append((there - low[a]).astype(np.float32))
+        out_labels[k] = labels[near[2], near[1], near[0]]
+        planes = []
+        for of_k in (low[2], high[2]):  # along i, then j, then k
+            lines = []
+            for of_j_there in (low[1], high[1]):
+                left = image[:, of_k, of_j_there, low[0]]
+                lines.append(left + (image[:, of_k, of_j_there, high[0]] - left) * part[0])
+            planes.append(lines[0] + (lines[1] - lines[0]) * part[1])
+        some = (image[:, near[2], near[1], near[0]] != 0).any(axis=0)
+        out[:, k] = np.where(some, planes[0] + (planes[1] - planes[0]) * part[2], np.float32(0))
 
 
 def changes_intensities(augment: Augment) -> bool:
@@ -103,61 +127,89 @@ def changes_intensities(augment: Augment) -> bool:
 
 def change_intensities(image_CIJK: Floats, augment: Augment, rng: np.random.Generator) -> Floats:
     """Noise, blur, brightness, contrast, low resolution and gamma, in nnU-Net's order."""
-    brain_IJK = (image_CIJK != 0).any(axis=0)
-    image = np.array(image_CIJK, order="C")
+    image = np.array(image_CIJK.transpose(0, 3, 2, 1), order="C")  # (C, K, J, I)
+    brain = (image != 0).any(axis=0)
     channels = len(image)
     if rng.random() < augment.noise:
-        deviation = math.sqrt(rng.uniform(*_NOISE_VARIANCE))
-        image = image + deviation * rng.standard_normal(image.shape, np.float32)
+        deviation = np.float32(math.sqrt(rng.uniform(*_NOISE_VARIANCE)))
+        image += deviation * rng.standard_normal(image.shape, np.float32)
     if rng.random() < augment.blur:
         sigmas = rng.uniform(*_BLUR_SIGMA_VOX, channels)
         for channel in np.flatnonzero(rng.random(channels) < _EACH_CHANNEL):
-            image[channel] = ndimage.gaussian_filter(image[channel], sigmas[channel], truncate=3)
+            image[channel] = _blur(image[channel], sigmas[channel])
     if rng.random() < augment.brightness:
-        image = image * _factors(rng, channels)
+        image *= _factors(rng, channels)
     if rng.random() < augment.contrast:
-        image = _contrast(image, brain_IJK, _factors(rng, channels))
+        factors = _factors(rng, channels)
+        for c in range(channels):
+            _contrast(image[c], brain, factors[c, 0, 0, 0])
     if rng.random() < augment.low_resolution:
         zooms = rng.uniform(*_ZOOM, channels)
         for channel in np.flatnonzero(rng.random(channels) < _EACH_CHANNEL):
             image[channel] = _low_resolution(image[channel], zooms[channel])
     if rng.random() < augment.gamma:
-        sign = -1 if rng.random() < _INVERTED else 1
+        sign = np.float32(-1 if rng.random() < _INVERTED else 1)
         for c, gamma in enumerate(rng.uniform(*_GAMMA, channels).tolist()):
-            image[c] = sign * _gamma(sign * image[c], brain_IJK, gamma)
-    changed: Floats = image.astype(np.float32, copy=False) * brain_IJK
-    return changed
+            image[c] = sign * _gamma(sign * image[c], brain, gamma)
+    image *= brain
+    return image.transpose(0, 3, 2, 1)
 
 
 def _factors(rng: np.random.Generator, channels: int) -> Floats:
     return rng.uniform(*_FACTOR, (channels, 1, 1, 1)).astype(np.float32)
 
 
-def _contrast(image: Floats, brain_IJK: npt.NDArray[np.bool_], factors: Floats) -> Floats:
-    """Away from each channel's mean or towards it, within the range that it had."""
-    values = image[:, brain_IJK]
-    if not values.size:
-        return image
-    mean, low, high = (of(values, axis=1)[:, None, None, None] for of in (np.mean, np.min, np.max))
-    return np.clip((image - mean) * factors + mean, low, high)  # type: ignore[no-any-return]
+def _blur(channel: Floats, sigma_vox: float) -> Floats:
+    """By a Gaussian that is cut off at three deviations; beyond its edge the image is mirrored."""
+    radius = int(3 * sigma_vox + 0.5)
+    weights = np.exp(-0.5 * (np.arange(radius + 1) / sigma_vox) ** 2)
+    weights = (weights / (2 * weights.sum() - weights[0])).astype(np.float32)
+    for axis, n in enumerate(channel.shape):
+        reach = min(radius, n)
+        padded = np.pad(channel, [(reach * (a == axis),) * 2 for a in range(3)], "symmetric")
+        shifted = [np.take(padded, range(at, at + n), axis) for at in range(2 * reach + 1)]
+        channel = shifted[reach] * weights[0]
+        for distance in range(1, reach + 1):
+            pair = shifted[reach - distance] + shifted[reach + distance]
+            channel += pair * weights[distance]
+    return channel
 
 
-def _low_resolution(channel_IJK: Floats, zoom: float) -> Floats:
-    volume = torch.from_numpy(np.ascontiguousarray(channel_IJK))[None, None]
-    small = [max(1, round(n * zoom)) for n in channel_IJK.shape]
-    lower = F.interpolate(volume, small, mode="nearest")
-    back: Any = F.interpolate(lower, channel_IJK.shape, mode="trilinear", align_corners=False)
-    return back[0, 0].numpy()  # type: ignore[no-any-return]
+def _contrast(channel: Floats, brain: npt.NDArray[np.bool_], factor: np.float32) -> None:
+    """Away from the brain's mean or towards it, within the range that it had; in place."""
+    values = channel[brain]
+    if values.size:
+        mean, low, high = values.mean(), values.min(), values.max()
+        channel[brain] = np.clip((values - mean) * factor + mean, low, high)
 
 
-def _gamma(channel_IJK: Floats, brain_IJK: npt.NDArray[np.bool_], gamma: float) -> Floats:
+def _low_resolution(channel: Floats, zoom: float) -> Floats:
+    """Of fewer voxels, the nearest ones, between whose centres values are interpolated linearly."""
+    shape = channel.shape
+    for axis, n in enumerate(shape):
+        small = max(1, round(n * zoom))
+        channel = np.take(channel, np.arange(small) * n // small, axis)
+    for axis, n in enumerate(shape):
+        small = channel.shape[axis]
+        there = np.clip((np.arange(n) + 0.5) * small / n - 0.5, 0, small - 1)
+        low = there.astype(np.int64)
+        part = (there - low).astype(np.float32).reshape([n if a == axis else 1 for a in range(3)])
+        below = np.take(channel, low, axis)
+        channel = below + (np.take(channel, np.minimum(low + 1, small - 1), axis) - below) * part
+    return channel
+
+
+def _gamma(channel: Floats, brain: npt.NDArray[np.bool_], gamma: float) -> Floats:
     """The brain's values to a power, between the same ends, with the same mean and deviation."""
-    values = channel_IJK[brain_IJK]
+    values = channel[brain]
     if not values.size or values.min() == values.max():
-        return channel_IJK
+        return channel
     low, high = values.min(), values.max()
-    powered = ((values - low) / (high - low)) ** np.float32(gamma)
+    with np.errstate(
+        divide="ignore"
+    ):  # of 0, which stays 0; numpy's own power takes thrice as long
+        powered = np.exp(np.log((values - low) / (high - low)) * np.float32(gamma))
     deviation = powered.std()
-    changed = np.zeros_like(channel_IJK)
-    changed[brain_IJK] = (powered - powered.mean()) / deviation * values.std() + values.mean()
+    changed = np.zeros_like(channel)
+    changed[brain] = (powered - powered.mean()) / deviation * values.std() + values.mean()
     return changed

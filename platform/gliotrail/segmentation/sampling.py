@@ -118,7 +118,8 @@ class Patches:
         image_CIJK = read_patch(case, box, self.standardize, self.fused)
         labels_IJK = read_labels_patch(case, box)
         if matrix is not None:
-            image_CIJK, labels_IJK = warp(image_CIJK, labels_IJK, box, corner_vox, size_vox, matrix)
+            placed = box, corner_vox, size_vox, matrix, self.fused
+            image_CIJK, labels_IJK = warp(image_CIJK, labels_IJK, *placed)
         if changes_intensities(augment):
             image_CIJK = change_intensities(image_CIJK, augment, rng)
         rng = np.random.default_rng(sample.augmentation_seed)
