@@ -77,9 +77,10 @@ class Crops:
         )
 
 
-def make_crops(tmp_path_factory: pytest.TempPathFactory) -> Crops:
-    """Shared: change nothing."""
-    made = Crops(tmp_path_factory.mktemp("crops"))
+def make_crops(root: Path) -> Crops:
+    """In a folder that is new, or empty."""
+    root.mkdir(exist_ok=True)
+    made = Crops(root)
     values = made.params()
     prepare(values.prepare, lay_out_crops(made.raw), made.prepared, processes=1)
     for size in values.patch.sizes:

@@ -11,7 +11,7 @@ def crops(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The crops' folders of the stages before training. Shared: change nothing."""
     from tests.support.crops import make_crops
 
-    return make_crops(tmp_path_factory)
+    return make_crops(tmp_path_factory.mktemp("crops"))
 
 
 @pytest.fixture(scope="session")

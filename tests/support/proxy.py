@@ -42,8 +42,17 @@ class Proxy:
                 if not self.raw_requestline or not self.parse_request():
                     self.close_connection = True
                     return
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                proxy.handle(self, body)
+                proxy.handle(self, self._body())
+
+            def _body(self) -> bytes:
+                if self.headers.get("Transfer-Encoding") != "chunked":
+                    return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                parts = []
+                while size := int(self.rfile.readline().partition(b";")[0], 16):
+                    parts.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+                return b"".join(parts)
 
             def log_message(self, *_: Any) -> None:
                 """Nothing."""
@@ -107,9 +116,10 @@ class Proxy:
     def _ask(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, str, bytes]:
         connection = http.client.HTTPConnection(self._target, timeout=60)
         try:
-            headers = {k: v for k, v in handler.headers.items() if k.lower() != "host"}
+            own = {"host", "transfer-encoding", "content-length"}
+            headers = {k: v for k, v in handler.headers.items() if k.lower() not in own}
             headers |= {"Host": self._target, "Connection": "close"}
-            connection.request(handler.command, handler.path, body or None, headers)
+            connection.request(handler.command, handler.path, body, headers)
             got = connection.getresponse()
             return got.status, got.getheader("Content-Type") or "text/plain", got.read()
         finally:

@@ -5,6 +5,7 @@ In this process, without Ray: the runs' folder and MLflow's database lie on a sm
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -147,6 +148,10 @@ def loop(disk: Disk, crops: Crops, patch: pytest.MonkeyPatch, database: Path, mo
         assert known.info.status == "FINISHED", n
         history = server.get_metric_history(known.info.run_id, "train/soft_dice_loss")
         assert len(history) == len([p for p in undisturbed if p[0] == "train/soft_dice_loss"]), n
+        for done in (run.root, disk.root / "state/artifacts"):  # room for the next
+            shutil.rmtree(done)
+        if n % 10 == 0:
+            print(f"filled at write {n} of {writes}", flush=True)
     print(f"the disk was filled at {filled} of {writes} writes")
     assert filled
 

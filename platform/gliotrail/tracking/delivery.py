@@ -42,7 +42,7 @@ from gliotrail.tracking.client import (
 )
 from gliotrail.tracking.once import make_once, the_run
 from gliotrail.tracking.registry import log_model
-from gliotrail.tracking.run_page import note_of_folder, page_of, write_note
+from gliotrail.tracking.run_page import note_of_folder, note_tags, page_of
 
 HEARTBEAT_TAG: Final = "gliotrail.heartbeat"
 """Of that process; of its runs, the first has it."""
@@ -94,16 +94,21 @@ def deliver(
         if parent:
             known = (above or {}).get(parent)
             parent = known or existing_run(server, description["experiment"], parent).info.run_id
-        if seen is None:
-            seen = _make_run(server, description, parent)
-            note(run_id=str(seen.info.run_id), id=description["id"])
-        if parent and seen.data.tags.get(PARENT_TAG) != parent:  # it was deleted, and made again
-            server.set_tag(seen.info.run_id, PARENT_TAG, parent)
         # the end is read first: what came before it is told before it
-        run_id, ended, owner = str(told["run_id"]), run.ended(), owner_of(run)
-        if owner and ended is None and told.get("owner") != asdict(owner):
-            server.set_tag(run_id, OWNER_TAG, json.dumps(asdict(owner)))
-            note(owner=asdict(owner))
+        ended, owner = run.ended(), owner_of(run)
+        held = {"owner": asdict(owner)} if owner and ended is None else {}
+        tags = [RunTag(OWNER_TAG, json.dumps(held["owner"]))] if held else []
+        if seen is None:
+            is_new = not any(run.root.glob("checkpoints/*/manifest.json"))
+            seen = _make_run(server, run, parent, tags, is_new)
+            noted = {"noted": [ended]} if is_new else {}
+            note(run_id=str(seen.info.run_id), id=description["id"], **held, **noted)
+        run_id = str(told["run_id"])
+        if parent and seen.data.tags.get(PARENT_TAG) != parent:  # it was deleted, and made again
+            server.set_tag(run_id, PARENT_TAG, parent)
+        if held and told.get("owner") != held["owner"]:
+            server.log_batch(run_id, tags=tags)
+            note(**held)
         for path in sorted((run.root / "artifacts").glob("[!.]*")):
             known, digest = told.get("artifacts", {}), sha256(path)
             if known.get(path.name) != digest:
@@ -125,10 +130,10 @@ def deliver(
         if left_out != told.get("left_out", 0):
             server.set_tag(run_id, "gliotrail.pictures_left_out", str(left_out))
             note(left_out=left_out)
-        tags = {key: value[:_LONGEST_TAG] for key, value in resume_tags(history).items()}
-        if tags and tags != told.get("resumed"):
-            server.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()])
-            note(resumed=tags)
+        resumed = {key: value[:_LONGEST_TAG] for key, value in resume_tags(history).items()}
+        if resumed and resumed != told.get("resumed"):
+            server.log_batch(run_id, tags=[RunTag(*tag) for tag in resumed.items()])
+            note(resumed=resumed)
         if (run.root / MODEL_FILE).is_file() and "model" not in told:
             experiment = experiment_id(server, description["experiment"])
             weights = run.root / MODEL_FILE
@@ -136,14 +141,17 @@ def deliver(
             note(model=log_model(server, experiment, run_id, weights, threshold))
         status = ended["status"] if ended else "RUNNING"
         news = ended != told.get("ended") or seen.info.status != status
+        text = "" if told.get("noted") == [ended] else note_of_folder(run, page_of(seen))
+        described = note_tags(seen, text) if text else []
         # that it runs only its own process says
         if news and (ended or owner is None or is_alive(owner)):
             if status == "FAILED" and (run.root / TRACEBACK_FILE).is_file():
                 server.log_artifact(run_id, str(run.root / TRACEBACK_FILE))
-            _set_status(server, run_id, ended)
-            note(ended=ended)
-        if told.get("noted") != [ended]:
-            write_note(server, seen, note_of_folder(run, page_of(seen)))
+            _set_status(server, run_id, ended, described)
+            note(ended=ended, noted=[ended])
+        elif text:
+            if described:
+                server.log_batch(run_id, tags=described)
             note(noted=[ended])
         if REAPED_TAG in seen.data.tags:
             server.delete_tag(run_id, REAPED_TAG)
@@ -161,7 +169,16 @@ def _on_server(server: MlflowClient, run_id: str) -> Run | None:
     return run if run.info.lifecycle_stage == "active" else None
 
 
-def _make_run(server: MlflowClient, description: Mapping[str, Any], parent: str | None) -> Run:
+def _make_run(
+    server: MlflowClient, run: RunFolder, parent: str | None, more: Sequence[RunTag], is_new: bool
+) -> Run:
+    """With all that is known of it at its beginning, in few calls: of many runs they are the most.
+
+    Args:
+        more: tags that may come only once it is known to be the one that counts.
+        is_new: it has no checkpoint yet, and is described at once.
+    """
+    description = run.describe()
     number = experiment_id(server, description["experiment"])
     tags = {ID_TAG: description["id"], **description["tags"]}
     if parent:
@@ -177,8 +194,11 @@ def _make_run(server: MlflowClient, description: Mapping[str, Any], parent: str 
     )
     run_id = str(found.info.run_id)
     params = [Param(key, value) for key, value in flatten(description["params"]).items()]
-    for start in range(0, len(params), 100):
-        server.log_batch(run_id, params=params[start : start + 100])
+    described = note_tags(found, note_of_folder(run, page_of(found))) if is_new else []
+    for start in range(0, len(params) or 1, 100):
+        server.log_batch(
+            run_id, params=params[start : start + 100], tags=() if start else [*more, *described]
+        )
     datasets = [
         DatasetInput(
             Dataset(d["name"], d["digest"], "dvc", json.dumps({"uri": d["path"]})),
@@ -242,13 +262,20 @@ def _small(image: Image.Image) -> Image.Image:
     return square
 
 
-def _set_status(server: MlflowClient, run_id: str, ended: Mapping[str, Any] | None) -> None:
+def _set_status(
+    server: MlflowClient,
+    run_id: str,
+    ended: Mapping[str, Any] | None,
+    more: Sequence[RunTag],
+) -> None:
+    """And the end's tags and figures, with more tags."""
     if ended is None:
-        server.set_tag(run_id, STATUS_TAG, "RUNNING")
+        server.log_batch(run_id, tags=[RunTag(STATUS_TAG, "RUNNING"), *more])
         server.update_run(run_id, status="RUNNING")
         return
     # the tags come first: a reaper that closes the run at this moment looks at them afterwards
-    tags = [RunTag("gliotrail.ended", ended["reason"]), RunTag(STATUS_TAG, ended["status"])]
+    told = {"gliotrail.ended": ended["reason"], STATUS_TAG: ended["status"]}
+    tags = [*more, *(RunTag(*tag) for tag in told.items())]
     metrics = [
         Metric(key, float(value), ended["time_ms"], 0)
         for key, value in ended["summary"].items()

@@ -44,6 +44,8 @@ Rescored = tuple[float, float, str]
 _NEEDS: Final = (
     "mlflow", "nibabel", "numpy", "pydantic", "rich", "ruamel.yaml", "safetensors", "torch",
 )  # fmt: skip
+NO_MODEL_NEEDS: Final = ("cli", "cluster", "report", "runs", "search", "tracking", "training")
+"""The rooms above `segmentation`: each file of a model's code is a request, and a file stored."""
 _SCORE, _JUDGED_ON = "gliotrail.score", "gliotrail.judged_on"
 _CHALLENGES: Final = "gliotrail.challenges"
 """While it is compared with the champion."""
@@ -107,9 +109,7 @@ def save_pyfunc(weights: Path, folder: Path, threshold: float) -> None:
     needs = [f"{name}=={metadata.version(name).split('+')[0]}" for name in (*_NEEDS, *more)]
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         code = Path(place) / "gliotrail"
-        # a model draws no pages
-        left_out = shutil.ignore_patterns("__pycache__", "niivue", "viewer.html")
-        shutil.copytree(root, code, ignore=left_out)
+        shutil.copytree(root, code, ignore=shutil.ignore_patterns("__pycache__", *NO_MODEL_NEEDS))
         # an input example would be stored with each model, to check what our tests check
         warnings.filterwarnings("ignore", ".*input example was not provided")
         mlflow.pyfunc.save_model(

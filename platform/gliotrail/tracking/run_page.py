@@ -35,13 +35,18 @@ _BEST_TRIALS: Final = 5
 _VIEWERS: Final = 3
 
 
-def write_note(server: MlflowClient, run: Run, text: str) -> None:
-    """Set a run's description, unless it is the same or a person wrote another."""
+def note_tags(run: Run, text: str) -> list[RunTag]:
+    """What sets a run's description; nothing if it is the same or a person wrote another."""
     now, tags = run.data.tags.get(NOTE_TAG), run.data.tags
     if now == text or (now is not None and tags.get(OURS_TAG) != _digest(now)):
-        return
-    new = [RunTag(NOTE_TAG, text), RunTag(OURS_TAG, _digest(text))]
-    server.log_batch(run.info.run_id, tags=new)
+        return []
+    return [RunTag(NOTE_TAG, text), RunTag(OURS_TAG, _digest(text))]
+
+
+def write_note(server: MlflowClient, run: Run, text: str) -> None:
+    """Set a run's description, as `note_tags` has it."""
+    if new := note_tags(run, text):
+        server.log_batch(run.info.run_id, tags=new)
 
 
 def _digest(text: str) -> str:

@@ -33,9 +33,11 @@ def sync_all() -> tuple[int, dict[str, str]]:
         except TrackingError as error:
             problems[str(outputs)] = str(error)
     ids: dict[str, str] = {}
+    server = None
     for run in all_runs():
         try:
-            ids[run.describe()["id"]] = deliver(run, client(), above=ids)
+            server = server or client()
+            ids[run.describe()["id"]] = deliver(run, server, above=ids)
             known += 1
         except Exception as error:  # noqa: BLE001 - whatever one run's server says, the others go on
             problems[run.root.name] = f"{type(error).__name__}: {error}".split("\n")[0]
