@@ -95,11 +95,16 @@ class Stopped(GliotrailError):  # noqa: N818 - nothing went wrong
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(
+    kept: str = "what was finished is kept, and the same command goes on",
+) -> Iterator[None]:
     """End the process with exit code 1 and one line, without a traceback.
 
-    This holds for a GliotrailError, for what the machine refuses (disk, memory, permission), and
-    for a library of an extra that is not installed.
+    This holds for a GliotrailError, for what the machine refuses (disk, memory, permission), for a
+    library of an extra that is not installed, and for Ctrl-C (exit code 130).
+
+    Args:
+        kept: what Ctrl-C leaves, and how to go on.
     """
     try:
         yield
@@ -120,7 +125,7 @@ def one_line_errors() -> Iterator[None]:
             raise
         _end("there is not enough memory; the same command goes on once there is")
     except KeyboardInterrupt:
-        _end("stopped by Ctrl-C; the same command goes on", 130)
+        _end(f"stopped by Ctrl-C; {kept}", 130)
 
 
 def _extra_with(module: str) -> str | None:

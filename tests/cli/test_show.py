@@ -71,6 +71,17 @@ def test_an_animation_goes_through_the_slices(show: Gliotrail) -> None:
         assert gif.n_frames == nib.load(IMAGE).shape[2]
 
 
+def test_on_a_light_ground_the_page_is_white_and_the_brain_the_same(show: Gliotrail) -> None:
+    looks = []
+    for theme in ("dark", "light"):
+        assert show("BRATS_009", "--theme", theme, "-o", f"{theme}.png").code == 0
+        looks.append(np.asarray(Image.open(f"{theme}.png").convert("RGB")).astype(int))
+    dark, light = looks
+    assert (light[0, 0] == 255).all()
+    same = (np.abs(dark - light) <= 8).all(axis=-1)  # their palettes may differ
+    assert 0.3 < same.mean() < 0.95
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -78,6 +89,7 @@ def test_an_animation_goes_through_the_slices(show: Gliotrail) -> None:
         (["BRATS_009", "--slice", "biggest"], "wanted tumour, random or a voxel"),
         (["BRATS_009", "--slice", "9,9,999"], "wanted within"),
         (["BRATS_009", "-o", "a.jpeg"], "wanted a .png or .gif"),
+        (["BRATS_009", "-o", "a.gif", "--theme", "light"], "--theme light: wanted a .png"),
     ],
 )
 def test_what_cant_be_drawn_is_one_line_and_no_file(

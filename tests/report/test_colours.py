@@ -12,6 +12,7 @@ import pytest
 
 from gliotrail.dataset.task import Channel, Class, Task
 from gliotrail.report import colours
+from gliotrail.report.themes import LIGHT_GROUND, LIGHT_LINES
 from tests.support.brain import CLASS_COLOURS, CLASSES, REGION_COLOURS, REGIONS
 
 VISION = {
@@ -78,6 +79,22 @@ def test_the_distance_is_right_for_known_colours():
 def test_colours_of_one_table_are_apart_from_each_other_and_from_the_ground(table, least, vision):
     seen = [colours.rgb(colour) for colour in (*table.values(), colours.BACKGROUND)]
     assert min(distance(a, b, vision) for a, b in combinations(seen, 2)) > least
+
+
+@pytest.mark.parametrize("vision", VISION)
+@pytest.mark.parametrize(
+    "table",
+    [
+        CLASS_COLOURS.values(),
+        REGION_COLOURS.values(),
+        colours.SPLIT_COLOURS.values(),
+        colours.SERIES_COLOURS,
+    ],
+)
+def test_lines_on_light_ground_are_apart_from_each_other_and_from_it(table, vision):
+    light = [*(LIGHT_LINES[colour] for colour in table), LIGHT_GROUND[colours.BACKGROUND]]
+    seen = [colours.rgb(colour) for colour in light]
+    assert min(distance(a, b, vision) for a, b in combinations(seen, 2)) > 30
 
 
 @pytest.mark.parametrize("vision", VISION)

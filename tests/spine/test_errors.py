@@ -17,7 +17,9 @@ FAILURES = {
         1, "error: none/such: No such file or directory; the same command goes on once that is "
         "mended\n",
     ),
-    "raise KeyboardInterrupt": (130, "error: stopped by Ctrl-C; the same command goes on\n"),
+    "raise KeyboardInterrupt": (
+        130, "error: stopped by Ctrl-C; what was finished is kept, and the same command goes on\n",
+    ),
 }  # fmt: skip
 
 

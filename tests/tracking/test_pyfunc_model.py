@@ -32,6 +32,9 @@ import numpy as np
 model = mlflow.pyfunc.load_model(sys.argv[1])
 np.save(sys.argv[3], model.predict(np.load(sys.argv[2])))
 np.save(sys.argv[5], model.predict(sys.argv[4]))
+(names,) = model.metadata.signature.params.to_dict()
+turned = {"channels": names["default"][::-1]}
+np.save(sys.argv[6], model.predict(np.load(sys.argv[2])[::-1], params=turned))
 refused = []
 for bad in (np.zeros((3, 8, 8, 8), np.float32), "none.nii.gz", ["a", "b"], {"a": 1}):
     try:
@@ -44,6 +47,7 @@ print(json.dumps({
     "code": gliotrail.__file__,
     "modules": {n: m.__file__ for n, m in sys.modules.items() if n.startswith("gliotrail")},
     "inputs": model.metadata.metadata["input"],
+    "channels": names,
     "outputs": model.metadata.signature.outputs.to_dict(),
 }))
 """
@@ -63,7 +67,17 @@ def served(tmp_path_factory: pytest.TempPathFactory, prepared_crops: Prepared):
     np.save(folder / "image.npy", image_CIJK)
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", PREDICT, "model", "image.npy", "labels.npy", LPS, "lps.npy"],
+        [
+            sys.executable,
+            "-c",
+            PREDICT,
+            "model",
+            "image.npy",
+            "labels.npy",
+            LPS,
+            "lps.npy",
+            "turned.npy",
+        ],
         cwd=folder,
         env=env | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
         capture_output=True,
@@ -93,11 +107,20 @@ def test_the_path_of_a_file_gives_labels_in_the_file_s_own_axes(served) -> None:
     np.testing.assert_array_equal(np.load(folder / "lps.npy")[::-1, ::-1], labels_IJK)
 
 
+def test_channels_in_another_order_are_named(served) -> None:
+    folder, _, _, labels_IJK, _ = served
+    np.testing.assert_array_equal(np.load(folder / "turned.npy"), labels_IJK)
+
+
 def test_it_says_what_goes_in_and_comes_out_and_refuses_all_else_in_one_line(served) -> None:
     *_, told = served
     takes = "an array (4, I, J, K) in RAS+ at the training data's spacing, or a file's path"
     assert takes in told["inputs"]
     assert told["outputs"][0]["tensor-spec"] == {"dtype": "uint8", "shape": [-1, -1, -1]}
+    labels = "0 background, 1 edema, 2 non_enhancing, 3 enhancing"
+    assert told["outputs"][0]["name"] == labels
+    assert told["channels"]["name"] == "channels"
+    assert told["channels"]["default"] == ["FLAIR", "T1w", "T1gd", "T2w"]
     assert {kind for kind, _ in told["refused"]} == {"MlflowException"}
     messages = [message for _, message in told["refused"]]
     assert messages[0] == "the array: shape: wanted (4, I, J, K), got (3, 8, 8, 8)"

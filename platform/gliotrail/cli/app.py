@@ -13,7 +13,10 @@ from gliotrail.errors import one_line_errors
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 TASKS = {
-    "Look at data and results": (pictures.show, pictures.view, models.metrics, models.ui),
+    "Look at data and results": (
+        *(pictures.show, pictures.view, pictures.pictures),
+        *(models.metrics, models.ui),
+    ),
     "Segment a scan, measure a mask": (scans.segment, scans.score),
     "Try another value": (experiments.try_, experiments.experiments),
     "From a model back to its data": (
@@ -48,5 +51,10 @@ def options(
 
 def main() -> None:
     """The entry point: errors are one line, without a traceback."""
-    with one_line_errors():
-        app()
+    with one_line_errors("nothing is half written; run the same command again"):
+        try:
+            app()
+        except SystemExit as ended:
+            if ended.code == 130:  # typer's, of a Ctrl-C, without a word
+                raise KeyboardInterrupt from None
+            raise

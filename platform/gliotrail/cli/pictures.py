@@ -1,8 +1,8 @@
-"""Look at one case: `gliotrail show`, `gliotrail view`."""
+"""Look at one case: `gliotrail show`, `gliotrail view`; at results: `gliotrail pictures`."""
 
 import webbrowser
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import typer
@@ -15,6 +15,7 @@ from gliotrail.imaging.labels import Labels, known_labels
 from gliotrail.imaging.prepared import PreparedCase, load_prepared, read_task
 
 PREPARED: Final = Path("data/prepare")
+ThemeOption = Annotated[Literal["dark", "light"], typer.Option(help="The ground of a .png.")]
 
 
 def case_named(name: str, or_else: str = "") -> PreparedCase:
@@ -55,6 +56,7 @@ def show(
         Path | None, typer.Option("--out", "-o", help="A .png, or a .gif through all slices.")
     ] = None,
     window: Annotated[bool, typer.Option("--window", help="Open it in a window.")] = False,
+    theme: ThemeOption = "dark",
     as_json: Json = False,
 ) -> None:
     """Draw a case: three planes of its four channels, the tumour outlined; or an animation."""
@@ -68,10 +70,13 @@ def show(
     path = out or Path(f"{found.name}.png")
     if path.suffix not in {".png", ".gif"}:
         raise ParamsError("output", wanted="a .png or .gif", got=str(path))
+    if path.suffix == ".gif" and theme == "light":
+        raise ParamsError("--theme light", wanted="a .png", got=str(path))
 
     from gliotrail.report.animation import write_gif
     from gliotrail.report.figures import save_figure
     from gliotrail.report.overlays import centre_voxel, draw_case, random_voxel
+    from gliotrail.report.themes import in_theme
 
     told: dict[str, Any] = {"picture": str(path)}
     image_CIJK, start_vox = found.image_CIJK, found.box.start_vox
@@ -91,7 +96,7 @@ def show(
             image_CIJK, labels_IJK, found.spacing_mm, found.name, at_vox=at,
             first_vox=start_vox, task=task,
         )  # fmt: skip
-        save_figure(drawing, path)
+        save_figure(in_theme(drawing, theme), path)
         voxel = [n + a for n, a in zip(at, start_vox, strict=True)]
         told["voxel"] = voxel
     tell(as_json, told, str(path))
@@ -125,6 +130,23 @@ def _of_file(path: Path, mask: Path | None) -> tuple[PreparedCase, Labels | None
     if task is not BRATS:  # a legend of what is there
         task = task.model_copy(update={"classes": task.classes[: max(1, int(labels.max()))]})
     return case, labels[case.box.slices], task
+
+
+def pictures(
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where they go.")],
+    theme: ThemeOption = "dark",
+    as_json: Json = False,
+) -> None:
+    """Draw the pictures of results/ again: curves, sweep, measures, held-out cases."""
+    from gliotrail.report.figures import save_figure
+    from gliotrail.report.redraw import redrawn
+    from gliotrail.report.themes import in_theme
+
+    made = []
+    for name, drawing in redrawn(Path("results"), load_prepared(PREPARED)):
+        made.append(str(out / f"{name}.png"))
+        save_figure(in_theme(drawing, theme), out / f"{name}.png")
+    tell(as_json, {"pictures": made}, *made)
 
 
 MASKS = Path("results/evaluate/masks")

@@ -90,8 +90,8 @@ def watch(
     from gliotrail.training.watch import follow
 
     found = run_named(run) if run else newest_running()
-    print(f"{found.root.name}: {found.describe()['name']}", flush=True)
     try:
+        print(f"{found.root.name}: {found.describe()['name']}", flush=True)
         for line in follow(found):
             print(line, flush=True)
     except KeyboardInterrupt:

@@ -34,10 +34,6 @@ from gliotrail.tracking.delivery_thread import tracked
 from gliotrail.training.inputs import Training, with_changes
 
 EXPERIMENT: Final = "gliotrail"
-_NOT_DRAWN: Final = {
-    f"train/{name}"
-    for name in ("data_wait_share", "step_s_median", "step_s_p95", "peak_gpu_gb", "mfu")
-}
 _CURVES: Final = {"train": "train.csv", "val": "validation.csv", "val_synthetic": "synthetic.csv"}
 
 
@@ -141,14 +137,10 @@ def finish(training: Training, run: RunFolder) -> None:
 
 def _curves(training: Training, run: RunFolder) -> bytes:
     """Losses, measures per class and region, learning rate and throughput as a picture."""
-    from gliotrail.report.curves import draw_curves
+    from gliotrail.report.curves import draw_run
     from gliotrail.report.figures import figure_png
 
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for point in run.points():
-        if point.key.startswith(("train/", "val/")) and point.key not in _NOT_DRAWN:
-            curves.setdefault(point.key, []).append((point.step, point.value))
-    return figure_png(draw_curves(curves, run.describe()["name"], task=training.task))
+    return figure_png(draw_run(run.points(), run.describe()["name"], training.task))
 
 
 def choose(params: Params, best: Path) -> Train:
@@ -184,6 +176,17 @@ def export(run: RunFolder, out: Path) -> None:
             (partial / name).write_bytes(_table(points, f"{part}/"))
 
 
+def _smooth(rows: Sequence[dict[str, float]], key: str) -> None:
+    """Add a column's running mean, as `curves.png` draws it."""
+    import numpy as np
+
+    from gliotrail.report.curves import smoothed, window_of
+
+    values = smoothed(np.array([row[key] for row in rows]), window_of(len(rows)))
+    for row, value in zip(rows, values.tolist(), strict=True):
+        row[f"{key}_smoothed"] = value
+
+
 def _table(points: Sequence[Point], prefix: str) -> bytes:
     """The points whose key starts with `prefix` as CSV: a row a step, a column a key."""
     rows: dict[int, dict[str, float]] = {}
@@ -192,4 +195,7 @@ def _table(points: Sequence[Point], prefix: str) -> bytes:
             row = rows.setdefault(point.step, {"step": point.step})
             row[point.key.removeprefix(prefix)] = point.value
     columns = dict.fromkeys(key for row in rows.values() for key in row)
+    if prefix == "train/":
+        _smooth(list(rows.values()), "soft_dice_loss")
+        columns["soft_dice_loss_smoothed"] = None
     return csv_bytes(columns, rows.values())

@@ -18,6 +18,7 @@ from gliotrail.dataset.brats import BRATS
 from gliotrail.dataset.task import Task
 from gliotrail.report.colours import FAINT, FOREGROUND, SPLIT_COLOURS, colours_of, spoken
 from gliotrail.report.figures import add_legend, add_title, dark_axes, new_figure
+from gliotrail.runs.journal import Point
 
 Points = Sequence[tuple[int, float]]
 """(step or epoch, value). A value that is not finite leaves a gap."""
@@ -28,6 +29,10 @@ _SHARES = ("dice", "sensitivity", "specificity", "precision")
 _ORDER = ("soft_dice_loss", "loss", "dice", "sensitivity", "specificity")
 _MARKERS = {"val": "o", "test": "D"}
 _WIDE_IN, _HIGH_IN = 5.0, 2.7
+_NOT_DRAWN = {
+    f"train/{name}"
+    for name in ("data_wait_share", "step_s_median", "step_s_p95", "peak_gpu_gb", "mfu")
+}
 
 
 class Curve(NamedTuple):
@@ -74,6 +79,20 @@ def smoothed(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.flo
     half = window // 2
     inner = slice(half, half + values.size)
     return np.where(known, total[inner] / np.maximum(count[inner], 1), np.nan)
+
+
+def window_of(steps: int) -> int:
+    """How many steps a training's running mean is over: a twentieth of all."""
+    return max(1, steps // 20)
+
+
+def draw_run(points: Sequence[Point], title: str, task: Task) -> Figure:
+    """What a training's journal holds, as `draw_curves`, but how fast it was, step by step."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for point in points:
+        if point.key.startswith(("train/", "val/")) and point.key not in _NOT_DRAWN:
+            curves.setdefault(point.key, []).append((point.step, point.value))
+    return draw_curves(curves, title, task=task)
 
 
 def draw_curves(
@@ -133,7 +152,7 @@ def _draw_panel(
             look |= {"marker": _MARKERS[split], "markersize": 4, "linewidth": 1.3}
             axes.plot(x, y, **look)  # type: ignore[arg-type]
         else:
-            window = 1 if measure == "learning_rate" else max(1, len(x) // 20)
+            window = 1 if measure == "learning_rate" else window_of(len(x))
             if window > 1:
                 axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.4)
             axes.plot(x, smoothed(y, window), **look)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel  # type: ignore[attr-defined]
 
-from gliotrail.errors import GliotrailError
+from gliotrail.errors import DataError, GliotrailError
 from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.nifti import read_image
 from gliotrail.segmentation.inference import segment_array
@@ -41,22 +41,29 @@ class Segmenter(PythonModel):
         model_input: np.ndarray,
         params: dict[str, Any] | None = None,
     ) -> Labels:
-        """Labels (I, J, K); the model's metadata names channels and labels.
+        """Labels (I, J, K); the model's signature names channels and labels.
+
+        Args:
+            params: `channels`: their names in the array's order, if that is not the model's own.
 
         Raises:
             MlflowException: of what a server then tells in one line.
         """
         try:
-            return self._labels(model_input)
+            return self._labels(model_input, (params or {}).get("channels"))
         except GliotrailError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
 
-    def _labels(self, model_input: Any) -> Labels:
+    def _labels(self, model_input: Any, channels: Any) -> Labels:
         seen = np.asarray(model_input)
         if seen.dtype.kind in "UO" and seen.size == 1:  # what servers make of a text varies
             scan = read_image(Path(str(seen.item())))
             return segment(scan, [(self.model, self.description)], self.threshold).labels
-        of = self.description
+        of, given = self.description, [str(n) for n in (() if channels is None else channels)]
+        if given and sorted(given) != sorted(of.channels):
+            raise DataError("channels", wanted=", ".join(of.channels), got=", ".join(given))
+        if given and seen.shape[:1] == (len(given),):
+            seen = seen[[given.index(name) for name in of.channels]]
         labels_IJK = segment_array(
             self.model, seen, of.standardize, of.task.channels, of.intensities, self.threshold
         )

@@ -21,7 +21,7 @@ from mlflow.entities import LoggedModelOutput, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import gliotrail
 from gliotrail.dataset.brats import BRATS
@@ -94,8 +94,6 @@ def log_model(
 def save_pyfunc(weights: Path, folder: Path, threshold: float) -> None:
     """A weights file as an MLflow pyfunc: see `pyfunc_model.Segmenter`."""
     root = Path(gliotrail.__file__).parent
-    # a signature of the input can't say "an array or a path"; the model checks what it gets
-    labels = TensorSpec(np.dtype("uint8"), (-1, -1, -1), name=None)
     from gliotrail.segmentation.weights import read  # torch takes seconds to import
 
     description = read(weights)[1]
@@ -104,7 +102,13 @@ def save_pyfunc(weights: Path, folder: Path, threshold: float) -> None:
         f"raw values of {', '.join(channels)}: an array ({len(channels)}, I, J, K) in RAS+ at the "
         "training data's spacing, or a file's path"
     )
-    labels_told = [f"{n} {name}" for n, name in enumerate(("background", *description.classes))]
+    classes = ("background", *description.classes)
+    labels_told = ", ".join(f"{n} {name}" for n, name in enumerate(classes))
+    # a signature of the input can't say "an array or a path"; the model checks what it gets
+    signature = ModelSignature(
+        outputs=Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1), name=labels_told)]),
+        params=ParamSchema([ParamSpec("channels", DataType.string, list(channels), (-1,))]),
+    )
     more = () if network == "unet3d" else ("monai",)
     needs = [f"{name}=={metadata.version(name).split('+')[0]}" for name in (*_NEEDS, *more)]
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
@@ -118,8 +122,8 @@ def save_pyfunc(weights: Path, folder: Path, threshold: float) -> None:
             model_config={"threshold": threshold},
             artifacts={"weights": str(weights)},
             code_paths=[str(code)],
-            signature=ModelSignature(outputs=Schema([labels])),
-            metadata={"input": told, "labels": ", ".join(labels_told)},
+            signature=signature,
+            metadata={"input": told, "labels": labels_told},
             pip_requirements=needs,
         )
 
