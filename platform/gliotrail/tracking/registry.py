@@ -42,7 +42,8 @@ TRAINED_ON: Final = "gliotrail.trained_on"
 Rescored = tuple[float, float, str]
 """The challenger's score, the holder's, and the digest of the data that both were judged on."""
 _NEEDS: Final = (
-    "mlflow", "nibabel", "numpy", "pydantic", "rich", "ruamel.yaml", "safetensors", "torch",
+    "mlflow", "nibabel", "numpy", "pydantic", "rich", "ruamel.yaml", "safetensors", "scipy",
+    "torch",
 )  # fmt: skip
 NO_MODEL_NEEDS: Final = ("cli", "cluster", "report", "runs", "search", "tracking", "training")
 """The rooms above `segmentation`: each file of a model's code is a request, and a file stored."""
