@@ -4,8 +4,9 @@ import inspect
 import re
 from pathlib import Path
 
+import pytest
 import ray
-from ray._private import node, ray_constants
+from ray._private import node, ray_constants, worker
 from ray.job_submission import JobSubmissionClient
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
@@ -47,3 +48,19 @@ def test_it_is_as_we_expect_it() -> None:
 def test_sigterm_is_left_to_us_before_ray_starts() -> None:
     ray_internals.leave_sigterm_to_us()
     assert ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER is True
+
+
+def test_a_death_is_told_in_one_line_and_workers_own_lines_as_ray_tells_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)
+    ray_internals.tell_deaths_in_one_line()
+    died = "A worker died or was killed. To troubleshoot, check the logs.\nMemory: 1 GB"
+    worker.print_to_stdstream({"lines": [died], "pid": "raylet", "is_err": False}, False)
+    lines = {"lines": ["loss. 0.1"], "pid": 7, "ip": "127.0.0.1", "is_err": False, "job": None,
+             "actor_name": None, "task_name": "train"}  # fmt: skip
+    worker.print_to_stdstream(lines, True)
+    told = capsys.readouterr()
+    assert told.err == "Ray: A worker died or was killed\n"
+    assert told.out == "loss. 0.1\n"
+    assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)

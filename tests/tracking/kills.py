@@ -2,11 +2,10 @@
 
 It goes on where it was stopped: kill number n of a seed is the same whenever it comes. MLflow's
 database is read by SQL. Without Ray: a tracked process, `gliotrail runs sync`, deliveries and
-evaluations. Real trainings under Ray are killed by `test_chaos.py`.
+evaluations. Under Ray (see `ray_kills`): trainings and sweeps.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import random
@@ -17,23 +16,23 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gliotrail.paths import state_dir
 from gliotrail.progress import say
-from gliotrail.runs.journal import MODEL_FILE, RunFolder
+from gliotrail.runs.journal import RunFolder
+from gliotrail.tracking import registry
 from gliotrail.tracking.client import client
 from gliotrail.tracking.delivery import deliver
 from gliotrail.tracking.reaper import reap_all
 from gliotrail.tracking.sync import sync_all
-from tests.support.database import READY, Database
 from tests.support.environment import in_state
 from tests.tracking import tracked_process
 from tests.tracking.chaos import moment_of
+from tests.tracking.killed import FAULTS, Killed, compare, forked
 from tests.tracking.killed_deliveries import (
     die_before,
     in_a_process,
@@ -42,41 +41,9 @@ from tests.tracking.killed_deliveries import (
 )
 from tests.tracking.test_evaluation_record import record, trained
 
-FAULTS = ("lost", "doubled", "wrong", "runs", "status", "models")
 PER_ROUND = 5
 CALLS = {"delivery": 26, "evaluation": 34}
 """About how many calls each makes; a later one than the last kills nobody, and is not counted."""
-
-
-@dataclass(frozen=True)
-class Killed:
-    """Who was killed, when, and what MLflow's database then lacked or had too much of."""
-
-    victim: str
-    moment: str
-    faults: Mapping[str, int] = field(default_factory=dict)
-
-
-def compare(run: RunFolder, more: Mapping[str, Any] | None = None) -> dict[str, int]:
-    """What is amiss in the database of a run that has ended and was delivered."""
-    database = Database(f"sqlite:///{state_dir()}/mlflow.db")
-    found = database.runs(run.describe()["id"])
-    if len(found) != 1:
-        return {"runs": abs(len(found) - 1)}
-    (recorded,) = found
-    history = Counter((p.key, p.step, p.value, p.time_ms) for p in run.points())
-    points = Counter(p for p in recorded.points if not p[0].startswith("test/"))
-    seen = Counter((key, step) for key, step, *_ in points.elements())
-    wanted = {"models": [READY] * (run.root / MODEL_FILE).exists()} | dict(more or {})
-    faults = {
-        "lost": (history - points).total(),
-        "wrong": (points - history).total(),
-        "doubled": sum(n - 1 for n in seen.values()),
-        "status": int(recorded.status != (run.ended() or {})["status"]),
-        "models": sum(getattr(recorded, name) != value for name, value in wanted.items()),
-        "runs": database.running(),
-    }
-    return {name: n for name, n in faults.items() if n}
 
 
 def a_delivery(root: Path, source: random.Random) -> Iterator[Killed]:
@@ -130,10 +97,10 @@ def a_process(root: Path, source: random.Random) -> Iterator[Killed]:
     """
     run, killed, faults = RunFolder(root / "runs/one"), [], Counter[str]()
     for _ in range(PER_ROUND):
-        victims = {"tracked process": _forked(lambda: tracked_process.main(run.root, 0.03, 10**6))}
+        victims = {"tracked process": forked(lambda: tracked_process.main(run.root, 0.03, 10**6))}
         if source.random() < 0.4:
             time.sleep(source.uniform(0, 2))
-            victims["gliotrail runs sync"] = _forked(sync_all)
+            victims["gliotrail runs sync"] = forked(sync_all)
         for victim, pid in victims.items():
             time.sleep(source.uniform(0, 2))
             moment = moment_of(run)
@@ -166,31 +133,41 @@ def _settle(run: RunFolder, status: str) -> dict[str, int]:
     return faults
 
 
-def _forked(work: Callable[[], object]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            work()
-        os._exit(0)
-    return pid
-
-
-KINDS: Mapping[str, Callable[[Path, random.Random], Iterator[Killed]]] = {
+Kind = Callable[[Path, random.Random], Iterator[Killed]]
+KINDS: Mapping[str, Kind] = {
     "delivery": a_delivery, "evaluation": an_evaluation, "process": a_process,
 }  # fmt: skip
+UNDER_RAY = ("training by one", "training by two", "asha", "pbt")
 
 
-def one_round(seed: int, n: int, kind: str, database: Path) -> list[Killed]:
-    """The n-th of a seed, in a folder of its own, in a process of its own."""
+def kind_of(name: str) -> Kind:
+    """What of a name does a round."""
+    if name in KINDS:
+        return KINDS[name]
+    from tests.tracking import ray_kills  # seconds of imports
+
+    return ray_kills.KINDS[name]
+
+
+def one_round(seed: int, n: int, kind: str, shared: Path) -> list[Killed]:
+    """The n-th of a seed, in a folder of its own, in a process of its own.
+
+    Args:
+        shared: a folder with an empty database of MLflow's, and crops.
+    """
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
         root = Path(place) / "state"
         root.mkdir()
-        shutil.copy(database, root / "mlflow.db")
+        shutil.copy(shared / "mlflow.db", root)
+        if (shared / "crops").is_dir():
+            shutil.copytree(shared / "crops", Path(place) / "crops")
         in_state(root, patch)
+        round_of = kind_of(kind)  # imported before it is forked
+        patch.setattr(registry, "NO_MODEL_NEEDS", ("*.py",))  # files, each stored like the others
         told = Path(place) / "told.json"
 
         def work() -> None:
-            found = list(KINDS[kind](root, random.Random(f"{seed} {n} {kind}")))
+            found = list(round_of(root, random.Random(f"{seed} {n} {kind}")))
             told.write_text(json.dumps([asdict(killed) for killed in found]))
 
         assert in_a_process(work) == 0, f"seed {seed}, round {n}, {kind}"
@@ -220,7 +197,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--log", type=Path, default=None, help="where kills are written down")
     parser.add_argument("--minutes", type=float, default=1e6, help="of this piece")
-    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--kinds", default=",".join([*KINDS, *UNDER_RAY]))
     options = parser.parse_args()
     log = options.log or state_dir() / "chaos" / f"{options.seed}.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -228,13 +205,19 @@ def main() -> None:
     rounds = [json.loads(line) for line in lines]
     kills = [Killed(**each) for of in rounds for each in of]
     kinds = options.kinds.split(",")
-    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
-        in_state(Path(place), patch)
+    shared = log.parent / "shared"
+    shared.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        in_state(shared, patch)
         assert in_a_process(client) == 0
+        if {*kinds} & {*UNDER_RAY} and not (shared / "crops/patch").is_dir():
+            from tests.support.crops import make_crops  # as above
+
+            assert in_a_process(lambda: make_crops(shared / "crops")) == 0
         ends_s = time.monotonic() + 60 * options.minutes
         while len(kills) < options.kills and time.monotonic() < ends_s:
             n = len(rounds)
-            found = one_round(options.seed, n, kinds[n % len(kinds)], Path(place) / "mlflow.db")
+            found = one_round(options.seed, n, kinds[n % len(kinds)], shared)
             rounds.append(found)
             kills += found
             with log.open("a") as file:

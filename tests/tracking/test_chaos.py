@@ -14,7 +14,7 @@ from tests.tracking.chaos import Storm
 from tests.tracking.training_storm import EACH_ONCE, random_kills
 from tests.tracking.training_storm import Storm as TrainingStorm
 
-SEQUENCES, KILLS = 4, 3
+SEQUENCES, KILLS = 2, 3
 
 
 def seed(n: int = 0) -> int:

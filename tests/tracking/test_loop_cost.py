@@ -17,6 +17,9 @@ def test_points_take_little_of_the_training_thread_whatever_the_server_does(
 ) -> None:
     run, steps = begun(tmp_path / "runs/one"), 200
     monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path))
+    # no thread that is given up here asks on beside the tests after this one
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with address(server, tmp_path) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         courier = DeliveryThread([run], every_s=0.05)

@@ -19,7 +19,11 @@ from tempfile import gettempdir
 
 import ray
 
-from gliotrail.cluster.ray_internals import leave_sigterm_to_us, read_token_again
+from gliotrail.cluster.ray_internals import (
+    leave_sigterm_to_us,
+    read_token_again,
+    tell_deaths_in_one_line,
+)
 from gliotrail.cluster.ray_watch import while_ray_lives
 from gliotrail.errors import ClusterError, ParamsError
 from gliotrail.paths import short_temp
@@ -46,6 +50,7 @@ _LOCAL_SETTINGS = {
 _SHM = "/dev/shm"  # noqa: S108 - Ray's place for it
 _STARTS = 3
 """A busy machine may need more than the 30 s that Ray allows for one."""
+_RAY_LOGS = "GLIOTRAIL_RAY_LOGS"
 WORKERS = "GLIOTRAIL_WORKERS"
 GPUS = "GLIOTRAIL_GPUS"
 
@@ -95,6 +100,8 @@ def cluster() -> Iterator[Callable[[], None]]:
         os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
         read_token_again()
     leave_sigterm_to_us()
+    if not os.environ.get(_RAY_LOGS):
+        tell_deaths_in_one_line()
     with ThreadPoolExecutor(1, "ray") as starter:
         started = starter.submit(_connect, address)
         try:
@@ -144,7 +151,7 @@ def _init(address: str | None) -> None:
         # where there is no shared memory, or none to write to, Ray's own processes would crash
         _plasma_directory=None if address or os.access(_SHM, os.W_OK) else gettempdir(),
         logging_level=logging.WARNING,
-        log_to_driver=bool(os.environ.get("GLIOTRAIL_RAY_LOGS")),
+        log_to_driver=bool(os.environ.get(_RAY_LOGS)),
     )
 
 

@@ -5,13 +5,18 @@ Beside it only `fixed_scaling` and `workers._Trainer` lean on more than Ray's pu
 
 import logging
 import os
+from collections.abc import Mapping
 from subprocess import Popen
+from typing import Any, Final
 
 import ray
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
-_NO_ABORT = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
+from gliotrail.progress import say
+
+_RAYS_PRINT: Final = ray._private.worker.print_to_stdstream
+_NO_ABORT: Final = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
 
 
 def leave_sigterm_to_us() -> None:
@@ -27,6 +32,18 @@ def leave_sigterm_to_us() -> None:
 
 def _is_no_warning_of_sigterm(record: logging.LogRecord) -> bool:
     return "SIGTERM handler" not in str(record.msg)
+
+
+def tell_deaths_in_one_line() -> None:
+    """Before `ray.init`: of each process that dies Ray prints a page, on standard output."""
+    setattr(ray._private.worker, "print_to_stdstream", _print)  # noqa: B010 - mypy knows no such
+
+
+def _print(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+    if data["pid"] != "raylet":
+        _RAYS_PRINT(data, ignore_prefix)
+        return
+    say(f"Ray: {data['lines'][0].splitlines()[0].partition('. ')[0]}")
 
 
 def read_token_again() -> None:
