@@ -41,6 +41,13 @@ def test_small_components_become_what_is_around_them(tumour_IJK: Labels) -> None
     assert np.array_equal(tumour_IJK, before_IJK)
 
 
+def test_the_largest_component_stays_however_small(tumour_IJK: Labels) -> None:
+    rules = Postprocess(least_component_ml=dict.fromkeys(("WT", "TC", "ET"), 100.0))
+    assert np.array_equal(postprocessed(tumour_IJK, rules, BRATS, MM), tumour_IJK)
+    cube(tumour_IJK, (30, 30, 30), 6, EDEMA)
+    assert postprocessed(tumour_IJK, rules, BRATS, MM).sum() == tumour_IJK[:30].sum()
+
+
 def test_voxels_that_touch_at_a_corner_are_one_component(tumour_IJK: Labels) -> None:
     cube(tumour_IJK, (24, 24, 24), 2, EDEMA)
     rules = Postprocess(least_component_ml={"WT": 0.1})
@@ -72,7 +79,7 @@ def test_where_there_are_no_regions_each_class_has_its_rules() -> None:
     labels_IJK = np.zeros((20, 20, 20), np.uint8)
     cube(labels_IJK, (2, 2, 2), 8, 1)
     cube(labels_IJK, (12, 12, 12), 2, 2)
-    rules = Postprocess(least_component_ml={"spleen": 0.1})
+    rules = Postprocess(least_region_ml={"spleen": 0.1})
     assert np.unique(postprocessed(labels_IJK, rules, task, MM)).tolist() == [0, 1]
 
 
@@ -84,9 +91,9 @@ def test_rules_are_found_where_they_help_and_only_there(tumour_IJK: Labels) -> N
     cube(speck_IJK, (12, 12, 12), 3, ENHANCING)
     cases = [Judged(pred_IJK, tumour_IJK, MM), Judged(speck_IJK, low_grade_IJK, MM)]
     rules, before, after = find_rules(cases, BRATS)
-    assert rules.least_component_ml == {"ET": 0.03, "WT": 0.3}
+    assert rules.least_component_ml == {"WT": 0.3}
+    assert rules.least_region_ml == {"ET": 0.1}
     assert not rules.fill_holes
-    assert not rules.least_region_ml
     assert before == pytest.approx((1 + 16000 / (16000 + 216)) / 2 / 3 + 1 / 3 + 0.5 / 3)
     assert after == 1
 

@@ -32,7 +32,8 @@ _Volume = Annotated[float, Field(gt=0, le=1000)]
 class Postprocess(Section):
     """Rules by the name of a region, or of a class where a task has no regions.
 
-    least_component_ml: connected components (over faces, edges and corners) below it are dropped.
+    least_component_ml: connected components (over faces, edges and corners) below it are dropped,
+        but never the largest.
     least_region_ml: a region that is smaller in all is dropped whole.
     fill_holes: what these regions surround on all sides becomes theirs.
 
@@ -73,7 +74,9 @@ def postprocessed(
         least_vox = rules.least_component_ml.get(region.name, 0) / voxel_ml
         if least_vox:
             components_IJK, _ = ndimage.label(mask_IJK, _NEIGHBOURS)
-            mask_IJK &= np.bincount(components_IJK.ravel())[components_IJK] >= least_vox
+            sizes_vox = np.bincount(components_IJK.ravel())
+            largest_vox = sizes_vox[1:].max(initial=0)
+            mask_IJK &= sizes_vox[components_IJK] >= min(least_vox, largest_vox)
         if mask_IJK.sum() * voxel_ml < rules.least_region_ml.get(region.name, 0):
             mask_IJK[:] = False
         inside_IJK[before_IJK & ~mask_IJK] = _around(region, task)
