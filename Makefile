@@ -45,7 +45,7 @@ echo "$$key" >"$(1)/.installed"
 echo "installation took $$SECONDS s"
 endef
 
-.PHONY: help setup demo pictures ui docs test coverage demo-test chaos hostile browser-test cluster-images cluster-test reproduce-test tracking-cost sweep-cost gpu-check bench check deps fmt services peers audit resolve sbom clean python
+.PHONY: help setup demo pictures ui docs test coverage demo-test chaos hostile browser-test cluster-images cluster-test reproduce-test tracking-cost sweep-cost scale-test gpu-check bench check deps fmt services peers audit resolve sbom clean python
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -110,6 +110,9 @@ tracking-cost: setup ## time that tracking takes of a training's loop, with serv
 
 sweep-cost: setup ## time that a sweep of 1,000 trials takes beside the trials' own (half an hour and more)
 	@python -m tests.cluster.sweep_cost $(ARGS)
+
+scale-test: setup ## a training and a sweep on up to 16 raylets of this machine; ARGS="training --nodes 4" chooses
+	@python -m tests.cluster.scale $(ARGS)
 
 gpu-check: setup ## whether this machine's GPUs compute what its CPU does: a table of differences
 	@python -m tests.cluster.gpu_check $(ARGS)

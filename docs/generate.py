@@ -47,7 +47,7 @@ ENVIRONMENT = {
     " checkout, as in a Slurm job: stages run from here, without a job and a remote.",
     "GLIOTRAIL_DISK_GB": "What all runs of a checkout may take; 20.",
     "GLIOTRAIL_GPUS": "Of each worker: `auto` (a GPU if the cluster has or can start any), 0, 1, or"
-    " for a sweep's one-worker trials a share such as 0.5; `auto`.",
+    " for a sweep's one-worker trials and an evaluation a share such as 0.5; `auto`.",
     "GLIOTRAIL_HEARTBEAT_S": "Seconds between the heartbeats of a process with a run; 30.",
     "GLIOTRAIL_JOB": "Set in a stage that runs as a Ray job; not for users.",
     "GLIOTRAIL_MICRO_BATCH": "Patches that a worker computes at a time, or `auto`: all of its own,"
@@ -66,7 +66,8 @@ ENVIRONMENT = {
     "GLIOTRAIL_TRIAL_GPUS": "The former name of GLIOTRAIL_GPUS: refused.",
     "GLIOTRAIL_TRIAL_WORKERS": "Workers of each trial of a sweep; 1.",
     "GLIOTRAIL_WORKERS": "Workers of a training, or the fewest and the most, `1:4`; at most"
-    " `train.batch_size`; else one for each GPU that is up, or without GPUs two.",
+    " `train.batch_size`; else one for each GPU that is up, or without GPUs two. An evaluation's"
+    " have the same share of the cluster, a patient each.",
 }
 """Gliotrail's own. What is in the code and not here, or the reverse, is an error."""
 OF_OTHERS = {
@@ -99,6 +100,11 @@ KEYS = {
         "each epoch",
         "Sums of the network a second, as a share of the GPU's peak, where"
         " that is known: `segmentation/precision.py`.",
+    ),
+    "system/...": (
+        "each epoch",
+        "CPU, memory, disk, network and GPUs of the workers' machines, by MLflow's own names,"
+        " means of samples every ten seconds; of several machines `system/node_0/...` and so on.",
     ),
     "trial/voxels": ("a trial's end", "Voxels seen."),
     "trial/seconds": ("a trial's end", "From its first step to its last, of all its attempts."),

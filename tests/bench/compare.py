@@ -26,7 +26,7 @@ from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.patch import patch
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import load_prepared, read_labels_patch, read_patch
-from tests.bench import growth, repro
+from tests.bench import growth, reader, repro
 from tests.bench.report import Row, write
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +69,10 @@ PARTS = (
          (("Gliotrail", "PyTorch", 1.5),), memory=True),
     Part("scan", "segment a whole scan of {scan}, base 8", 2, ("Gliotrail",), ("MONAI",),
          (("Gliotrail", "MONAI", 4),), memory=True),
+    Part("deep", "segment a whole scan of {scan}, base 8, depth 4", 2, ("Gliotrail",), ("MONAI",),
+         (("Gliotrail", "MONAI", 4),), memory=True),
+    Part("coarse", "segment a head of 1.3 mm, resampled to 1 mm and back, base 32, beside the same"
+         " head of 1 mm", 1, ("Gliotrail", "1mm"), (), (("Gliotrail", "1mm", 1 / 3),), memory=True),
     Part("loop", "a step of a network of 15 parameters: all but bookkeeping is PyTorch's time", 7,
          ("Gliotrail", "PyTorch"), ("MONAI",), (("Gliotrail", "MONAI", 1),), 300),
 )  # fmt: skip
@@ -210,6 +214,8 @@ def main(names: list[str]) -> None:
         if names:
             return
         grown = growth.lines(folder, cases=(2, 8, 32), steps=1000)
+        lay_out(folder / "reader", slices=155, size=96, course=(96, 96, 96), side=16)
+        grown += reader.lines(folder / "reader")
         grown += ["\n## How long `dvc repro` takes by itself\n", *repro.lines(folder / "project")]
     print("\n".join(grown))
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()

@@ -17,6 +17,8 @@ from gliotrail.imaging.formats.course import standardized_patch
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.patch import read_index
 from gliotrail.imaging.prepared import load_prepared, read_labels_patch, read_patch
+from gliotrail.imaging.resample import resample_scan
+from gliotrail.params import Model
 from gliotrail.runs.journal import RunFolder, Writer
 from gliotrail.runs.stop import asked_by
 from gliotrail.segmentation import unet
@@ -25,7 +27,9 @@ from gliotrail.segmentation.loop import SCORE, Plan, fit
 from gliotrail.segmentation.losses import LOSSES
 from gliotrail.segmentation.metrics import confusion, counts_of
 from gliotrail.segmentation.sampling import Sample
+from gliotrail.segmentation.segment import segment
 from gliotrail.segmentation.surface_distance import hd95_mm
+from gliotrail.segmentation.weights import Description
 
 CLASS_LABELS, REGIONS = BRATS.class_labels, BRATS.region_labels
 FOLDER = Path(sys.argv[1])
@@ -175,11 +179,32 @@ def bare_loop() -> Work:
     return work
 
 
-def whole_scan() -> Work:
-    scan, network = case(), unet.UNet3d(2, 8)
+def whole_scan(depth: int) -> Work:
+    scan, network = case(), unet.UNet3d(depth, 8)
     unet.initialize(network, 0)
     network.to(memory_format=torch.channels_last_3d)
     return lambda: predict_case(network, scan, "brain")
+
+
+def new_patient(spacing_mm: float) -> Work:
+    """The same head in larger voxels, as a scanner would have given it, by a network of 1 mm."""
+    path = FOLDER / "raw/imagesTr/A.nii.gz"
+    scan = nifti.read_image(path)
+    if spacing_mm != 1:
+        channels = np.moveaxis(scan.array, 3, 0)
+        coarse_CIJK = resample_scan(channels, (1, 1, 1), (spacing_mm,) * 3)
+        path = FOLDER / f"{spacing_mm}.nii.gz"
+        affine = np.diag([*scan.affine.diagonal()[:3] * spacing_mm, 1])
+        nifti.write_image(path, np.moveaxis(coarse_CIJK, 0, 3).astype(np.int16), affine)
+        scan = nifti.read_image(path)
+    model = Model(name="unet3d", depth=2, base_filters=32)
+    network = unet.UNet3d(2, 32)
+    unet.initialize(network, 0)
+    network.to(memory_format=torch.channels_last_3d)
+    description = Description(
+        model=model, window=None, standardize="brain", spacing_mm=(1, 1, 1), task=BRATS
+    )
+    return lambda: segment(scan, [(network, description)])
 
 
 def counting() -> Work:
@@ -207,7 +232,9 @@ PARTS: dict[str, dict[str, Callable[[], Work]]] = {
         "Gliotrail/numpy": lambda: course_patches(False),
     },
     "step": {"Gliotrail": lambda: step("split", True), "PyTorch": lambda: step("plain", False)},
-    "scan": {"Gliotrail": whole_scan},
+    "scan": {"Gliotrail": lambda: whole_scan(2)},
+    "deep": {"Gliotrail": lambda: whole_scan(4)},
+    "coarse": {"Gliotrail": lambda: new_patient(1.3), "1mm": lambda: new_patient(1)},
     "loop": {"Gliotrail": loop, "PyTorch": bare_loop},
     "counts": {"Gliotrail": counting},
     "hd95": {"Gliotrail": surfaces},

@@ -156,12 +156,12 @@ def torchio_course():
     return many(one)
 
 
-def monai_scan():
+def monai_scan(depth):
     """The whole grid in windows of 96, overlap 0.25."""
     scan = torch.from_numpy(np.load(FOLDER / "peers_scan.npy"))[None]
-    network = UNet3d(2, 8, up_convolution="plain").eval()
+    network = UNet3d(depth, 8, up_convolution="plain").eval()
     initialize(network, 0)
-    side = min(96, *(n // 2 * 2 for n in scan.shape[2:]))
+    side = min(96, *(n // 8 * 8 for n in scan.shape[2:]))
 
     @torch.inference_mode()
     def work():
@@ -249,7 +249,8 @@ PARTS = {
         "MONAI": monai_course,
         "TorchIO": torchio_course,
     },
-    "scan": {"MONAI": monai_scan},
+    "scan": {"MONAI": lambda: monai_scan(2)},
+    "deep": {"MONAI": lambda: monai_scan(4)},
     "loop": {"MONAI": monai_loop},
     "counts": {"nnU-Net/booleans": boolean_counts, "MONAI": monai_counts},
     "hd95": {"MONAI": monai_hd95, "surface-distance": surface_distance_hd95},

@@ -1,14 +1,16 @@
 """That the bench runs, on a crop: what it measures is `make bench`'s."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.bench import compare, growth
+from tests.bench import compare, growth, reader
 from tests.bench.report import Row, write
 
 LOG = compare.LOG
+LONG = {"scan", "deep", "hd95"}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def test_each_part_of_ours_is_done_and_timed(folder: Path) -> None:
 
 @pytest.mark.peers
 def test_peers_do_the_same_work_in_their_own_process(folder: Path) -> None:
-    parts = [part for part in compare.PARTS if part.peers and part.name not in {"scan", "hd95"}]
+    parts = [part for part in compare.PARTS if part.peers and part.name not in LONG]
     for row in compare.run(folder, parts, with_peers=True, rounds=1):
         assert {peer for _, peer, _ in row.targets} <= {peer for _, peer in row.ratios}
 
@@ -38,6 +40,13 @@ def test_a_training_s_memory_and_waiting_are_measured(tmp_path: Path) -> None:
     share, grown_mb = growth.memory(tmp_path, 10)
     assert 0 <= share < 1
     assert abs(grown_mb) < 200
+
+
+def test_a_reader_is_measured_by_its_cpus(folder: Path) -> None:
+    told = reader.lines(folder, steps=2, rounds=1)
+    rows = [line for line in told if line.startswith(("| 1 |", "| 2 |"))]
+    assert len(rows) == min(2, len(os.sched_getaffinity(0)))
+    assert "times what 1 serves (wanted: 1.7)" in told[-1]
 
 
 def test_the_page_keeps_its_words_and_gets_new_figures(tmp_path: Path) -> None:

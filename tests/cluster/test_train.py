@@ -15,6 +15,7 @@ from gliotrail.cluster.train import train
 from gliotrail.errors import Stopped
 from gliotrail.params import Params
 from gliotrail.runs.journal import MODEL_FILE, RunFolder, parse_lines
+from gliotrail.runs.metric_keys import is_of_machines
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.loop import World
 from gliotrail.tracking.client import client, existing_run
@@ -157,7 +158,9 @@ def test_the_metric_keys_are_few_and_named_alike(by_two: Trained) -> None:
     assert {key for key in keys if key.startswith("val/")} <= val
     synthetic = {key for key in keys if key.startswith("val_synthetic/")}
     assert {key.replace("val_synthetic/", "val/") for key in synthetic} <= val
-    assert len(keys - synthetic) <= 21
+    system = {key for key in keys if key.startswith("system/")}  # of one machine, so no node's
+    assert len(system) == 8
+    assert len(keys - synthetic - system) <= 21
 
 
 def test_the_same_inputs_are_not_trained_on_again(
@@ -180,8 +183,7 @@ def test_a_killed_worker_and_ctrl_c_change_nothing(
     by_two: Trained, crops: Crops, undisturbed: RunFolder
 ) -> None:
     assert len(list(by_two.run.root.glob("attempts/*.jsonl"))) == 3
-    curves = [[(p.key, p.step, p.value) for p in run.points() if "_per_s" not in p.key
-               and "_share" not in p.key and "step_s" not in p.key]
+    curves = [[(p.key, p.step, p.value) for p in run.points() if not is_of_machines(p.key)]
               for run in (by_two.run, undisturbed)]  # fmt: skip
     assert curves[0] == curves[1]  # no gap, no double, and bit for bit the same
     model = result(crops.training(train__epochs=4), undisturbed)[1]

@@ -13,11 +13,14 @@ from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 from gliotrail.cluster import workers
 from gliotrail.cluster.connection import Resources
 from gliotrail.cluster.fixed_scaling import Fixed
+from gliotrail.cluster.shared_files import share
 from gliotrail.cluster.workers import fit_on_workers
 from gliotrail.errors import TrainingError
 from gliotrail.runs.journal import TRACEBACK_FILE, RunFolder
+from gliotrail.runs.store import Store
 from gliotrail.segmentation.loop import World
-from gliotrail.training.driver import result
+from gliotrail.training.driver import result, run_training
+from tests.segmentation.test_keras import convolutions, save_old
 from tests.support.crops import Crops
 from tests.support.environment import in_state
 from tests.support.gloo import gloo_workers
@@ -46,6 +49,12 @@ def test_a_fixed_number_of_workers_is_decided_without_an_autoscaler() -> None:
     policy.before_controller_abort()
 
 
+def context(rank: int, workers: int) -> SimpleNamespace:
+    """What Ray Train tells a worker; all are on this machine."""
+    told = {"world_rank": rank, "world_size": workers, "node_rank": 0, "local_rank": rank}
+    return SimpleNamespace(**{f"get_{name}": lambda n=n: n for name, n in told.items()})
+
+
 NO_ROOM = "CUDA out of memory"
 BUG = {
     ValueError("a bug"): "ValueError: got a bug; look at the run's traceback; it was not tried",
@@ -60,7 +69,8 @@ def test_what_is_no_lost_worker_ends_after_one_try_with_a_line_that_says_what_to
 ) -> None:
     tries, run = [], RunFolder(tmp_path / "run")
     run.root.mkdir()
-    config = {"training": crops.training(), "root": str(run.root), "until": None, "of_a_gpu": 0}
+    config = {"training": crops.training(), "root": str(run.root), "until": None, "of_a_gpu": 0,
+              "first_weights": None}  # fmt: skip
 
     def fails(*_: object) -> None:
         tries.append(1)
@@ -74,8 +84,7 @@ def test_what_is_no_lost_worker_ends_after_one_try_with_a_line_that_says_what_to
 
     monkeypatch.setattr(workers, "run_training", fails)
     monkeypatch.setattr(workers, "get_current_placement_group", lambda: None)
-    monkeypatch.setattr(workers, "get_context", lambda: SimpleNamespace(
-        get_world_rank=lambda: 0, get_world_size=lambda: 1))  # fmt: skip
+    monkeypatch.setattr(workers, "get_context", lambda: context(0, 1))
     monkeypatch.setattr(workers, "_fit", fit)
     with pytest.raises(TrainingError) as told:
         fit_on_workers(crops.training(), run, Resources(1, 1, 0))
@@ -92,9 +101,9 @@ def test_a_lost_worker_is_tried_again(
 
     monkeypatch.setattr(workers, "run_training", fails)
     monkeypatch.setattr(workers, "get_current_placement_group", lambda: None)
-    monkeypatch.setattr(workers, "get_context", lambda: SimpleNamespace(
-        get_world_rank=lambda: 0, get_world_size=lambda: 1))  # fmt: skip
-    config = {"training": crops.training(), "root": str(tmp_path), "until": None, "of_a_gpu": 0}
+    monkeypatch.setattr(workers, "get_context", lambda: context(0, 1))
+    config = {"training": crops.training(), "root": str(tmp_path), "until": None, "of_a_gpu": 0,
+              "first_weights": None}  # fmt: skip
     for _ in range(2):
         with pytest.raises(workers._PeerLostError):
             workers._work(config)
@@ -129,8 +138,7 @@ def work(world: World, config: dict[str, object], state: Path) -> str:
     """What one of Ray Train's workers does, in a process that Ray knows nothing of."""
     with pytest.MonkeyPatch.context() as patched:
         in_state(state, patched)
-        patched.setattr(workers, "get_context", lambda: SimpleNamespace(
-            get_world_rank=lambda: world.rank, get_world_size=lambda: world.workers))  # fmt: skip
+        patched.setattr(workers, "get_context", lambda: context(world.rank, world.workers))
         patched.setattr(workers, "get_current_placement_group", lambda: None)
         patched.setattr(workers, "ray_report", lambda metrics: None)
         workers._work(config)
@@ -142,8 +150,35 @@ def test_two_workers_train_to_the_end_within_their_time_limits(
     crops: Crops, tmp_path: Path
 ) -> None:
     training, run = crops.training(), RunFolder(tmp_path / "run")
-    config = {"training": training, "root": str(run.root), "until": None, "of_a_gpu": 0}
+    config = {"training": training, "root": str(run.root), "until": None, "of_a_gpu": 0,
+              "first_weights": None}  # fmt: skip
     with gloo_workers(2, tmp_path) as both:
         assert both(2, work, config, tmp_path) == ["", ""]
     state, _ = result(training, run)
     assert state.step > 1
+    keys = {point.key for point in run.points() if point.key.startswith("system/")}
+    assert {f"system/{name}" for name in (
+        "cpu_utilization_percentage", "system_memory_usage_megabytes", "disk_usage_percentage",
+        "network_receive_megabytes",
+    )} <= keys  # fmt: skip
+
+
+def test_first_weights_that_one_machine_made_reach_a_worker_on_another(
+    crops: Crops, tmp_path: Path, job_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_old(tmp_path / "w.h5", convolutions())  # converted on the driver's machine, by its name
+    monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path / "one"))
+    training = crops.training(train__init=str(tmp_path / "w.h5"), train__epochs=1)
+    here, there = RunFolder(tmp_path / "here"), RunFolder(tmp_path / "there")
+    run_training(training, here, World())
+    assert training.init is not None
+    first = share(training.init)
+    training.init.unlink()
+    monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path / "another"))
+    monkeypatch.setattr(workers, "bring_inputs", dict)  # the job has no other data
+    monkeypatch.setattr(workers, "get_context", lambda: context(0, 1))
+    monkeypatch.setattr(workers, "get_current_placement_group", lambda: None)
+    monkeypatch.setattr(workers, "ray_report", lambda metrics: None)
+    workers._work({"training": training, "root": str(there.root), "until": None, "of_a_gpu": 0,
+                   "first_weights": first})  # fmt: skip
+    assert result(training, there)[1] == result(training, here)[1]

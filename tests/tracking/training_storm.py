@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 
 from gliotrail.files import sha256
 from gliotrail.runs.journal import MODEL_FILE, RunFolder
+from gliotrail.runs.metric_keys import is_of_machines
 from gliotrail.tracking.client import client, find_run
 from gliotrail.tracking.reaper import reap_all
 from tests.support.projects import Project, clone_into, set_params, use_crops
@@ -38,9 +39,6 @@ SMALL = {
     "train.patch_size": "16x16x16",
     "train.epochs": EPOCHS,
     "train.epoch_voxels": STEPS_PER_EPOCH * 4 * 16**3,
-}
-TIMINGS = {
-    f"train/{name}" for name in ("voxels_per_s", "data_wait_share", "step_s_median", "step_s_p95")
 }
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -303,7 +301,7 @@ class Training:
         points = of["points"]
         self._count_points(points, run)
         history = {(p.key, p.step, p.value, p.time_ms) for p in run.points()}
-        got = {(key, step): 0.0 if key in TIMINGS else value for key, step, value, _ in points}
+        got = {(key, step): 0.0 if is_of_machines(key) else value for key, step, value, _ in points}
         model = sha256(self.project.root / "results/train" / MODEL_FILE)
         self.storm.undisturbed = self.storm.undisturbed or Undisturbed(got, model)
         wanted = self.storm.undisturbed.curve

@@ -8,6 +8,7 @@ import torch
 from gliotrail.errors import GliotrailError, ParamsError, TrackingError, TrainingError
 from gliotrail.runs import stop
 from gliotrail.runs.journal import RunFolder, Writer, resume_tags
+from gliotrail.runs.metric_keys import is_of_machines
 from gliotrail.segmentation.loop import State, World
 from gliotrail.training import driver
 from gliotrail.training.driver import from_bytes, plan_of, result, run_training, to_bytes
@@ -50,11 +51,7 @@ def stop_after(steps: int) -> World:
 
 
 def curves(run: RunFolder) -> list[tuple[str, int, float]]:
-    timings = {
-        f"train/{name}"
-        for name in ("voxels_per_s", "data_wait_share", "step_s_median", "step_s_p95")
-    }
-    return [(p.key, p.step, p.value) for p in run.points() if p.key not in timings]
+    return [(p.key, p.step, p.value) for p in run.points() if not is_of_machines(p.key)]
 
 
 def test_a_training_writes_its_journal_checkpoints_and_pictures(

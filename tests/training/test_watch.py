@@ -61,3 +61,13 @@ def test_a_validation_is_one_line() -> None:
     assert describe(VALIDATION) == (
         "validation Dice WT 0.800 TC 0.600, mean 0.700, soft Dice loss 0.310"
     )
+    steps = {"voxels_per_s": 512_345.6, "data_wait_share": 0.0123, "step_s_median": 0.2041,
+             "step_s_p95": 0.2567}  # fmt: skip
+    of_steps = {f"train/{name}": value for name, value in steps.items()}
+    assert describe(VALIDATION | of_steps) == (
+        "validation Dice WT 0.800 TC 0.600, mean 0.700, soft Dice loss 0.310; 512,346 voxels/s;"
+        " 1.2% waiting for data; step 0.204 s, 95th percentile 0.257 s"
+    )
+    of_gpu = {"train/peak_gpu_gb": 12.34, "train/mfu": 0.312}
+    told = describe(VALIDATION | of_steps | of_gpu)
+    assert told.endswith("GPU memory 12.3 GB; 31% of the GPU's peak")

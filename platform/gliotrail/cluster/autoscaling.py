@@ -8,8 +8,17 @@ from typing import Any, Final, TypeVar
 
 import ray
 from ray.experimental.internal_kv import _internal_kv_get
+from ray.util.placement_group import placement_group, remove_placement_group
 
-from gliotrail.cluster.connection import Node, is_own, nodes, total
+from gliotrail.cluster.connection import (
+    WORKERS,
+    Node,
+    Resources,
+    is_own,
+    nodes,
+    start_limit_s,
+    total,
+)
 from gliotrail.errors import ClusterError
 from gliotrail.progress import say
 
@@ -36,8 +45,8 @@ def when_there_are(
         look: called each second; what it raises ends the wait.
 
     Raises:
-        ClusterError: `choose`'s, at once where the cluster can't grow, else when nothing has come
-            or was on the way for ten minutes.
+        ClusterError: `choose`'s, at once where the cluster can't grow, else when nothing is on the
+            way within the start limit, or nothing has come of it for ten minutes.
     """
     try:
         return choose(nodes())
@@ -56,7 +65,7 @@ def when_there_are(
             if state != told:
                 say(f"waiting for {problem.wanted}: {state}")
                 told, changed_s = state, time.monotonic()
-            elif time.monotonic() - changed_s > _PATIENCE_S:
+            elif time.monotonic() - changed_s > (_PATIENCE_S if on_the_way() else start_limit_s()):
                 raise problem
             time.sleep(1)
             try:
@@ -65,6 +74,44 @@ def when_there_are(
                 problem = error
     finally:
         request_resources(bundles=[])
+
+
+def wait_until_free(
+    wanted: Resources, what: str, look: Callable[[], object] = lambda: None
+) -> None:
+    """Wait while others hold what workers are to get; at most the start limit.
+
+    Ray itself would wait for ever, without a word.
+
+    Args:
+        what: is to run, for messages.
+        look: called each second; what it raises ends the wait.
+
+    Raises:
+        ClusterError: others still hold it.
+    """
+    if is_own():
+        return
+    limit_s = start_limit_s()
+    ends_s, told = time.monotonic() + limit_s, False
+    group = placement_group([wanted.per_worker()] * (wanted.at_least or wanted.workers))
+    try:
+        while not group.wait(1):
+            look()
+            free = ray.available_resources()
+            there = f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free"
+            if time.monotonic() > ends_s:
+                raise ClusterError(
+                    f"{what} can't start within {limit_s:g} s: others hold what it needs",
+                    wanted=wanted.describe(),
+                    got=there,
+                    do=f"wait for them, or lower {WORKERS}",
+                )
+            if not told:
+                say(f"{what}: waiting for {wanted.describe()}, which others hold: {there}")
+            told = True
+    finally:
+        remove_placement_group(group)
 
 
 def can_start_gpus(look: Callable[[], object] = lambda: None) -> bool:

@@ -214,6 +214,7 @@ def share_out(
     at_least: int | None = None,
     of_a_gpu: float = 0,
     patches: int | None = None,
+    what: str = "training",
 ) -> Resources:
     """What each worker of one training gets: its share of cores, and of a GPU.
 
@@ -223,6 +224,7 @@ def share_out(
         at_least: with how many it may begin, and go on, if there can't be more.
         of_a_gpu: the share of one that each gets.
         patches: of a step; if nobody says how many workers, there are no more than these.
+        what: is to run, for messages.
 
     Raises:
         ClusterError: the cluster, as it is now, can't give so much.
@@ -237,7 +239,7 @@ def share_out(
             if fitting(nodes, wanted) >= now:
                 return wanted
     raise ClusterError(
-        "training can never start",
+        f"{what} can never start",
         wanted=Resources(workers, 1, of_a_gpu, at_least).describe(),
         got=f"a cluster of {cpus} CPUs and {gpus} GPUs",
         do=f"lower {WORKERS}" + (f", or set {GPUS}=0 for CPUs" if of_a_gpu > gpus else ""),
@@ -286,6 +288,11 @@ def check_shares(workers: int | None, at_least: int | None, batch_size: int, nam
     if workers and batch_size % workers:
         shares = f"{batch_size // workers} or {batch_size // workers + 1}"
         say(f"{name}: {workers} workers share {batch_size} patches, {shares} each; {even}")
+
+
+def start_limit_s() -> float:
+    """So long a start may take, of what others may hold or a cloud must bring."""
+    return float(os.environ.get(START_LIMIT) or SETTINGS[START_LIMIT])
 
 
 def whole_number(name: str) -> int | None:

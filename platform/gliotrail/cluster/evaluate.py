@@ -6,52 +6,38 @@ the saved mask gives `metrics.json` again.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
-from gliotrail.dataset.task import IGNORED, Task
+from gliotrail.cluster.case_tasks import each_case
+from gliotrail.cluster.evaluate_case import (
+    FOLDERS,
+    Evaluated,
+    Evaluation,
+    HeldOut,
+    Judged,
+    Judging,
+)
+from gliotrail.cluster.shared_files import scratch_folder, share
+from gliotrail.dataset.task import Task
 from gliotrail.errors import DataError
 from gliotrail.files import replacing, write_json
-from gliotrail.imaging.formats.decathlon import Case, read_dataset
-from gliotrail.imaging.geometry import Box, from_ras, to_ras, vox3
-from gliotrail.imaging.header import read_header
-from gliotrail.imaging.labels import Labels
-from gliotrail.imaging.nifti import Scan, in_ras, read_labels, write_labels
-from gliotrail.imaging.prepare import read_scan
-from gliotrail.imaging.prepared import (
-    Floats,
-    Prepared,
-    PreparedCase,
-    case_of_array,
-    load_prepared,
-    read_labels_patch,
-    read_patch,
-)
-from gliotrail.imaging.resample import resample
+from gliotrail.imaging.formats.decathlon import read_dataset
+from gliotrail.imaging.geometry import Box, vox3
+from gliotrail.imaging.prepared import Prepared, load_prepared
 from gliotrail.imaging.split import Region
 from gliotrail.params import Evaluate, Params
 from gliotrail.progress import progress, say
-from gliotrail.report.evaluation_charts import Look, look, write_charts
-from gliotrail.report.figures import figure_png
-from gliotrail.report.overlays import draw_prediction, pick_slices
-from gliotrail.report.viewer import viewer_html
+from gliotrail.report.evaluation_charts import write_charts
 from gliotrail.runs.journal import MODEL_FILE
 from gliotrail.runs.lineage import digest_of
-from gliotrail.segmentation.inference import predict_case, to_labels
-from gliotrail.segmentation.loop import SCORE, World, device_here
-from gliotrail.segmentation.metrics import (
-    confusion,
-    mean_defined,
-    soft_dice_loss_scan,
-)
-from gliotrail.segmentation.postprocess import postprocessed
-from gliotrail.segmentation.score import Score, score
-from gliotrail.segmentation.validation import validate
-from gliotrail.segmentation.weights import load
+from gliotrail.segmentation.loop import SCORE
+from gliotrail.segmentation.metrics import mean_defined
+from gliotrail.segmentation.score import Score
+from gliotrail.segmentation.validation import means_of_rows
 from gliotrail.tracking.evaluation_record import record_evaluation
 
 _TOLD: Final = ("dice", "sensitivity", "specificity", "hd95_mm")
@@ -70,63 +56,51 @@ def evaluate(
 ) -> None:
     """Write masks, measures, pictures and viewers to `out`; then tell MLflow and the registry.
 
+    Patients are segmented by the cluster's workers; see `case_tasks`.
+
     Raises:
         DataError, WeightsError: scans or weights that can't be used.
+        ClusterError: the cluster can't give a worker.
         TrackingError: the outputs are written, but MLflow doesn't know the run.
     """
     section = params.evaluate
-    prepared = load_prepared(prepared_folder)
+    prepared = load_prepared(prepared_folder.resolve())
     if not prepared.split.test:
         say("evaluate: prepare.split.test names no patient: the model is registered unmeasured")
-    task, dataset = prepared.task, read_dataset(raw)
+    task, dataset = prepared.task, read_dataset(raw.resolve())
     scans = {case.name: case for case in dataset.cases}
     if gone := set(prepared.split.test) - set(scans):
         do = "run `dvc repro prepare` again"
         raise DataError(f"no scan of {', '.join(sorted(gone))}", where=raw, do=do)
-    model, description = load(trained / MODEL_FILE)
-    model.to(device_here())
-    scores: dict[str, Score] = {}
-    losses: dict[str, float] = {}
-    looks: dict[str, Look] = {}
-    confusion_rp = np.zeros((task.n_labels, task.n_labels), np.int64)
-    with replacing(out) as partial, progress(len(prepared.split.test), "evaluate", "cases") as done:
-        (partial / "masks").mkdir(parents=True)
-        (partial / "pictures").mkdir()
-        (partial / "viewers").mkdir()
-        for name in prepared.split.test:
-            case = prepared.cases[name]
-            probabilities_CIJK = predict_case(model, case, description.standardize)
-            case, image_CIJK, ref_IJK = _as_scanned(
-                case, scans[name], dataset.channel_order, prepared
-            )
-            probabilities_CIJK = _on_grid_of(case, prepared.cases[name], probabilities_CIJK)
-            pred_IJK = to_labels(probabilities_CIJK, section.threshold, model.heads)
-            pred_IJK = postprocessed(pred_IJK, description.postprocess, task, case.spacing_mm)
-            losses[name] = soft_dice_loss_scan(probabilities_CIJK, ref_IJK)
-            body_IJK = (image_CIJK != 0).any(axis=0)
-            scores[name] = score(ref_IJK, pred_IJK, case.spacing_mm, body_IJK, task=task)
-            confusion_rp += confusion(ref_IJK, pred_IJK, task.n_labels)
-            _write_mask(partial / "masks" / f"{name}.nii.gz", case, scans[name], pred_IJK, task)
-            ref_IJK = np.where(ref_IJK == IGNORED, np.uint8(0), ref_IJK)
-            looks[name] = look(image_CIJK, ref_IJK, pred_IJK, case.spacing_mm, task)
-            drawing = draw_prediction(
-                image_CIJK,
-                ref_IJK,
-                pred_IJK,
-                pick_slices(ref_IJK, 4),
-                case.spacing_mm,
-                f"{name}, held out",
-                task=task,
-            )
-            (partial / "pictures" / f"{name}.png").write_bytes(figure_png(drawing))
-            page = viewer_html(case, ref_IJK, pred_IJK, task=task)
-            (partial / "viewers" / f"{name}.html").write_text(page, encoding="utf-8")
+    weights = share((trained / MODEL_FILE).resolve())
+    patients = [HeldOut(prepared.cases[name], scans[name]) for name in prepared.split.test]
+    came: dict[str, Evaluated] = {}
+    with (
+        replacing(out) as partial,
+        scratch_folder() as scratch,
+        progress(len(patients), "evaluate", "cases") as done,
+    ):
+        for kind in FOLDERS:
+            (partial / kind).mkdir(parents=True)
+
+        def keep(patient: HeldOut, made: Evaluated) -> None:
+            made.files.copy_into(partial)
+            came[patient.case.name] = made
             done(1)
+
+        evaluation = Evaluation(
+            weights, section.threshold, task, prepared.intensities, dataset.channel_order, scratch
+        )
+        each_case(evaluation, patients, keep, "evaluate")
+        by_name = {name: came[name] for name in prepared.split.test}  # they end in any order
+        scores = {name: made.score for name, made in by_name.items()}
         if scores:
-            write_charts(partial / "charts", scores, looks, confusion_rp, task)
+            looks = {name: made.look for name, made in by_name.items()}
+            confusion_rp = sum(made.confusion_rp for made in by_name.values())
+            write_charts(partial / "charts", scores, looks, np.asarray(confusion_rp), task)
         else:
             (partial / "charts").mkdir()
-        measured = summary(scores, losses, task)
+        measured = summary(scores, {name: made.loss for name, made in by_name.items()}, task)
         write_json(partial / "metrics.json", measured)
         (partial / "measures").mkdir()
         for name, row in rows_of(measured, task).items():
@@ -134,43 +108,6 @@ def evaluate(
         by_case = {name: s.model_dump(mode="json") for name, s in scores.items()}
         write_json(partial / "cases.json", by_case)
     record(trained, out, prepared, section)
-
-
-def _as_scanned(
-    case: PreparedCase, files: Case, channel_order: Sequence[int], prepared: Prepared
-) -> tuple[PreparedCase, npt.NDArray[Any], Labels]:
-    """A case on its scan's own grid in RAS+: as it was prepared, or read again if resampled."""
-    if not case.resampled:
-        whole = Box((0, 0, 0), case.ras_shape_vox)
-        return case, read_patch(case, whole, "none"), read_labels_patch(case, whole)
-    assert files.label is not None
-    task = prepared.task
-    scan = read_scan(files, len(task.channels))
-    ras = in_ras(scan)
-    image_CIJK = np.moveaxis(ras.array, 3, 0)
-    if len(files.images) == 1:
-        image_CIJK = image_CIJK[list(channel_order)]
-    own = case_of_array(image_CIJK, ras.affine, case.name, task.channels, prepared.intensities)
-    own = replace(own, file_affine=case.file_affine, file_shape_vox=case.file_shape_vox)
-    labels = read_labels(files.label, like=scan, codes=task.labels_of_codes)
-    ref_IJK = to_ras(labels.array, scan.affine)[0]
-    whole = Box((0, 0, 0), own.ras_shape_vox)
-    return own, read_patch(own, whole, "none"), ref_IJK
-
-
-def _on_grid_of(own: PreparedCase, case: PreparedCase, probabilities_CIJK: Floats) -> Floats:
-    """Probabilities on the scan's own grid."""
-    if not case.resampled:
-        return probabilities_CIJK
-    grids = case.spacing_mm, own.ras_shape_vox, own.spacing_mm
-    return np.stack([resample(p_IJK, *grids) for p_IJK in probabilities_CIJK])
-
-
-def _write_mask(path: Path, case: PreparedCase, scan: Case, pred_IJK: Labels, task: Task) -> None:
-    """The mask on the scan's own grid, with the geometry of its file, in the data set's codes."""
-    mask = from_ras(pred_IJK, case.file_affine)
-    like = Scan(mask, read_header(scan.image))
-    write_labels(path, mask, like=like, codes=task.codes_of_labels)
 
 
 def summary(scores: Mapping[str, Score], losses: Mapping[str, float], task: Task) -> dict[str, Any]:
@@ -299,18 +236,25 @@ def _rescored(
     """What two models are worth on the same validation data, and which; None if there are none."""
     if not regions:
         return None
-    first, second = (_score_on(weights, prepared, regions, threshold) for weights in (ours, theirs))
-    return first, second, _judged_on(prepared, regions, threshold)
+    models = [share(weights.resolve()) for weights in (ours, theirs)]
+    rows: dict[tuple[int, Region], list[float]] = {}
+    with progress(2 * len(regions), "judge the champion", "scans") as done:
 
+        def keep(judged: Judged, row: list[float]) -> None:
+            rows[models.index(judged.weights), judged.region] = row
+            done(1)
 
-def _score_on(
-    weights: Path, prepared: Prepared, regions: Sequence[Region], threshold: float
-) -> float:
-    model, description = load(weights)
-    world = World(device=device_here())
-    model.to(world.device)
-    standardize, rules = description.standardize, description.postprocess
-    validated = validate(
-        model, prepared.task, prepared.cases, regions, standardize, threshold, world, rules=rules
+        each_case(
+            Judging(prepared.task, threshold),
+            [Judged(m, prepared.cases[r.case], r) for m in models for r in regions],
+            keep,
+            "judge the champion",
+        )
+    first, second = (
+        means_of_rows(
+            torch.tensor([rows[n, region] for region in regions], dtype=torch.float64),
+            prepared.task,
+        )[SCORE]
+        for n in range(2)
     )
-    return validated[SCORE]
+    return first, second, _judged_on(prepared, regions, threshold)

@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
-from gliotrail.cluster.autoscaling import when_there_are
+from gliotrail.cluster.autoscaling import wait_until_free, when_there_are
 from gliotrail.cluster.connection import check_shares, cluster
 from gliotrail.cluster.job_inputs import mirror_of
 from gliotrail.errors import TrainingError
@@ -124,6 +124,7 @@ def _run(
             bundles(of_a_gpu),
             lambda: stop_if_asked(parent),
         )
+        wait_until_free(wanted, "a trial", lambda: stop_if_asked(parent))
         if not parent.has_begun():
             parent.begin(described)
         parent.reopen()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from gliotrail.cluster.autoscaling import when_there_are
+from gliotrail.cluster.autoscaling import wait_until_free, when_there_are
 from gliotrail.cluster.connection import (
     WORKERS,
     Resources,
@@ -112,6 +112,7 @@ def _fit(
             [Resources(1, 1, of_a_gpu).per_worker()] * (workers[0] or 1),
             lambda: stop_if_asked(run),
         )
+        wait_until_free(wanted, kind, lambda: stop_if_asked(run))
         with watching(run, plan_of(training).steps, kind):
             fit_on_workers(training, run, wanted)
     try:

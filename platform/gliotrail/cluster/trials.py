@@ -27,6 +27,8 @@ from gliotrail.cluster.connection import (
 )
 from gliotrail.cluster.gpus import device_of, micro_batch_wanted
 from gliotrail.cluster.job_inputs import bring_inputs, mirror_of
+from gliotrail.cluster.node_metrics import sampling
+from gliotrail.cluster.shared_files import share
 from gliotrail.cluster.workers import fit_on_workers, give_back
 from gliotrail.errors import ClusterError, GliotrailError
 from gliotrail.paths import state_dir
@@ -187,7 +189,8 @@ class _Waiting(Searcher):
         if mirror := mirror_of(trial.run):
             self.mirrors[trial_id] = mirror
         retell = bool(self._halving.rungs(trial.number)[1])
-        return {"trial": trial, "wanted": self.wanted, "retell": retell}
+        first = share(trial.training.init) if trial.training.init else None
+        return {"trial": trial, "wanted": self.wanted, "retell": retell, "first_weights": first}
 
     def on_trial_complete(self, trial_id: str, *args: Any, **more: Any) -> None:
         trial = self.trials[trial_id]
@@ -248,6 +251,8 @@ def _trial(config: dict[str, Any]) -> None:
         for epoch, score in trial.by_epoch().items():
             tune.report({SCORE: score, "epoch": epoch})
     try:
+        if first := config["first_weights"]:
+            training = replace(training, init=first.here())
         if config["wanted"].workers > 1:
             os.environ.update(SETTINGS | os.environ)
             callback = TuneReportCallback()
@@ -258,8 +263,10 @@ def _trial(config: dict[str, Any]) -> None:
             device = device_of(share)
             if device.type == "cuda" and 0 < share < 1:  # the rest is for the trials beside it
                 torch.cuda.set_per_process_memory_fraction(share)
-            with sending(mirror):
-                world = World(device=device, micro_batch=micro_batch_wanted())
+            alone = sampling(0, 1, 0, True, lambda tensor: None, device)
+            with alone as of_machines, sending(mirror):
+                micro_batch = micro_batch_wanted()
+                world = World(device=device, micro_batch=micro_batch, of_machines=of_machines)
                 run_training(training, run, world, tune.report, trial.until)
         if trial.until is not None and trial.until < training.section.epochs:
             return

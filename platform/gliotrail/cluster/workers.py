@@ -9,6 +9,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -45,6 +46,8 @@ from gliotrail.cluster.connection import (
 from gliotrail.cluster.fixed_scaling import Fixed
 from gliotrail.cluster.gpus import MICRO_BATCH, backend_of, device_of, micro_batch_wanted
 from gliotrail.cluster.job_inputs import bring_inputs, mirror_of
+from gliotrail.cluster.node_metrics import sampling
+from gliotrail.cluster.shared_files import share
 from gliotrail.errors import GliotrailError, TrainingError
 from gliotrail.files import read_json, write_json
 from gliotrail.paths import state_dir
@@ -144,6 +147,7 @@ def _fit(
             "root": str(run.root),
             "until": until,
             "of_a_gpu": wanted.gpus_per_worker,
+            "first_weights": share(training.init) if training.init else None,
         },
         torch_config=TorchConfig(backend=backend_of(wanted.gpus_per_worker)),
         scaling_config=ScalingConfig(
@@ -239,18 +243,27 @@ def _work(config: dict[str, Any]) -> None:
         write_json(run.root / _RESERVED, held.id.hex())
     try:
         bring_inputs()
+        if first := config["first_weights"]:
+            training = replace(training, init=first.here())
         if workers > 1:
             _wait_for_all()
         sums = _Sums() if workers > 1 else None
-        world = World(
-            rank,
-            workers,
-            sum_in_place=sums.in_place if sums else lambda tensor: None,
-            device=device_of(config["of_a_gpu"], get_device),
-            expect_s=sums.expect_s if sums else lambda median_s: None,
-            micro_batch=micro_batch_wanted(),
-        )
-        with sending(mirror_of(run) if rank == 0 else None):
+        sum_in_place = sums.in_place if sums else lambda tensor: None
+        device = device_of(config["of_a_gpu"], get_device)
+        node, is_first = context.get_node_rank(), context.get_local_rank() == 0
+        with (
+            sampling(rank, workers, node, is_first, sum_in_place, device) as of_machines,
+            sending(mirror_of(run) if rank == 0 else None),
+        ):
+            world = World(
+                rank,
+                workers,
+                sum_in_place,
+                device,
+                expect_s=sums.expect_s if sums else lambda median_s: None,
+                micro_batch=micro_batch_wanted(),
+                of_machines=of_machines,
+            )
             run_training(training, run, world, ray_report, config["until"])
     except (_PeerLostError, RayError):
         raise  # a worker, a node or the controller is gone: tried again

@@ -110,6 +110,20 @@ def resample(
     return values
 
 
+def to_scan_grid(
+    probabilities_CIJK: Floats,
+    spacing_mm: Sequence[float],
+    scan_shape_vox: Sequence[int],
+    scan_spacing_mm: Sequence[float],
+) -> Floats:
+    """A prediction back on its scan's own grid, in RAS+. Labels are taken of it there.
+
+    `geometry.from_ras` then turns labels to the axes of the scan's file.
+    """
+    grids = spacing_mm, scan_shape_vox, scan_spacing_mm
+    return np.stack([resample(p_IJK, *grids) for p_IJK in probabilities_CIJK])
+
+
 def _weights(n: int, length_mm: float, new_n: int, new_length_mm: float) -> Floats:
     """What each old voxel of a row gives to each new one (new, old); rows sum to 1."""
     at_mm = (np.arange(n) - (n - 1) / 2) * length_mm

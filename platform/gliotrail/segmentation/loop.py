@@ -47,6 +47,7 @@ class World:
         validation, or what is told of it, comes in between.
     micro_batch: how many samples go through the network at a time; None is all of a worker's, and
         fewer where they don't fit in the GPU's memory at its first step.
+    of_machines: what is told of the workers' machines at each validation; all workers call it.
     """
 
     rank: int = 0
@@ -55,6 +56,7 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     expect_s: Callable[[float | None], object] = lambda median_s: None
     micro_batch: int | None = None
+    of_machines: Callable[[], dict[str, float]] = dict
 
 
 def device_here() -> torch.device:

@@ -19,7 +19,7 @@ from gliotrail.imaging.header import by, check_channels
 from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.nifti import Scan, in_ras
 from gliotrail.imaging.prepared import Floats, PreparedCase, case_of_array
-from gliotrail.imaging.resample import resample, resample_scan
+from gliotrail.imaging.resample import resample_scan, to_scan_grid
 from gliotrail.progress import progress
 from gliotrail.segmentation.inference import predict_box, to_labels
 from gliotrail.segmentation.network import Network
@@ -99,9 +99,7 @@ def segment(
     case = case_of_array(image_CIJK, np.eye(4), name, task.channels, intensities, air_C)
     probabilities_CIJK = _predict(case, networks, tta)
     if resampled:
-        probabilities_CIJK = np.stack(
-            [resample(p_IJK, trained_mm, shape_vox, own_mm) for p_IJK in probabilities_CIJK]
-        )
+        probabilities_CIJK = to_scan_grid(probabilities_CIJK, trained_mm, shape_vox, own_mm)
     labels_IJK = to_labels(probabilities_CIJK, threshold, heads)
     if len(networks) == 1:  # rules are of one network, not of a mean of several
         labels_IJK = postprocessed(labels_IJK, networks[0][1].postprocess, task, own_mm)

@@ -57,16 +57,31 @@ def validate(
     rows = torch.zeros(len(regions), task.n_labels**2 + 1, dtype=torch.float64)
     model.eval()
     for place in range(world.rank, len(regions), world.workers):
-        region, case = regions[place], cases[regions[place].case]
-        box = region.box or Box((0, 0, 0), case.ras_shape_vox)
-        probabilities_CIJK = predict_box(model, case, box, standardize)
-        pred_IJK = to_labels(probabilities_CIJK, threshold, model.heads)
-        pred_IJK = postprocessed(pred_IJK, rules, task, case.spacing_mm)
+        region = regions[place]
+        rows[place], pred_IJK = row_of_region(
+            model, task, cases[region.case], region, standardize, threshold, rules
+        )
         if watch is not None:
             watch(region, pred_IJK)
-        rows[place] = _row(probabilities_CIJK, pred_IJK, read_labels_patch(case, box), task)
     model.train()
-    return _means(rows, world, "val", task)
+    return means_of_rows(_of_all(rows, world), task)
+
+
+def row_of_region(
+    model: Network,
+    task: Task,
+    case: PreparedCase,
+    region: Region,
+    standardize: str,
+    threshold: float,
+    rules: Postprocess | None = None,
+) -> tuple[torch.Tensor, Labels]:
+    """What one region adds to the means: the table of counts and the loss, flat; and its labels."""
+    box = region.box or Box((0, 0, 0), case.ras_shape_vox)
+    probabilities_CIJK = predict_box(model, case, box, standardize)
+    pred_IJK = to_labels(probabilities_CIJK, threshold, model.heads)
+    pred_IJK = postprocessed(pred_IJK, rules, task, case.spacing_mm)
+    return _row(probabilities_CIJK, pred_IJK, read_labels_patch(case, box), task), pred_IJK
 
 
 def rules_of_validation(
@@ -113,7 +128,7 @@ def validate_synthetic(
         pred_IJK = to_labels(probabilities_CIJK, threshold, model.heads)
         rows[place] = _row(probabilities_CIJK, pred_IJK, labels_IJK, BRATS)
     model.train()
-    return _means(rows, world, part, BRATS)
+    return means_of_rows(_of_all(rows, world), BRATS, part)
 
 
 def _row(probabilities_CIJK: Floats, pred_IJK: Labels, ref_IJK: Labels, task: Task) -> torch.Tensor:
@@ -123,10 +138,20 @@ def _row(probabilities_CIJK: Floats, pred_IJK: Labels, ref_IJK: Labels, task: Ta
     return torch.tensor([*counts.ravel(), loss], dtype=torch.float64)
 
 
-def _means(rows_here: torch.Tensor, world: World, part: str, task: Task) -> dict[str, float]:
+def _of_all(rows_here: torch.Tensor, world: World) -> torch.Tensor:
+    """Every worker's rows."""
     on_device = rows_here.to(world.device)
     world.sum_in_place(on_device)
-    rows = on_device.cpu().numpy()
+    return on_device.cpu()
+
+
+def means_of_rows(rows_here: torch.Tensor, task: Task, part: str = "val") -> dict[str, float]:
+    """Means over regions, a row each; `part` is what the keys start with.
+
+    Raises:
+        TrainingError: no region has any class.
+    """
+    rows = rows_here.numpy()
     tables = rows[:, :-1].astype(np.int64).reshape(-1, task.n_labels, task.n_labels)
     if not tables[:, 1:].any():
         raise TrainingError(

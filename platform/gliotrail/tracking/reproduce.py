@@ -33,6 +33,7 @@ from gliotrail.runs.code_snapshot import code_dir
 from gliotrail.runs.journal import MODEL_FILE, RUN_FILE, Point, RunFolder
 from gliotrail.runs.lineage import LAYOUT, provenance
 from gliotrail.runs.local_runs import runs_dir
+from gliotrail.runs.metric_keys import is_of_machines
 from gliotrail.runs.stop import stopped_by_signals
 from gliotrail.tracking.client import ID_TAG, client, existing_run, one_line
 from gliotrail.tracking.delivery import deliver
@@ -89,7 +90,6 @@ REPRODUCES_TAG: Final = "reproduces"
 """MLflow's id of the reproduced run."""
 _VERDICT_TAG: Final = "gliotrail.reproduction"
 _ENVIRONMENT: Final = ("cpu", "cores", *LAYOUT, "machine", "python", "torch", "numpy")
-_OF_TIME: Final = ("train/voxels_per_s", "train/data_wait_share")
 _MEASURE: Final = "test/"
 
 
@@ -258,7 +258,7 @@ def _curves(points: Iterable[Point]) -> dict[str, float]:
     return {
         f"{p.key} at step {p.step}": p.value
         for p in points
-        if p.key not in _OF_TIME and not p.key.startswith(_MEASURE)
+        if not is_of_machines(p.key) and not p.key.startswith(_MEASURE)
     }
 
 

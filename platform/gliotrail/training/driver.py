@@ -135,8 +135,9 @@ def run_training(
 
     def judge(network: torch.nn.Module) -> Mapping[str, float]:
         assert isinstance(network, Network)
+        busy = world.of_machines()
         if prepared is None:
-            return validate_synthetic(network, judged, training.threshold, world, "val")
+            return busy | validate_synthetic(network, judged, training.threshold, world, "val")
         synthetic = validate_synthetic(network, judged, training.threshold, world) if judged else {}
         real = validate(
             network,
@@ -148,7 +149,7 @@ def run_training(
             world,
             watch=show,
         )
-        return real | synthetic
+        return busy | real | synthetic
 
     def report(step: int, metrics: Mapping[str, float], snapshot: Callable[[], State]) -> None:
         nonlocal last_checkpoint_s

@@ -74,7 +74,7 @@ class Journal:
 
 
 def describe(values: Mapping[str, float]) -> str:
-    """What a validation found, in one line."""
+    """What an epoch found, and how fast it was, in one line."""
     subjects = [
         key.removeprefix("val/dice_")
         for key in values
@@ -83,4 +83,19 @@ def describe(values: Mapping[str, float]) -> str:
     regions = [name for name in subjects if f"val/specificity_{name}" not in values]
     dice = [f"{name} {values[f'val/dice_{name}']:.3f}" for name in regions or subjects]
     mean, loss = values[SCORE], values["val/soft_dice_loss"]
-    return f"validation Dice {' '.join(dice)}, mean {mean:.3f}, soft Dice loss {loss:.3f}"
+    found = f"validation Dice {' '.join(dice)}, mean {mean:.3f}, soft Dice loss {loss:.3f}"
+    return "; ".join([found, *_speed(values)])
+
+
+def _speed(values: Mapping[str, float]) -> Iterator[str]:
+    """Of the epoch's steps, where there were any: the first weights are validated without."""
+    if "train/voxels_per_s" not in values:
+        return
+    yield f"{values['train/voxels_per_s']:,.0f} voxels/s"
+    yield f"{values['train/data_wait_share']:.1%} waiting for data"
+    median_s, p95_s = values["train/step_s_median"], values["train/step_s_p95"]
+    yield f"step {median_s:.3g} s, 95th percentile {p95_s:.3g} s"
+    if "train/peak_gpu_gb" in values:
+        yield f"GPU memory {values['train/peak_gpu_gb']:.1f} GB"
+    if "train/mfu" in values:
+        yield f"{values['train/mfu']:.0%} of the GPU's peak"

@@ -1,0 +1,47 @@
+"""Several raylets on this machine, each a node to Ray, with logical GPUs and no card."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from gliotrail.cluster.connection import SETTINGS
+from gliotrail.cluster.gpus import TEST_ON_CPU
+from gliotrail.cluster.ray_internals import read_token_again
+
+SLOW = {
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_health_check_initial_delay_ms": "60000",
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+"""Many raylets share two cores here: nobody is taken for dead because it waits for its turn."""
+
+
+@contextmanager
+def raylets(number: int, cpus: int = 1, gpus: int = 1, on_cpu: bool = True) -> Iterator[Cluster]:
+    """A head that has nothing, and `number` nodes; this process's RAY_ADDRESS is theirs.
+
+    Args:
+        on_cpu: whether a worker with a GPU may compute on its CPU; else it is told that it can't.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in (SETTINGS | SLOW | ({TEST_ON_CPU: "1"} if on_cpu else {})).items():
+            patched.setenv(name, value)
+        patched.setenv("RAY_AUTH_MODE", "token")
+        patched.setenv("RAY_AUTH_TOKEN", os.environ.get("RAY_AUTH_TOKEN") or "0" * 64)
+        read_token_again()
+        of_each: dict[str, Any] = {"object_store_memory": 80_000_000, "include_dashboard": False}
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **of_each})
+        try:
+            for _ in range(number):
+                made.add_node(wait=False, num_cpus=cpus, num_gpus=gpus, **of_each)
+            made.wait_for_nodes(timeout=300)
+            patched.setenv("RAY_ADDRESS", made.address)
+            yield made
+        finally:
+            made.shutdown()
