@@ -42,6 +42,7 @@ def test_a_training_s_memory_and_waiting_are_measured(tmp_path: Path) -> None:
     assert abs(grown_mb) < 200
 
 
+@pytest.mark.long
 def test_a_reader_is_measured_by_its_cpus(folder: Path) -> None:
     told = reader.lines(folder, steps=2, rounds=1)
     rows = [line for line in told if line.startswith(("| 1 |", "| 2 |"))]

@@ -1,6 +1,7 @@
 """Waiting for machines. With a real autoscaler, Ray's own, whose machines are processes: `long`."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,15 +44,18 @@ def test_a_cluster_that_cannot_grow_is_not_waited_for(
 
 
 class ScalingHead(RayHead):
-    """A head without cores, and an autoscaler that may start two machines of two cores each."""
+    """A head without cores, and an autoscaler that may start two machines of two cores each.
 
-    def __init__(self, folder: Path) -> None:
+    gpus: of each of them, logical ones.
+    """
+
+    def __init__(self, folder: Path, gpus: int = 0) -> None:
         super().__init__(
             folder, cpus=0, RAY_FAKE_CLUSTER="1", RAY_OVERRIDE_NODE_ID_FOR_TESTING=HEAD_ID
         )
         self.gcs = f"127.0.0.1:{free_port()}"
         self._config = folder / "autoscaling.json"
-        self._config.write_text(json.dumps(config(self.gcs)))
+        self._config.write_text(json.dumps(config(self.gcs, gpus)))
 
     def command(self) -> list[str]:
         """Of the same option the last one counts."""
@@ -59,9 +63,9 @@ class ScalingHead(RayHead):
         return [*super().command(), f"--port={port}", f"--autoscaling-config={self._config}"]
 
 
-def config(gcs: str) -> dict[str, object]:
+def config(gcs: str, gpus: int) -> dict[str, object]:
     """Of Ray's fake provider of machines."""
-    worker = {"CPU": 2, "object_store_memory": 100_000_000}
+    worker = {"CPU": 2, "object_store_memory": 100_000_000} | ({"GPU": gpus} if gpus else {})
     return {
         "cluster_name": "fake",
         "max_workers": 2,
@@ -116,3 +120,38 @@ def test_on_a_cluster_that_scales_up_it_says_what_it_waits_for(
     assert done.stderr.splitlines()[-1].startswith(
         "error: training can never start: wanted 9 workers of 1 CPU, got a cluster of 4 CPUs"
     )
+
+
+DECIDE = """
+from gliotrail.cluster.connection import Resources, cluster, share_out
+from gliotrail.cluster.autoscaling import when_there_are
+from gliotrail.cluster.gpus import decide
+from gliotrail.errors import one_line_errors
+with one_line_errors(), cluster() as connected:
+    connected()
+    share = decide(None, "train")
+    each = Resources(1, 1, share).per_worker()
+    print("GOT", when_there_are(lambda there: share_out(there, None, of_a_gpu=share), [each]))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("gpus", "said", "got"),
+    [
+        (0, "train: on CPUs: the cluster has no GPU and starts none", "gpus_per_worker=0.0"),
+        (1, "train: on GPUs: the cluster starts machines with GPUs", "gpus_per_worker=1.0"),
+    ],
+)
+def test_an_autoscaler_is_asked_whether_it_has_gpus(
+    gpus: int, said: str, got: str, tmp_path: Path
+) -> None:
+    with ScalingHead(tmp_path, gpus).running() as head:
+        env = os.environ | {"RAY_ADDRESS": head.gcs}
+        command = [sys.executable, "-c", DECIDE]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    print(done.stderr)
+    assert said in done.stderr.splitlines()
+    assert "GOT Resources(workers=" in done.stdout
+    assert got in done.stdout
