@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final
 
 import psutil
@@ -30,7 +29,7 @@ from gliotrail.segmentation.loop import World
 from gliotrail.tracking.client import client, existing_run
 from gliotrail.training.driver import run_training
 from tests.support.crops import Crops, make_crops
-from tests.support.raylets import raylets
+from tests.support.raylets import raylets, workers_seen
 from tests.support.told import told
 
 MOST_NODES: Final = 16
@@ -61,7 +60,7 @@ def training(nodes: int, crops: Crops, state: Path) -> None:
     changes = of_training(nodes)
     began_s = time.time()
     params = crops.params(**changes)
-    with controller_watched() as samples:
+    with controller_watched() as samples, workers_seen() as seen:
         train(params, crops.prepared, crops.patches, state / "sweep", state / "train")
     took_s = time.time() - began_s
     (path,) = state.glob("runs/*/run.json")
@@ -72,9 +71,7 @@ def training(nodes: int, crops: Crops, state: Path) -> None:
     first_s, busy = min(times_s) - began_s, busy_share(samples, min(times_s), max(times_s))
     assert list(by_all) == list(range(1, STEPS + 1)), by_all
     assert run.history()[-1].made_on["workers"] == str(nodes)
-    # each machine's first worker samples it, so as many machines as workers is one a machine
-    machines = {p.key.split("/")[1] for p in points if p.key.startswith("system/node_")}
-    assert len(machines) == nodes, machines
+    assert len(seen) == len(set(seen.values())) == nodes, seen
     server = client()
     of = told(server, existing_run(server, "gliotrail", run.describe()["id"]).info.run_id)
     assert of["status"] == "FINISHED"
@@ -87,8 +84,9 @@ def training(nodes: int, crops: Crops, state: Path) -> None:
     apart = max(abs(by_one[step] / by_all[step] - 1) for step in by_all)
     assert apart < 1e-6, apart
     print(
-        f"training: {nodes} workers on {len(machines)} nodes, {STEPS} steps; {len(of['points'])}"
-        f" points in MLflow, {STEPS} of the loss, none doubled; losses differ from one worker's by"
+        f"training: {nodes} workers on {len(set(seen.values()))} nodes, {STEPS} steps;"
+        f" {len(of['points'])} points in MLflow, {STEPS} of the loss, none doubled; losses"
+        f" differ from one worker's by"
         f" {apart:.1e} at most; {took_s:.0f} s, {first_s:.0f} s to the first step; Ray Train's"
         f" controller took {busy:.0%} of a core while it trained",
         flush=True,
@@ -174,7 +172,7 @@ def main() -> None:
         state = _made(folder / "state")
         os.environ["GLIOTRAIL_STATE"] = str(state)
         client()
-        crops = make_crops(SimpleNamespace(mktemp=lambda kind: _made(folder / kind)))  # type: ignore[arg-type]
+        crops = make_crops(_made(folder / "crops"))
         free = psutil.virtual_memory().available
         began_s = time.time()
         with raylets(asked.nodes):

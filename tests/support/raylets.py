@@ -6,11 +6,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from gliotrail.cluster.connection import SETTINGS
 from gliotrail.cluster.gpus import TEST_ON_CPU
 from gliotrail.cluster.ray_internals import read_token_again
+from gliotrail.progress import meanwhile
 
 SLOW = {
     "RAY_raylet_start_wait_time_s": "300",
@@ -45,3 +47,18 @@ def raylets(number: int, cpus: int = 1, gpus: int = 1, on_cpu: bool = True) -> I
             yield made
         finally:
             made.shutdown()
+
+
+@contextmanager
+def workers_seen(every_s: float = 0.5) -> Iterator[dict[str, str]]:
+    """While the block runs: each of Ray Train's workers, and the node that it is on."""
+    seen: dict[str, str] = {}
+
+    def look() -> None:
+        for name, actor in ray._private.state.actors().items():
+            node = actor["Address"]["NodeID"]
+            if actor["ActorClassName"] == "RayTrainWorker" and node:
+                seen[name] = node
+
+    with meanwhile(look, every_s):
+        yield seen
