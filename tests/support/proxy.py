@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ _ID = re.compile(r"/(?:[0-9a-f]{32}|m-[0-9a-f]{32})(?=/|$)")
 
 
 class Proxy:
-    """On loopback. `arm` names the call that something happens to; `calls` are those since then.
+    """On loopback. `arm` names the calls that something happens to; `calls` are those since then.
 
     late_s: must be more than the client's patience.
     """
@@ -29,8 +30,7 @@ class Proxy:
         self._target, self.late_s = urlsplit(target).netloc, late_s
         self._lock = threading.Condition()
         self.calls: Counter[str] = Counter()
-        self._kind, self._number, self._fault = "", 0, ""
-        self.is_done = True  # whether what was armed has happened
+        self.due: dict[tuple[str, int], str] = {}  # of what was armed, what has not happened yet
         self._under_way = 0
         proxy = self
 
@@ -67,12 +67,11 @@ class Proxy:
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
         self.uri = f"http://127.0.0.1:{self._http.server_port}"
 
-    def arm(self, kind: str = "", number: int = 0, fault: str = "") -> None:
-        """From now on: the `number`-th call of a kind (from 1) suffers a fault, once."""
+    def arm(self, due: Mapping[tuple[str, int], str] | None = None) -> None:
+        """From now on: calls suffer a fault each, once, by their kind and number (from 1)."""
         with self._lock:
             self.calls.clear()
-            self._kind, self._number, self._fault = kind, number, fault
-            self.is_done = not fault
+            self.due = dict(due or {})
 
     def handle(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
         """One request."""
@@ -80,11 +79,10 @@ class Proxy:
         kind = re.sub(r"(mlflow-artifacts/artifacts)/.*", r"\1/*", kind)
         with self._lock:
             self.calls[kind] += 1
-            hit = not self.is_done and (kind, self.calls[kind]) == (self._kind, self._number)
-            self.is_done |= hit
+            fault = self.due.pop((kind, self.calls[kind]), "")
             self._under_way += 1
         try:
-            self._serve(handler, body, self._fault if hit else "")
+            self._serve(handler, body, fault)
         finally:
             with self._lock:
                 self._under_way -= 1

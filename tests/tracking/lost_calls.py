@@ -7,7 +7,7 @@ import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,12 +92,10 @@ def _again(work: Callable[[], str]) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """The `number`-th call of a kind that a work makes, and what happens to it."""
+    """What happens to which calls that a work makes, by their kind and number."""
 
     work: str
-    call: str
-    number: int
-    fault: str
+    due: Mapping[tuple[str, int], str]
 
 
 class Calls:
@@ -111,28 +109,44 @@ class Calls:
 
     def cases(self, source: random.Random) -> Iterator[Case]:
         """One call of each kind that each work makes, chosen at random, under each fault."""
+        for work, calls in self._undisturbed():
+            for call, times in sorted(calls.items()):
+                for fault in FAULTS:
+                    yield Case(work, {(call, source.randint(1, times)): fault})
+
+    def all_at_once(self, source: random.Random) -> Iterator[Case]:
+        """As `cases`, but each kind of call of a work suffers one of the faults in the same run."""
+        for work, calls in self._undisturbed():
+            kinds = sorted(calls.items())
+            source.shuffle(kinds)
+            for shift in range(len(FAULTS)):
+                yield Case(work, {
+                    (call, source.randint(1, times)): FAULTS[(n + shift) % len(FAULTS)]
+                    for n, (call, times) in enumerate(kinds)
+                })  # fmt: skip
+
+    def _undisturbed(self) -> Iterator[tuple[str, dict[str, int]]]:
+        """Which calls each work makes, and how often."""
         for work, do in WORK.items():
             self.proxy.arm()
             self._check(work, do(self._root()), "undisturbed")
-            calls = dict(self.proxy.calls)
-            for call, times in sorted(calls.items()):
-                for fault in FAULTS:
-                    yield Case(work, call, source.randint(1, times), fault)
+            yield work, dict(self.proxy.calls)
 
     def _root(self) -> Path:
         return self.folder / str(next(self._numbers))
 
     def run(self, case: Case) -> None:
         """The work under the fault, and what it left."""
-        self.proxy.arm(case.call, case.number, case.fault)
+        self.proxy.arm(case.due)
         runs = WORK[case.work](self._root())
         self.proxy.settle()  # what is late is done by now
-        happened, told = self.proxy.is_done, f"{case}"
+        missed, told = dict(self.proxy.due), f"{case}"
         self.proxy.arm()
         reap(Watch())
         close_twins(client())
         self._check(case.work, runs, told)
-        self.outcomes[case.work, case.fault if happened else "not reached"] += 1
+        for at, fault in case.due.items():
+            self.outcomes[case.work, "not reached" if at in missed else fault] += 1
 
     def _check(self, work: str, runs: list[RunFolder], told: str) -> None:
         for n, run in enumerate(runs):

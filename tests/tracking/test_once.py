@@ -3,7 +3,7 @@
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tests.support.environment import in_state
 from tests.support.proxy import Proxy
 from tests.support.services import MlflowServer
 from tests.support.tracked_runs import begun, finished
-from tests.tracking.lost_calls import Calls
+from tests.tracking.lost_calls import Calls, Case
 from tests.tracking.test_chaos import seed
 from tests.tracking.test_evaluation_record import record, trained
 
@@ -141,21 +141,32 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_every_kind_of_call_lost_late_doubled_or_refused(calls: Calls) -> None:
-    """CHAOS_CALLS of them, in an order chosen at random, from CHAOS_FROM on; by default all."""
+    """One call a run: CHAOS_CALLS of them, at random, from CHAOS_FROM on; by default all."""
     source = random.Random(seed())
     cases = list(calls.cases(source))
-    assert not calls.faults, calls.faults
     first = int(os.environ.get("CHAOS_FROM") or 0)
     most = int(os.environ.get("CHAOS_CALLS") or len(cases))
+    spoil(calls, source.sample(cases, len(cases))[first : first + most])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_all_kinds_of_calls_of_a_run_lost_late_doubled_or_refused(calls: Calls) -> None:
+    spoil(calls, list(calls.all_at_once(random.Random(seed()))))
+
+
+def spoil(calls: Calls, cases: Sequence[Case]) -> None:
+    """Each, and what it leaves."""
+    assert not calls.faults, calls.faults
     started_s = time.monotonic()
-    for n, case in enumerate(source.sample(cases, len(cases))[first : first + most], first + 1):
+    for n, case in enumerate(cases, 1):
         before = len(calls.faults)
         calls.run(case)
         for fault in calls.faults[before:]:
             print(fault, flush=True)
-        if n % 10 == 0:
-            print(f"{n} of {len(cases)} calls, {len(calls.faults)} faults", flush=True)
-    kinds = len({(case.work, case.call) for case in cases})
+        if n % 10 == 0 or len(case.due) > 1:
+            print(f"{n} of {len(cases)} runs, {len(calls.faults)} faults", flush=True)
+    kinds = len({(case.work, kind) for case in cases for kind, _ in case.due})
     print(f"{kinds} kinds of calls, {sum(calls.outcomes.values())} spoilt, ", end="")
     print(f"{time.monotonic() - started_s:.0f} s: {dict(calls.outcomes)}")
     assert not calls.faults, "\n".join(calls.faults)
