@@ -26,6 +26,7 @@ from gliotrail.dataset.brats import BRATS
 from gliotrail.imaging import patch, prepared
 from gliotrail.imaging.formats import course
 from gliotrail.runs import journal
+from gliotrail.runs.metric_keys import SYSTEM
 from gliotrail.segmentation import metrics, weights
 from gliotrail.segmentation.loop import SCORE, World
 from gliotrail.segmentation.losses import LOSSES
@@ -101,14 +102,13 @@ KEYS = {
         "Sums of the network a second, as a share of the GPU's peak, where"
         " that is known: `segmentation/precision.py`.",
     ),
-    "system/...": (
-        "each epoch",
-        "CPU, memory, disk, network and GPUs of the workers' machines, by MLflow's own names,"
-        " means of samples every ten seconds; of several machines `system/node_0/...` and so on.",
-    ),
     "trial/voxels": ("a trial's end", "Voxels seen."),
     "trial/seconds": ("a trial's end", "From its first step to its last, of all its attempts."),
 }
+OF_MACHINES = (
+    "CPU, memory, disk, network and GPUs of the workers' machines, by MLflow's own names, means of"
+    f" samples every ten seconds; of several machines `{SYSTEM}node_0/...` and so on."
+)
 MEASURES = {
     "soft_dice_loss": "Soft Dice loss of the probabilities, mean over scans.",
     "dice_mean": "Mean of those of the three classes, or of the three nested regions.",
@@ -261,6 +261,7 @@ def _metrics() -> Iterator[str]:
     rows = [(f"`{key}`", "each step", "Of the patches of a step, mean.") for key in steps]
     _check("KEYS", KEYS, r'"(tr(?:ain|ial)/[a-z0-9_]+)"')
     rows += [(f"`{key}`", when, what) for key, (when, what) in KEYS.items()]
+    rows.append((f"`{SYSTEM}...`", "each epoch", OF_MACHINES))
     validated = [*_validation_keys("val"), *_validation_keys("val_synthetic")]
     for when, keys in (("each epoch", validated), ("evaluate", _test_keys())):
         found: dict[str, list[str]] = {}
