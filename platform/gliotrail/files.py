@@ -165,8 +165,16 @@ def write_durably(path: Path, content: bytes) -> None:
         _sync(folder)
 
 
+def sync_below(folder: Path) -> list[Path]:
+    """See all that others wrote below a folder onto the disk; its files. None where it is not."""
+    paths = list(folder.rglob("*"))
+    for path in [*paths, *([folder, folder.parent] if folder.is_dir() else [])]:
+        _sync(path)
+    return [path for path in paths if path.is_file()]
+
+
 def _sync(folder: Path) -> None:
-    """Sync a folder's entries to the disk."""
+    """Sync a folder's entries, or a file, to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -25,7 +25,7 @@ def state_dir() -> Path:
     """`.gliotrail/` of the main checkout, in a job `~/.cache/gliotrail`; or GLIOTRAIL_STATE.
 
     Raises:
-        ParamsError: the current folder is in no checkout.
+        ParamsError: the current folder is in no checkout, and nothing was tracked in it.
     """
     override = os.environ.get("GLIOTRAIL_STATE")
     if not override and os.environ.get(JOB):
@@ -33,10 +33,26 @@ def state_dir() -> Path:
     if override:
         return Path(override).absolute()
     root = main_checkout(Path.cwd())
-    if not (root / "dvc.yaml").is_file():
+    if not (root / "dvc.yaml").is_file() and not (root / ".gliotrail").is_dir():
         do = "change into a checkout of Gliotrail, or set GLIOTRAIL_STATE"
         raise ParamsError("no checkout here", where=root, wanted="a folder with dvc.yaml", do=do)
     return root / ".gliotrail"
+
+
+def made_state_dir() -> Path:
+    """`state_dir`, made where there is none: in the git checkout, else in the current folder.
+
+    Git is told to ignore it: what it holds is no part of the code.
+    """
+    try:
+        state = state_dir()
+    except ParamsError:
+        state = main_checkout(Path.cwd()) / ".gliotrail"
+    state.mkdir(parents=True, exist_ok=True)
+    ignore = state / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text("*\n")
+    return state
 
 
 @cache  # asked for again and again, and git takes some milliseconds

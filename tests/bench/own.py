@@ -19,8 +19,9 @@ from gliotrail.imaging.patch import read_index
 from gliotrail.imaging.prepared import load_prepared, read_labels_patch, read_patch
 from gliotrail.imaging.resample import resample_scan
 from gliotrail.params import Model
-from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.stop import asked_by
+from gliotrail.runs.writer import Writer
 from gliotrail.segmentation import unet
 from gliotrail.segmentation.inference import predict_case
 from gliotrail.segmentation.loop import SCORE, Plan, fit

@@ -41,7 +41,8 @@ FILES = {
         from safetensors.numpy import save_file
         from gliotrail.plain_yaml import read_yaml
         from gliotrail.paths import state_dir
-        from gliotrail.runs.journal import RunFolder, Writer
+        from gliotrail.runs.journal import RunFolder
+        from gliotrail.runs.writer import Writer
         from gliotrail.runs.lineage import Origin, describe, digest_of
         from factor import FACTOR
         from unknown_to_git import MORE

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.journal import RunFolder
+from gliotrail.runs.writer import Writer
 from tests.support.projects import ROOT
 from tests.support.scans import DEMO
 from tests.support.tracked_runs import begun

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from gliotrail.files import write_durably
-from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.lineage import Origin, describe
+from gliotrail.runs.writer import Writer
 from gliotrail.segmentation.loop import SCORE, World, fit
 from gliotrail.segmentation.unet import UNet3d, initialize
 from gliotrail.tracking.client import client

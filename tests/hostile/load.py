@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
-from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.journal import RunFolder
+from gliotrail.runs.writer import Writer
 from gliotrail.tracking.client import client
 from gliotrail.tracking.delivery import deliver
 from tests.support.tracked_runs import begun

@@ -20,7 +20,8 @@ from psutil import Process
 from gliotrail.errors import DataError
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import load_prepared
-from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.journal import RunFolder
+from gliotrail.runs.writer import Writer
 from tests.support.projects import ROOT, clone_into, set_params, use_crops
 from tests.support.scans import edit_json, lay_out_crops, snapshot, split_section
 

@@ -15,7 +15,8 @@ from safetensors.torch import save
 
 from gliotrail.errors import GliotrailError, ParamsError, TrackingError, WeightsError
 from gliotrail.files import sha256
-from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.journal import RunFolder
+from gliotrail.runs.writer import Writer
 from gliotrail.segmentation import weights
 from gliotrail.tracking.once import SHA256_TAG
 from gliotrail.tracking.registry import MODEL, fetch_weights

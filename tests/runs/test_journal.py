@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gliotrail.errors import TrackingError
 from gliotrail.files import locked
-from gliotrail.runs.journal import Point, RunFolder, Writer, parse_lines, to_line
+from gliotrail.runs.journal import Point, RunFolder, parse_lines, to_line
+from gliotrail.runs.writer import Writer
 
 points = st.builds(
     Point,

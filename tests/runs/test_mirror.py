@@ -8,11 +8,12 @@ import pytest
 
 from gliotrail.errors import TrackingError
 from gliotrail.runs import mirror as module
-from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.mirror import Mirror, following, sending, telling_of_stops
 from gliotrail.runs.owner import claim, release
 from gliotrail.runs.stop import asked_by, forget, note
 from gliotrail.runs.store import Store
+from gliotrail.runs.writer import Writer
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from gliotrail.params import Params
-from gliotrail.runs.journal import Writer
+from gliotrail.runs.writer import Writer
 from gliotrail.search.halving import Halving
 from gliotrail.search.live_table import Board, watching_sweep
 from gliotrail.search.proposals import Proposals, Trial

@@ -13,7 +13,8 @@ import pytest
 
 from gliotrail.cluster.sweep import sweep
 from gliotrail.errors import ParamsError
-from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.journal import RunFolder
+from gliotrail.runs.writer import Writer
 from gliotrail.search.population import GOES_ON, TAKES_OVER, Population
 from gliotrail.search.proposals import Proposals
 from gliotrail.segmentation.loop import SCORE, World

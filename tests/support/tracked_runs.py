@@ -9,8 +9,9 @@ from PIL import Image
 
 from gliotrail.dataset.brats import BRATS
 from gliotrail.params import Model
-from gliotrail.runs.journal import MODEL_FILE, RunFolder, Writer
+from gliotrail.runs.journal import MODEL_FILE, RunFolder
 from gliotrail.runs.lineage import Origin, describe
+from gliotrail.runs.writer import Writer
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.unet import initialize
 from tests.support.forked import Forked

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.lineage import Origin, describe
+from gliotrail.runs.writer import Writer
 from gliotrail.tracking.delivery_thread import DeliveryThread
 
 STATE_BYTES = 4 * 4 * 833_507  # weights, their average, and Adam's two moments

@@ -7,7 +7,8 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from gliotrail.errors import TrackingError
-from gliotrail.runs.journal import MODEL_FILE, RunFolder, Writer
+from gliotrail.runs.journal import MODEL_FILE, RunFolder
+from gliotrail.runs.writer import Writer
 from gliotrail.tracking.client import ID_TAG, experiment_id, find_run
 from gliotrail.tracking.delivery import deliver, flatten
 from tests.support.environment import in_state

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from gliotrail.errors import TrainingError
 from gliotrail.files import write_json
 from gliotrail.paths import state_dir
-from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.local_runs import read_notes
 from gliotrail.runs.owner import (
     HEARTBEAT,
@@ -22,6 +22,7 @@ from gliotrail.runs.owner import (
     release,
     this_process,
 )
+from gliotrail.runs.writer import Writer
 from gliotrail.tracking import delivery, reaper
 from gliotrail.tracking.client import find_run
 from gliotrail.tracking.delivery import HEARTBEAT_TAG, deliver

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gliotrail.runs.journal import Writer
+from gliotrail.runs.writer import Writer
 from gliotrail.tracking.delivery_thread import DeliveryThread
 from tests.support.tracked_runs import begun
 from tests.tracking.loop_cost import SERVERS, STEP_S, address, loop

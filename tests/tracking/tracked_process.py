@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 from gliotrail.errors import one_line_errors
-from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.lineage import Origin, describe
 from gliotrail.runs.stop import asked_by, stop_if_asked
+from gliotrail.runs.writer import Writer
 from gliotrail.tracking.delivery_thread import tracked
 
 KEY = "train/soft_dice_loss"

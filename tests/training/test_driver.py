@@ -7,8 +7,9 @@ import torch
 
 from gliotrail.errors import GliotrailError, ParamsError, TrackingError, TrainingError
 from gliotrail.runs import stop
-from gliotrail.runs.journal import RunFolder, Writer, resume_tags
+from gliotrail.runs.journal import RunFolder, resume_tags
 from gliotrail.runs.metric_keys import is_of_machines
+from gliotrail.runs.writer import Writer
 from gliotrail.segmentation.loop import State, World
 from gliotrail.training import driver
 from gliotrail.training.driver import from_bytes, plan_of, result, run_training, to_bytes

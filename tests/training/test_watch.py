@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.journal import RunFolder
+from gliotrail.runs.writer import Writer
 from gliotrail.training.watch import describe, watching
 
 VALIDATION = {

@@ -53,10 +53,10 @@ class Code:
         return told | {"gliotrail.code.problem": self.problem} if self.problem else told
 
 
-def code_now() -> Code:
-    """The code of the current folder's checkout; a problem is also shown on the terminal."""
+def code_now(tell: bool = True) -> Code:
+    """The code of the current folder's checkout; a problem is also told on the terminal."""
     code = _look()
-    if code.problem:
+    if code.problem and tell:
         say(f"not rebuildable: {code.problem}")
     for name, content in code.files.items():
         path = code_dir(_digest(code.files)) / name

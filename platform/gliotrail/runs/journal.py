@@ -7,10 +7,12 @@ A run's folder:
     attempts/0001.jsonl          the live journal of each attempt: a line a point, checksummed
     checkpoints/0000000120-0001/ step and attempt
         state.safetensors        all that the next step depends on; of the newest two only
+        saved/                   the same of a loop of somebody's own, which saves it itself
         segment.jsonl            the points since the checkpoint before
         *.png                    pictures
         manifest.json            the checksums of all that, and the name of the checkpoint before;
                                  written last: with it the checkpoint is final, without it nothing
+    tags.json                    tags that were set since, if any were
     ended.json                   how the run ended: FINISHED, FAILED or KILLED, and why
     traceback.txt                of the error, if it FAILED
     owner.json, beat             the process that holds the run, and its heartbeat: see `owner`
@@ -29,15 +31,13 @@ import time
 import traceback
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 from gliotrail.errors import TrackingError
-from gliotrail.files import locked, read_json, write_durably
-from gliotrail.runs.disk_budget import budget_bytes, bytes_of_lately
+from gliotrail.files import locked, read_json, sha256, write_durably, write_json
 
 MODEL_FILE: Final = "model.safetensors"
 """The weights a finished run ended with, in its folder and in the stage's output."""
@@ -47,9 +47,13 @@ JOURNAL_FILE: Final = "journal.jsonl"
 """The points of the whole history, in the stage's output."""
 TRACEBACK_FILE: Final = "traceback.txt"
 """Of the error that a run FAILED with, the last time that it did."""
-_LOCK: Final = "attempts.lock"
+LOCK: Final = "attempts.lock"
+STATE_FILE: Final = "state.safetensors"
+SEGMENT_FILE: Final = "segment.jsonl"
+SAVED: Final = "saved"
+"""The folder of a checkpoint that a loop saves into by itself."""
 _ENDED: Final = "ended.json"
-_STATE: Final = "state.safetensors"
+_TAGS: Final = "tags.json"
 _MANIFESTS: Final = "checkpoints/*/manifest.json"
 
 
@@ -111,15 +115,36 @@ class Checkpoint:
 
     def state(self) -> bytes:
         """All that the next step depends on, of the newest checkpoint; raises as `read`."""
-        return self.read(_STATE, do=f"remove {self.folder} to go on from the checkpoint before")
+        return self.read(STATE_FILE, do=f"remove {self.folder} to go on from the checkpoint before")
 
     def segment(self) -> bytes:
         """The journal since the checkpoint before; raises as `read`."""
-        return self.read("segment.jsonl")
+        return self.read(SEGMENT_FILE)
+
+    def saved(self) -> Path | None:
+        """The folder that a loop saved, checksums compared; None where there is none.
+
+        Raises:
+            TrackingError: as `state`.
+        """
+        names = [name for name in self.sha256 if name.startswith(f"{SAVED}/")]
+        for name in names:
+            wanted, path = self.sha256[name], self.folder / name
+            got = sha256(path) if path.is_file() else "no file"
+            if got != wanted:
+                do = f"remove {self.folder} to go on from the checkpoint before"
+                raise TrackingError("sha256", where=path, wanted=wanted, got=got, do=do)
+        return self.folder / SAVED if names else None
+
+    def has_state(self) -> bool:
+        """Whether what it saved is there still: it may have made room."""
+        names = (n for n in self.sha256 if n == STATE_FILE or n.startswith(f"{SAVED}/"))
+        return all((self.folder / name).is_file() for name in names)
 
     def pictures(self) -> list[Path]:
         """Drawn at this step; those that had to make room are gone."""
-        paths = [self.folder / name for name in self.sha256 if name.endswith(".png")]
+        names = (name for name in self.sha256 if "/" not in name and name.endswith(".png"))
+        paths = [self.folder / name for name in names]
         return [path for path in paths if path.is_file()]
 
 
@@ -142,7 +167,7 @@ class RunFolder:
         self, description: Mapping[str, Any], artifacts: Mapping[str, bytes] | None = None
     ) -> None:
         """Write down what the run is and the files it has from its start; once is enough."""
-        with locked(self.root / _LOCK):
+        with locked(self.root / LOCK):
             if self.has_begun():
                 return
             for name, content in (artifacts or {}).items():
@@ -152,6 +177,21 @@ class RunFolder:
     def attach(self, name: str, content: bytes) -> None:
         """Add a file to the run, or replace it; before its end, which tells that it is there."""
         write_durably(self.root / "artifacts" / name, content)
+
+    def artifacts(self) -> dict[str, Path]:
+        """The files of the whole run, by their names."""
+        top = self.root / "artifacts"
+        found = {path.relative_to(top).as_posix(): path for path in sorted(top.rglob("[!.]*"))}
+        return {n: p for n, p in found.items() if p.is_file() and "/." not in f"/{n}"}
+
+    def tag(self, key: str, value: str) -> None:
+        """Set a tag of the run, or set it anew."""
+        with locked(self.root / LOCK):
+            write_json(self.root / _TAGS, self.tags() | {key: value}, durably=True)
+
+    def tags(self) -> dict[str, str]:
+        """Those that were set since it began."""
+        return dict(read_json(self.root / _TAGS) or {})
 
     def seconds(self) -> float:
         """From the first point to the last, of each attempt; their sum."""
@@ -194,7 +234,8 @@ class RunFolder:
 
     def states(self) -> list[Path]:
         """The files that training would go on from."""
-        return list(self.root.glob(f"checkpoints/*/{_STATE}"))
+        saved = (p for p in self.root.glob(f"checkpoints/*/{SAVED}/**/*") if p.is_file())
+        return [*self.root.glob(f"checkpoints/*/{STATE_FILE}"), *saved]
 
     def drop_states(self) -> None:
         """Give up what training would go on from: it would begin anew. Points and scores stay."""
@@ -243,114 +284,6 @@ class RunFolder:
         return (self.ended() or {}).get("status") == "FINISHED"
 
 
-class Writer:
-    """One attempt's hand: points go to its journal at once, to a checkpoint when there is one.
-
-    Where the runs take more disk than their budget, checkpoints come without their pictures.
-    """
-
-    def __init__(self, run: RunFolder, made_on: Mapping[str, str] | None = None) -> None:
-        self._root, self._made_on = run.root, made_on or {}
-        self._room_bytes = budget_bytes() - bytes_of_lately(run.root.parent)
-        with locked(self._root / _LOCK):
-            self._last = next(reversed(run.history()), None)
-            self.attempt = _newest_attempt(self._root) + 1
-            journal = self._root / "attempts" / f"{self.attempt:04d}.jsonl"
-            journal.parent.mkdir(exist_ok=True)
-            self._journal = journal.open("xb", buffering=0)
-        self._segment: list[bytes] = []
-        self._files: dict[str, bytes] = {}
-        self._coming: Future[Checkpoint] | None = None
-        self.last_step = self._last.step if self._last else 0  # of the last, final or coming
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Note points, each with the time it has from now on."""
-        time_ms = now_ms()
-        lines = [to_line(Point(key, float(v), step, time_ms)) for key, v in metrics.items()]
-        self._journal.write(b"".join(lines))
-        self._segment += lines
-
-    def adopt(self, lines: bytes) -> None:
-        """Note points of a journal that was kept elsewhere, with the times that they have."""
-        self._journal.write(lines)
-        self._segment.append(lines)
-
-    def attach(self, name: str, content: bytes) -> None:
-        """Add a file to the coming checkpoint."""
-        self._files[name] = content
-
-    def checkpoint(self, step: int, state: bytes) -> Checkpoint:
-        """Make all since the last checkpoint final: the files first, the manifest last.
-
-        Raises:
-            OSError: it can't be stored.
-            TrackingError: a newer attempt has begun; this one must stop.
-        """
-        self.begin_checkpoint(step, state)
-        made = self.finish_checkpoint()
-        assert made is not None
-        return made
-
-    def begin_checkpoint(self, step: int, state: bytes) -> None:
-        """The same without waiting for the disk, which may take longer than a step.
-
-        Raises:
-            OSError, TrackingError: as `checkpoint`, of the one before.
-        """
-        self.finish_checkpoint()
-        self._room_bytes -= sum(map(len, self._files.values()))
-        pictures = self._files if self._room_bytes >= 0 else {}
-        left_out = len(self._files) - len(pictures)
-        files = {_STATE: state, "segment.jsonl": b"".join(self._segment), **pictures}
-        self._segment, self._files, self.last_step = [], {}, step
-        storing = ThreadPoolExecutor(1, "checkpoint")  # a new one: no thread outlives a fork
-        self._coming = storing.submit(self._store, step, files, left_out)
-        storing.shutdown(wait=False)
-
-    def finish_checkpoint(self) -> Checkpoint | None:
-        """Wait until the coming checkpoint is final; None where none is coming.
-
-        Raises:
-            OSError, TrackingError: as `checkpoint`.
-        """
-        coming, self._coming = self._coming, None
-        return coming.result() if coming else None
-
-    def _store(self, step: int, files: Mapping[str, bytes], left_out: int) -> Checkpoint:
-        folder = self._root / "checkpoints" / f"{step:010d}-{self.attempt:04d}"
-        for name, content in files.items():
-            write_durably(folder / name, content)
-        made = Checkpoint(
-            folder,
-            step,
-            self._last.folder.name if self._last else None,
-            {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-            left_out,
-            self._made_on,
-        )
-        manifest = {key: value for key, value in vars(made).items() if key != "folder"}
-        with locked(self._root / _LOCK):
-            newest = _newest_attempt(self._root)
-            if newest != self.attempt:
-                what = f"attempt {self.attempt} is over: attempt {newest} has taken the run"
-                raise TrackingError(what, where=self._root)
-            write_durably(folder / "manifest.json", _json(manifest))
-            for path in self._root.glob(f"checkpoints/*/{_STATE}"):
-                if path.parent.name not in {folder.name, made.previous}:
-                    path.unlink()
-        self._last = made
-        return made
-
-    def close(self) -> None:
-        """See the coming checkpoint through, and let go of the journal.
-
-        Raises:
-            OSError, TrackingError: as `checkpoint`.
-        """
-        with self._journal:
-            self.finish_checkpoint()
-
-
 def resume_tags(history: Sequence[Checkpoint]) -> dict[str, str]:
     """Where a run went on with another `made_on`, if it did: its bits may differ from then on."""
     changed = "; ".join(
@@ -390,7 +323,7 @@ def _read_manifest(path: Path) -> Checkpoint:
         raise TrackingError("damaged manifest", where=path, do=do) from None
 
 
-def _newest_attempt(root: Path) -> int:
+def newest_attempt(root: Path) -> int:
     """Its number; 0 before the first."""
     return max((int(path.stem) for path in root.glob("attempts/*.jsonl")), default=0)
 

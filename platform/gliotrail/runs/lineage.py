@@ -30,6 +30,9 @@ LAYOUT: Final = {"workers": "GLIOTRAIL_WORKERS", "threads": "OMP_NUM_THREADS"}
 ORIGIN: Final = "GLIOTRAIL_ORIGIN"
 """Environment variable of a job: `Origin.of_checkout` of what sent it, as JSON."""
 
+OWN_LOOP: Final = "run"
+"""The kind of a run that `gliotrail.track` tracks."""
+
 _STAGE_OF = {"trial": "sweep", "fold": "crossvalidate"}  # other kinds are named as their stage
 
 
@@ -41,10 +44,14 @@ class Origin:
     digests: Mapping[str, str]
 
     @classmethod
-    def now(cls) -> "Origin":
-        """The origin in the current folder's checkout, or in the one that sent this job."""
+    def now(cls, tell: bool = True) -> "Origin":
+        """The origin in the current folder's checkout, or in the one that sent this job.
+
+        Args:
+            tell: on the terminal, where the code can't be rebuilt.
+        """
         told = os.environ.get(ORIGIN)
-        checkout = json.loads(told) if told else code_now().tags() | _planned()
+        checkout = json.loads(told) if told else code_now(tell).tags() | _planned()
         return cls(provenance() | checkout, dvc_digests())
 
     def of_checkout(self) -> dict[str, str]:
@@ -66,7 +73,7 @@ def describe(
     """Describe a new run, for its folder and for MLflow.
 
     Args:
-        kind: `train`, `pretrain`, `sweep`, `trial` or `fold`.
+        kind: `train`, `pretrain`, `sweep`, `trial`, `fold`, or OWN_LOOP.
         params: nested, as params.yaml has them.
         inputs: everything the result depends on, as plain values.
         data: paths of the data that went in; those that DVC knows become datasets.
@@ -83,7 +90,7 @@ def describe(
         "params": params,
         "tags": {
             **origin.tags,
-            "mlflow.source.name": f"pipelines.{_STAGE_OF.get(kind, kind)}",
+            "mlflow.source.name": _source(kind),
             "mlflow.source.type": "JOB",
             "gliotrail.kind": kind,
             "gliotrail.inputs": digest_of(inputs),
@@ -95,6 +102,18 @@ def describe(
             for path in known
         ],
     }
+
+
+def _source(kind: str) -> str:
+    if kind == OWN_LOOP:
+        return Path(sys.argv[0]).name or "python"
+    return f"pipelines.{_STAGE_OF.get(kind, kind)}"
+
+
+def as_plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that JSON has, others as text."""
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain
 
 
 def provenance() -> dict[str, str]:
@@ -110,8 +129,16 @@ def provenance() -> dict[str, str]:
         "env.cores": str(_cores()),
         **{f"env.{key}": os.environ[name] for key, name in LAYOUT.items() if os.environ.get(name)},
         "env.command": " ".join(Path(w).name if w.startswith("/") else w for w in sys.argv),
-        **{f"env.{package}": metadata.version(package) for package in _PACKAGES},
+        **{f"env.{name}": version for name in _PACKAGES if (version := _version(name))},
     }
+
+
+def _version(package: str) -> str | None:
+    """Of an extra that is not installed there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _planned() -> dict[str, str]:

@@ -132,6 +132,10 @@ def _shown(owner: Owner) -> str:
     return f"{owner} is gone" if is_alive(owner) is False else str(owner)
 
 
+def _pictures(run: RunFolder) -> list[Path]:
+    return list(run.root.glob("checkpoints/*/*.png"))
+
+
 def make_room(budget_bytes: int) -> int:
     """Remove what nothing needs any more, of the oldest runs first, until all fit in a budget.
 
@@ -146,9 +150,9 @@ def make_room(budget_bytes: int) -> int:
         return 0
     done = [run for run in all_runs() if run.is_finished() and look_at(run).is_known]
     done.sort(key=lambda run: int((run.ended() or {})["time_ms"]))
-    for kind in ("*.safetensors", "*.png"):
+    for kind in (RunFolder.states, _pictures):
         for run in done:
-            for path in run.root.glob(f"checkpoints/*/{kind}"):
+            for path in kind(run):
                 if over <= 0:
                     return 0
                 over -= path.stat().st_size

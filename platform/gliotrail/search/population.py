@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from gliotrail.files import csv_bytes, parsed_rows, write_durably
-from gliotrail.runs.journal import Writer
+from gliotrail.runs.writer import Writer
 from gliotrail.search.proposals import Proposals, Trial
 from gliotrail.search.space import Point
 

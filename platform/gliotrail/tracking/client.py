@@ -3,7 +3,7 @@
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,7 @@ from gliotrail.files import locked
 from gliotrail.paths import state_dir
 from gliotrail.progress import say
 from gliotrail.runs.addresses import database_uri, shown, tracking_uri
+from gliotrail.runs.lineage import OWN_LOOP
 from gliotrail.tracking.experiment_page import BEST_FIRST, TRAINING, VIEW_TAGS, tags_of
 
 ID_TAG: Final = "gliotrail.id"
@@ -105,8 +106,11 @@ def one_line() -> Iterator[None]:
         raise TrackingError("MLflow", where=shown(tracking_uri()), got=got) from error
 
 
-def experiment_id(server: MlflowClient, name: str) -> str:
+def experiment_id(server: MlflowClient, name: str, of: Mapping[str, str] | None = None) -> str:
     """The experiment of that name, made if need be. What a person wrote of it stays.
+
+    Args:
+        of: the tags of a run in it: those of a loop of somebody's own get no views of ours.
 
     One that was deleted in MLflow's pages is restored, with its runs: MLflow keeps its name, so
     that no other could be made.
@@ -116,7 +120,7 @@ def experiment_id(server: MlflowClient, name: str) -> str:
     if found.lifecycle_stage == LifecycleStage.DELETED:
         server.restore_experiment(number)
         say(f"MLflow's experiment {name} had been deleted: it is restored, with its runs")
-    for key, value in tags_of(number).items():
+    for key, value in tags_of(number, (of or {}).get("gliotrail.kind") != OWN_LOOP).items():
         known = found.tags.get(key)
         if known is None or (key.startswith(VIEW_TAGS) and known != value):
             server.set_experiment_tag(number, key, value)

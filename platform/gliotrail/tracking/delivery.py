@@ -7,6 +7,7 @@ makes calls again.
 """
 
 import json
+import math
 import shutil
 import tempfile
 import uuid
@@ -40,6 +41,7 @@ from gliotrail.tracking.client import (
     existing_run,
     experiment_id,
 )
+from gliotrail.tracking.names import mlflow_name
 from gliotrail.tracking.once import make_once, the_run
 from gliotrail.tracking.registry import log_model
 from gliotrail.tracking.run_page import note_of_folder, note_tags, page_of
@@ -50,11 +52,13 @@ REAPED_TAG: Final = "gliotrail.reaped"
 """Why another process closed it."""
 STOP_TAG: Final = "gliotrail.stop"
 """What asks it to stop, from another machine; its process takes it away."""
+NOT_FINITE_TAG: Final = "gliotrail.not_finite"
+"""Of each metric that had such numbers, the first; MLflow keeps infinity as the largest number."""
 PARENT_TAG: Final = "mlflow.parentRunId"
 """`false` where a run went on in another way than it began, so that its bits may differ."""
 _BATCH: Final = 1000
 _THRESHOLD: Final = 0.5  # of runs of versions that told none
-_LONGEST_TAG: Final = 500
+_LONGEST_TAG: Final = 5000
 _LONGEST_PARAM: Final = 6000
 _SMALL_PX: Final = 1280
 """Legible where MLflow shows an image in full screen, too."""
@@ -109,11 +113,14 @@ def deliver(
         if held and told.get("owner") != held["owner"]:
             server.log_batch(run_id, tags=tags)
             note(**held)
-        for path in sorted((run.root / "artifacts").glob("[!.]*")):
+        for name, path in run.artifacts().items():
             known, digest = told.get("artifacts", {}), sha256(path)
-            if known.get(path.name) != digest:
-                server.log_artifact(run_id, str(path))
-                note(artifacts={**known, path.name: digest})
+            if known.get(name) != digest:
+                server.log_artifact(run_id, str(path), name.rpartition("/")[0] or None)
+                note(artifacts={**known, name: digest})
+        if (set_since := run.tags()) != told.get("tags", {}):
+            _log_tags(server, run_id, {mlflow_name(key): v for key, v in set_since.items()})
+            note(tags=set_since)
         history = run.history()
         names = [checkpoint.folder.name for checkpoint in history]
         start = names.index(told["upto"]) + 1 if told.get("upto") in names else 0
@@ -122,6 +129,12 @@ def deliver(
                 return run_id
             points = parse_lines(checkpoint.segment())
             log_points(server, run_id, points)
+            known = told.get("not_finite", {})
+            odd = [point for point in reversed(points) if not math.isfinite(point.value)]
+            if (first := {p.key: f"{p.value} at step {p.step}" for p in odd} | known) != known:
+                text = "; ".join(f"{key} {how}" for key, how in first.items())
+                _log_tags(server, run_id, {NOT_FINITE_TAG: text})
+                note(not_finite=first)
             for picture in checkpoint.pictures():
                 time_ms = points[-1].time_ms if points else int(1000 * picture.stat().st_mtime)
                 _log_picture(server, run_id, checkpoint, picture, time_ms)
@@ -130,9 +143,9 @@ def deliver(
         if left_out != told.get("left_out", 0):
             server.set_tag(run_id, "gliotrail.pictures_left_out", str(left_out))
             note(left_out=left_out)
-        resumed = {key: value[:_LONGEST_TAG] for key, value in resume_tags(history).items()}
+        resumed = resume_tags(history)
         if resumed and resumed != told.get("resumed"):
-            server.log_batch(run_id, tags=[RunTag(*tag) for tag in resumed.items()])
+            _log_tags(server, run_id, resumed)
             note(resumed=resumed)
         if (run.root / MODEL_FILE).is_file() and "model" not in told:
             experiment = experiment_id(server, description["experiment"])
@@ -169,6 +182,12 @@ def _on_server(server: MlflowClient, run_id: str) -> Run | None:
     return run if run.info.lifecycle_stage == "active" else None
 
 
+def _log_tags(server: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    told = [RunTag(key, value[:_LONGEST_TAG]) for key, value in tags.items()]
+    for start in range(0, len(told), 100):
+        server.log_batch(run_id, tags=told[start : start + 100])
+
+
 def _make_run(
     server: MlflowClient, run: RunFolder, parent: str | None, more: Sequence[RunTag], is_new: bool
 ) -> Run:
@@ -179,8 +198,9 @@ def _make_run(
         is_new: it has no checkpoint yet, and is described at once.
     """
     description = run.describe()
-    number = experiment_id(server, description["experiment"])
-    tags = {ID_TAG: description["id"], **description["tags"]}
+    number = experiment_id(server, description["experiment"], description["tags"])
+    tags = {ID_TAG: description["id"]}
+    tags |= {mlflow_name(key): value for key, value in description["tags"].items()}
     if parent:
         tags[PARENT_TAG] = parent
     found = make_once(
@@ -193,7 +213,8 @@ def _make_run(
         ),
     )
     run_id = str(found.info.run_id)
-    params = [Param(key, value) for key, value in flatten(description["params"]).items()]
+    flat = flatten(description["params"])
+    params = [Param(mlflow_name(key), value) for key, value in flat.items()]
     described = note_tags(found, note_of_folder(run, page_of(found))) if is_new else []
     for start in range(0, len(params) or 1, 100):
         server.log_batch(
@@ -201,7 +222,7 @@ def _make_run(
         )
     datasets = [
         DatasetInput(
-            Dataset(d["name"], d["digest"], "dvc", json.dumps({"uri": d["path"]})),
+            Dataset(d["name"], d["digest"], d.get("source", "dvc"), json.dumps({"uri": d["path"]})),
             [InputTag("mlflow.data.context", d["context"])],
         )
         for d in description["datasets"]
@@ -227,7 +248,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def log_points(server: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
     """Log metrics with the times they already have: again is the same as once."""
-    metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in points]
+    metrics = [Metric(mlflow_name(p.key), p.value, p.time_ms, p.step) for p in points]
     for start in range(0, len(metrics), _BATCH):
         server.log_batch(run_id, metrics=metrics[start : start + _BATCH])
 
@@ -277,7 +298,7 @@ def _set_status(
     told = {"gliotrail.ended": ended["reason"], STATUS_TAG: ended["status"]}
     tags = [*more, *(RunTag(*tag) for tag in told.items())]
     metrics = [
-        Metric(key, float(value), ended["time_ms"], 0)
+        Metric(mlflow_name(key), float(value), ended["time_ms"], 0)
         for key, value in ended["summary"].items()
         if "/" in key and value is not None
     ]

@@ -3,13 +3,17 @@
 MLflow is imported by the delivery's own thread: that takes seconds, in which Ray starts.
 """
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from gliotrail.errors import GliotrailError, Stopped
+from gliotrail.paths import state_dir
 from gliotrail.progress import say
 from gliotrail.runs.journal import MODEL_FILE, RunFolder
 from gliotrail.runs.owner import Owner, claim, heartbeat_s, held, release
@@ -104,14 +108,53 @@ class DeliveryThread:
         return "the tracking server hangs" if self._given_up else self.problem
 
 
+class DeliveryProcess:
+    """Delivers runs from a process of its own: see `delivery_process`."""
+
+    def __init__(self, runs: Sequence[RunFolder]) -> None:
+        # -P: no module of the current folder is taken for one of Python's own
+        words = [sys.executable, "-P", "-m", "gliotrail.tracking.delivery_process"]
+        words += [str(run.root) for run in runs]
+        package = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C in a terminal is this process's alone
+            env={**os.environ, "GLIOTRAIL_STATE": str(state_dir()), "PYTHONPATH": path},
+        )
+
+    def add(self, run: RunFolder) -> None:
+        """One more."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it is gone: `close` tells
+            self._process.stdin.write(f"{run.root}\n")
+            self._process.stdin.flush()
+
+    def close(self, timeout_s: float = 30.0) -> str | None:
+        """As `DeliveryThread.close`."""
+        try:
+            told, _ = self._process.communicate("all\n", timeout=timeout_s)
+        except subprocess.TimeoutExpired:  # it outlives this process
+            return "the tracking server is slow; its delivery goes on for a minute"
+        code = self._process.returncode
+        return told.strip() or (f"its delivery ended with exit code {code}" if code else None)
+
+
 @contextmanager
 def tracked(
-    run: RunFolder, parts: Sequence[RunFolder] = (), goes_on: bool = False
+    run: RunFolder,
+    parts: Sequence[RunFolder] = (),
+    goes_on: bool = False,
+    by_process: bool = False,
 ) -> Iterator[Hold]:
     """Hold a run, and its parts, and deliver them while the block works on them.
 
     Args:
         goes_on: the block opens the run again if it FINISHED. Others that did are not held.
+        by_process: a process of its own delivers, and outlives this one if it is killed.
 
     Yields:
         what takes in a part that comes later.
@@ -135,15 +178,22 @@ def tracked(
                 if outermost:
                     forget(each)
             runs.append(each)
+            if isinstance(delivery, DeliveryProcess):
+                delivery.add(each)
 
+        delivery: DeliveryThread | DeliveryProcess | None = None
         for each in (run, *parts):
             hold(each)
         if outermost:
             if not run.is_finished():
                 closing.enter_context(alerting(run))
-            closing.callback(Heartbeat(run).close)
+            closing.callback(Heartbeat(run, there=not by_process).close)
             closing.enter_context(stopped_by_signals())
-        delivery, patience_s = DeliveryThread(runs, others_too=outermost), 30.0
+        if by_process:
+            delivery = DeliveryProcess(runs)
+        else:
+            delivery = DeliveryThread(runs, others_too=outermost)
+        patience_s = 30.0
         try:
             yield hold
         except BaseException as error:

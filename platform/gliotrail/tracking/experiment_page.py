@@ -45,8 +45,10 @@ _LINE: Final = {
 }
 
 
-def tags_of(number: str) -> dict[str, str]:
+def tags_of(number: str, views: bool = True) -> dict[str, str]:
     """The tags of an experiment: that it is for trainings, a description, and the views."""
+    if not views:
+        return {"mlflow.experimentKind": "custom_model_development"}
     runs = f"#/experiments/{number}/runs"
     links = f"[Best validation Dice first]({runs}?{BEST_FIRST}): `{SCORE}`, the mean of WT, TC, ET"
     table = {"orderByKey": COLUMNS[0], "orderByAsc": False, "selectedColumns": COLUMNS}

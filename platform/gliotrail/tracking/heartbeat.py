@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.local_runs import read_notes
-from gliotrail.runs.owner import Watch, beat, beat_of, heartbeat_s, held
+from gliotrail.runs.owner import Owner, Watch, beat, beat_of, heartbeat_s, held
 from gliotrail.runs.stop import ask
 
 
@@ -18,15 +18,21 @@ class Heartbeat:
     """Beats for all runs that this process holds: in their folders, and in MLflow for one of them.
 
     What MLflow knows of the others has the same owner, so all have one fate.
+
+    Args:
+        there: whether it beats in MLflow, too; else another process does.
+        holder: the process that holds the run, where it is not this one.
     """
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, there: bool = True, holder: Owner | None = None) -> None:
         self._run, self._every_s = run, heartbeat_s()
-        self._closing, self._watch = threading.Event(), Watch()
+        self._closing, self._watch, self._holder = threading.Event(), Watch(), holder
         self._beat_here()
+        works = [self._beat_here] if holder is None else []
+        works += [self._beat_there, self._look_after_others] if there else []
         self._threads = [
             threading.Thread(target=self._repeat, args=(work,), name=work.__name__, daemon=True)
-            for work in (self._beat_here, self._beat_there, self._look_after_others)
+            for work in works
         ]
         for thread in self._threads:
             thread.start()
@@ -66,8 +72,8 @@ class Heartbeat:
 
         try:
             server = client()
-            if was_closed(server):  # by one who couldn't see that this process lives
-                for run in held():
+            if was_closed(server, self._holder):  # by one who couldn't see that it lives
+                for run in held() if self._holder is None else [self._run]:
                     if run.has_begun():
                         deliver(run, server)
             reap(self._watch)

@@ -107,9 +107,9 @@ def _close(server: MlflowClient, run: Run, owner: Owner) -> bool:
     return True
 
 
-def was_closed(server: MlflowClient) -> bool:
-    """Whether a run that this process holds was closed by a reaper."""
-    mine = json.dumps(asdict(this_process()))
+def was_closed(server: MlflowClient, holder: Owner | None = None) -> bool:
+    """Whether a run that this process holds, or another, was closed by a reaper."""
+    mine = json.dumps(asdict(holder or this_process()))
     return any(
         run.data.tags.get(OWNER_TAG) == mine
         for run, _ in every_run(server, f"tags.`{REAPED_TAG}` LIKE '%'")

@@ -17,10 +17,10 @@ from gliotrail.runs.journal import (
     MODEL_FILE,
     RUN_FILE,
     RunFolder,
-    Writer,
     parse_lines,
 )
 from gliotrail.runs.local_runs import runs_dir
+from gliotrail.runs.writer import Writer
 from gliotrail.tracking.client import client, find_run, one_line
 from gliotrail.tracking.once import SHA256_TAG
 

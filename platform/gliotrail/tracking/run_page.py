@@ -14,6 +14,7 @@ from mlflow.entities import Run, RunTag
 from gliotrail.dataset.brats import BRATS
 from gliotrail.files import csv_rows
 from gliotrail.runs.journal import Point, RunFolder
+from gliotrail.runs.lineage import OWN_LOOP
 from gliotrail.tracking.experiment_page import BEST_FIRST, SCORE, TRAINING
 
 NOTE_TAG: Final = "mlflow.note.content"
@@ -33,6 +34,7 @@ PICTURES: Final = {
 _MEASURES: Final = ("dice", "sensitivity", "specificity", "hd95_mm")
 _BEST_TRIALS: Final = 5
 _VIEWERS: Final = 3
+_LAST_VALUES: Final = 20
 
 
 def note_tags(run: Run, text: str) -> list[RunTag]:
@@ -71,6 +73,8 @@ def note_of(
         page: of MLflow, of this run.
         trials: a sweep's, as `trials.csv` has them.
     """
+    if described["tags"].get("gliotrail.kind") == OWN_LOOP:
+        return _of_own_loop(described, ended, points)
     # MLflow's page folds all but the first few lines away
     parts = [
         _headline(described, ended),
@@ -78,6 +82,22 @@ def note_of(
         _facts(described, points),
         _trials(trials) if trials else "",
         _measures(points, described["params"]),
+        _origin(described),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _of_own_loop(
+    described: Mapping[str, Any], ended: Mapping[str, Any] | None, points: Sequence[Point]
+) -> str:
+    told = f"{ended['status']}: {ended['reason']}" if ended else "goes on"
+    last = {point.key: point for point in points}  # of each, the newest
+    rows = [[p.key, f"{p.value:.4g}", str(p.step)] for p in list(last.values())[:_LAST_VALUES]]
+    data = ", ".join(f"`{d['name']}` {d['digest'][:10]}" for d in described["datasets"])
+    parts = [
+        f"**{described['name']}**, {told}",
+        f"**Data**: {data}" if data else "",
+        _table(["", "last", "step"], rows),
         _origin(described),
     ]
     return "\n\n".join(part for part in parts if part)

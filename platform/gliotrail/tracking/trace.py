@@ -20,6 +20,7 @@ from gliotrail.errors import TrackingError
 from gliotrail.paths import git, main_checkout
 from gliotrail.runs.addresses import shown, tracking_uri
 from gliotrail.runs.code_snapshot import CHANGES, UNTRACKED, applies, code_dir
+from gliotrail.runs.lineage import OWN_LOOP
 from gliotrail.tracking.client import ID_TAG, client, one_line
 from gliotrail.tracking.evaluation_run import held_out
 from gliotrail.tracking.once import SHA256_TAG
@@ -221,9 +222,14 @@ def _commands(server: MlflowClient, run: Run) -> list[str]:
             "do test ! -s $f || git apply --whitespace=nowarn $f; done",
             f"for f in .gliotrail/rebuild/code/{UNTRACKED}; do test ! -s $f || tar xzf $f; done",
         ]
+    is_own = tags.get("gliotrail.kind") == OWN_LOOP
+    recorded = {file.path for file in server.list_artifacts(run_id)} if is_own else None
     for name in ("params.yaml", "dvc.lock"):
-        commands.append(f"{get} --artifact-path {name} --dst-path .")
-    commands += ["dvc pull --allow-missing", "dvc repro train"]
+        if recorded is None or name in recorded:
+            commands.append(f"{get} --artifact-path {name} --dst-path .")
+    if recorded is None or "dvc.lock" in recorded:
+        commands.append("dvc pull --allow-missing")
+    commands.append(f"python {tags.get('env.command')}" if is_own else "dvc repro train")
     return commands
 
 

@@ -4,12 +4,10 @@ It goes on from the run's last final checkpoint, and makes new ones.
 """
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import torch
@@ -25,9 +23,10 @@ from gliotrail.imaging.patch import read_index
 from gliotrail.imaging.prepared import Prepared, load_prepared
 from gliotrail.imaging.split import Region, fold_of
 from gliotrail.param_types import Size
-from gliotrail.runs.journal import RunFolder, Writer
+from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.lineage import cpu_model
 from gliotrail.runs.stop import asked_by
+from gliotrail.runs.tracked_run import CHECKPOINT_EVERY_S, TrackedRun
 from gliotrail.runs.webhook import NOT_FINITE_FILE
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.loop import SCORE, NotFiniteError, Plan, State, World, fit
@@ -54,8 +53,6 @@ from gliotrail.synthesis.tumours import (
 )
 from gliotrail.training.inputs import Training
 from gliotrail.training.validation_picture import draw_validation
-
-CHECKPOINT_EVERY_S: Final = 60.0
 
 OnEpoch = Callable[[dict[str, float]], None]
 """Is told, on every worker, the number of each `epoch` that ends, from 1, and its SCORE."""
@@ -124,13 +121,14 @@ def run_training(
         for part in model.encoder:
             part.requires_grad_(False)
     # before `restore`: no older one may go on
-    writer = Writer(run, made_on(world)) if world.rank == 0 else None
+    tracked = None
+    if world.rank == 0:
+        tracked = TrackedRun(run, made_on(world), CHECKPOINT_EVERY_S, stops=False)
     state = restore(run)
     shown: dict[Region, Labels] = {}
-    last_checkpoint_s = time.monotonic()
 
     def show(region: Region, labels_IJK: Labels) -> None:
-        if writer is not None and not shown:  # one picture: hundreds of scans would not fit
+        if tracked is not None and not shown:  # one picture: hundreds of scans would not fit
             shown[region] = labels_IJK
 
     def judge(network: torch.nn.Module) -> Mapping[str, float]:
@@ -152,24 +150,22 @@ def run_training(
         return busy | real | synthetic
 
     def report(step: int, metrics: Mapping[str, float], snapshot: Callable[[], State]) -> None:
-        nonlocal last_checkpoint_s
         epoch_ends = SCORE in metrics
-        is_new = writer is not None and step > writer.last_step  # others were taken before
-        if writer is not None and (is_new or (step == 0 and not run.history())):
-            writer.write(step, metrics)
-            if epoch_ends or time.monotonic() - last_checkpoint_s > CHECKPOINT_EVERY_S:
-                for region, labels_IJK in shown.items():
-                    assert prepared is not None
-                    title = f"{region.case}, validation, step {step} of {plan.steps}"
-                    writer.attach(
-                        "validation.png", draw_validation(prepared, region, labels_IJK, title)
-                    )
-                writer.begin_checkpoint(step, to_bytes(snapshot()))
-                last_checkpoint_s = time.monotonic()
+
+        def state_then() -> bytes:
+            for region, labels_IJK in shown.items():
+                assert prepared is not None and tracked is not None
+                title = f"{region.case}, validation, step {step} of {plan.steps}"
+                picture = draw_validation(prepared, region, labels_IJK, title)
+                tracked.picture("validation", picture)
+            return to_bytes(snapshot())
+
+        if tracked is not None:
+            tracked.report(step, metrics, state=state_then, now=epoch_ends)
         shown.clear()
         if step and epoch_ends and on_epoch is not None:
-            if writer is not None:
-                writer.finish_checkpoint()  # what is told is never more than what is kept
+            if tracked is not None:
+                tracked.make_final()  # what is told is never more than what is kept
             on_epoch({"epoch": step // plan.steps_per_epoch, SCORE: metrics[SCORE]})
 
     try:
@@ -186,16 +182,16 @@ def run_training(
             lambda: asked_by(run) is not None,
             until and until * plan.steps_per_epoch,
         )
-        if writer is not None and state.step > writer.last_step:
-            writer.checkpoint(state.step, to_bytes(state))
+        if tracked is not None:
+            tracked.make_final()
         return state
     except NotFiniteError as error:
-        if writer is not None:
-            run.attach(NOT_FINITE_FILE, json.dumps(error.led_there, indent=1).encode())
+        if tracked is not None:
+            tracked.attach(NOT_FINITE_FILE, json.dumps(error.led_there, indent=1).encode())
         raise
     finally:
-        if writer is not None:
-            writer.close()
+        if tracked is not None:
+            tracked.close()
 
 
 def check_precision(precision: str, device: torch.device) -> None:

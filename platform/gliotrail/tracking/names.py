@@ -1,0 +1,24 @@
+"""Any name as one that MLflow takes, and no two as the same."""
+
+import hashlib
+import posixpath
+import re
+from functools import cache
+from typing import Final
+
+from gliotrail.progress import say
+
+_FINE: Final = re.compile(r"[/\w.\- :]+")
+_LONGEST: Final = 250
+
+
+@cache  # each is told once
+def mlflow_name(name: str) -> str:
+    """The name itself, if MLflow takes it; else with `_` for what it refuses, and a hash."""
+    is_path = posixpath.normpath(name) == name and not name.startswith((".", "/"))
+    if _FINE.fullmatch(name) and len(name) <= _LONGEST and is_path:
+        return name
+    number = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+    made = re.sub(r"[^\w\- :]", "_", name)[: _LONGEST - 9] + f".{number}"
+    say(f"{name!r} is called {made!r} in MLflow, which does not take that name")
+    return made
