@@ -1,7 +1,6 @@
 """Several raylets on this machine, each a node to Ray, with logical GPUs and no card."""
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,9 +23,6 @@ SLOW = {
 }
 """Many raylets share two cores here: nobody is taken for dead because it waits for its turn."""
 
-_STARTS = 3
-_SURVIVED_S = 5.0
-
 
 @contextmanager
 def raylets(number: int) -> Iterator[Cluster]:
@@ -40,32 +36,17 @@ def raylets(number: int) -> Iterator[Cluster]:
         patched.setenv("RAY_AUTH_MODE", "token")
         patched.setenv("RAY_AUTH_TOKEN", os.environ.get("RAY_AUTH_TOKEN") or "0" * 64)
         read_token_again()
-        made = _started(number)
+        of_each: dict[str, Any] = {"object_store_memory": 80_000_000, "include_dashboard": False}
+        made = Cluster()
         try:
+            made.add_node(num_cpus=0, wait=False, **of_each)
+            for _ in range(number):
+                made.add_node(num_cpus=1, num_gpus=1, wait=False, **of_each)
+            made.wait_for_nodes(timeout=300)
             patched.setenv("RAY_ADDRESS", made.address)
             yield made
         finally:
             made.shutdown()
-
-
-def _started(number: int) -> Cluster:
-    """One after the other: a raylet ends where its helpers take more than 30 s to start."""
-    of_each: dict[str, Any] = {"object_store_memory": 80_000_000, "include_dashboard": False}
-    for left in reversed(range(_STARTS)):
-        made = Cluster()
-        try:
-            made.add_node(num_cpus=0, **of_each)
-            for _ in range(number):
-                made.add_node(num_cpus=1, num_gpus=1, **of_each)
-            time.sleep(_SURVIVED_S)
-            made.wait_for_nodes(timeout=5)
-        except TimeoutError:
-            made.shutdown()
-            if not left:
-                raise
-        else:
-            break
-    return made
 
 
 @contextmanager

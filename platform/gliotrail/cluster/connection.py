@@ -39,6 +39,7 @@ SETTINGS = {
     # a busy machine takes longer to start its processes than Ray's 30 to 60 s
     "RAY_gcs_server_port_wait_time_s": "300",
     "RAY_worker_register_timeout_seconds": "300",
+    "RAY_agent_register_timeout_ms": "300000",
 }
 _LOCAL_SETTINGS = {
     # processes that take seconds to start: idle workers that Ray Train can't use, and a watch for
