@@ -7,13 +7,11 @@ CPUs; network, patches and budget are tiny. Each part prints what it saw; what i
 """
 
 import argparse
-import math
 import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +21,6 @@ from gliotrail.cluster.connection import cluster
 from gliotrail.cluster.sweep import EXPERIMENT, sweep
 from gliotrail.cluster.train import train
 from gliotrail.files import csv_rows
-from gliotrail.progress import meanwhile
 from gliotrail.runs.journal import RunFolder
 from gliotrail.segmentation.loop import World
 from gliotrail.tracking.client import client, existing_run
@@ -60,15 +57,14 @@ def training(nodes: int, crops: Crops, state: Path) -> None:
     changes = of_training(nodes)
     began_s = time.time()
     params = crops.params(**changes)
-    with controller_watched() as samples, workers_seen() as seen:
+    with workers_seen() as seen:
         train(params, crops.prepared, crops.patches, state / "sweep", state / "train")
     took_s = time.time() - began_s
     (path,) = state.glob("runs/*/run.json")
     run = RunFolder(path.parent)
     points = run.points()
     by_all = {p.step: p.value for p in points if p.key == LOSS}
-    times_s = [p.time_ms / 1000 for p in points]
-    first_s, busy = min(times_s) - began_s, busy_share(samples, min(times_s), max(times_s))
+    first_s = min(p.time_ms for p in points) / 1000 - began_s
     assert list(by_all) == list(range(1, STEPS + 1)), by_all
     assert run.history()[-1].made_on["workers"] == str(nodes)
     assert len(seen) == len(set(seen.values())) == nodes, seen
@@ -87,38 +83,9 @@ def training(nodes: int, crops: Crops, state: Path) -> None:
         f"training: {nodes} workers on {len(set(seen.values()))} nodes, {STEPS} steps;"
         f" {len(of['points'])} points in MLflow, {STEPS} of the loss, none doubled; losses"
         f" differ from one worker's by"
-        f" {apart:.1e} at most; {took_s:.0f} s, {first_s:.0f} s to the first step; Ray Train's"
-        f" controller took {busy:.0%} of a core while it trained",
+        f" {apart:.1e} at most; {took_s:.0f} s, {first_s:.0f} s to the first step",
         flush=True,
     )
-
-
-@contextmanager
-def controller_watched(every_s: float = 0.5) -> Iterator[list[tuple[float, float]]]:
-    """When, and how much processor time Ray Train's controller had taken by then."""
-    samples: list[tuple[float, float]] = []
-    known: list[psutil.Process] = []
-
-    def look() -> None:
-        with suppress(psutil.Error, IndexError):
-            known[:] = [p for p in known if p.is_running()] or [
-                p for p in psutil.process_iter() if "TrainController" in p.cmdline()[0]
-            ]
-        for process in known[:1]:
-            with suppress(psutil.Error):
-                times = process.cpu_times()
-                samples.append((time.time(), times.user + times.system))
-
-    with meanwhile(look, every_s):
-        yield samples
-
-
-def busy_share(samples: Sequence[tuple[float, float]], first_s: float, last_s: float) -> float:
-    """Of a core, between two instants; NaN if they are too near."""
-    within = [(at, cpu) for at, cpu in samples if first_s <= at <= last_s]
-    if len(within) < 2:
-        return math.nan
-    return (within[-1][1] - within[0][1]) / (within[-1][0] - within[0][0])
 
 
 def sweeping(nodes: int, crops: Crops, state: Path) -> None:
