@@ -281,7 +281,7 @@ class Judged(Phantoms):
 
 
 class Pretrain(Section):
-    """The training on synthetic tumours alone that the shipped weights come from."""
+    """The training on synthetic tumours alone that `pretrained` weights began with."""
 
     phantoms: Rehearsed
     validation: Judged

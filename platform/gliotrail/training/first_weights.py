@@ -9,7 +9,7 @@ from gliotrail.errors import ParamsError
 from gliotrail.files import locked, replacing
 from gliotrail.paths import state_dir
 
-PRETRAINED: Final = Path("results/pretrain/unet3d-833507.safetensors")
+PRETRAINED: Final = Path("results/weights/brats-unet3d.safetensors")
 _KERAS: Final = {".h5", ".hdf5", ".keras"}
 
 
