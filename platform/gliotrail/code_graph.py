@@ -14,19 +14,20 @@ from typing import Final
 PACKAGE: Final = Path(__file__).parent
 RESULT_ROOMS: Final = ("dataset", "params", "imaging", "synthesis", "segmentation", "training")
 """What can change a model's weights. The rest keeps, tells, draws or places what they do."""
+_EMPTY_PACKAGES: Final = (PACKAGE.name, "pipelines")
 
 
 def imported_by(module: str, roots: Mapping[str, Path] | None = None) -> dict[str, Path]:
     """A module and all that it imports, directly and through others, with their files.
 
-    Imports inside functions count, those for type checkers alone don't, nor do packages' own files
-    (`__init__.py`), which hold no code.
+    Imports inside functions count, those for type checkers alone don't, nor do our packages' own
+    files (`__init__.py`), which hold no code.
 
     Args:
         module: its dotted name.
-        roots: the top packages that are followed; by default gliotrail alone.
+        roots: the top modules and packages that are followed; by default gliotrail alone.
     """
-    roots = roots or {PACKAGE.name: PACKAGE}
+    roots = {PACKAGE.name: PACKAGE} if roots is None else roots
     found: dict[str, Path] = {}
     waiting = [module]
     while waiting:
@@ -34,7 +35,7 @@ def imported_by(module: str, roots: Mapping[str, Path] | None = None) -> dict[st
         path = _file(name, roots)
         if path is not None and name not in found:
             found[name] = path
-            waiting += _imports(path)
+            waiting += _imports(path, name)
     return dict(sorted(found.items()))
 
 
@@ -77,25 +78,34 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def _file(name: str, roots: Mapping[str, Path]) -> Path | None:
-    """A module's file; None where it is a package, a name within a module, or another's."""
+    """A module's file; None where it is our package, a name within a module, or another's."""
     top, *rest = name.split(".")
-    path = roots[top].joinpath(*rest).with_suffix(".py") if top in roots and rest else None
-    return path if path is not None and path.is_file() else None
+    if top not in roots:
+        return None
+    path = roots[top].joinpath(*rest)
+    files = [path.with_suffix(".py")]
+    if top not in _EMPTY_PACKAGES:
+        files.append(path / "__init__.py")
+    return next((file for file in files if file.is_file()), None)
 
 
 @cache
-def _imports(path: Path) -> tuple[str, ...]:
-    return tuple(_names(ast.parse(path.read_bytes())))
+def _imports(path: Path, module: str) -> tuple[str, ...]:
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    # a package's own file runs before any module in it
+    return (package, *_names(ast.parse(path.read_bytes()), package))
 
 
-def _names(node: ast.AST) -> Iterator[str]:
+def _names(node: ast.AST, package: str) -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
             continue
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)
-        elif isinstance(child, ast.ImportFrom) and child.module:
-            yield child.module
-            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - child.level + 1]
+            base = ".".join([*(above if child.level else []), *filter(None, [child.module])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in child.names)
         else:
-            yield from _names(child)
+            yield from _names(child, package)

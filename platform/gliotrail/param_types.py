@@ -2,7 +2,8 @@
 
 import math
 import re
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -50,6 +51,33 @@ def _rate_or_sweep(value: object) -> float | str:
     raise ValueError(f"a number above 0 and at most 1, or {FROM_SWEEP}, is wanted, got {value!r}")
 
 
+OWN_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+"""A part of your own (see `own_parts`): `my_package.module:Name`."""
+
+
+def one_of_or_own(*known: str) -> Callable[[object], str]:
+    """A check of a word: one of those known, or the name of a part of your own."""
+
+    def check(value: object) -> str:
+        if isinstance(value, str) and (value in known or OWN_NAME.fullmatch(value)):
+            return value
+        wanted = ", ".join((*known, "your own my_package.module:Name"))
+        raise ValueError(f"one of {wanted} is wanted, got {value!r}")
+
+    return check
+
+
+def _own_names(value: object) -> tuple[str, ...]:
+    if isinstance(value, list | tuple) and all(
+        isinstance(name, str) and OWN_NAME.fullmatch(name) for name in value
+    ):
+        return tuple(value)
+    raise ValueError(f"[] or names such as [my_package.module:name] are wanted, got {value!r}")
+
+
+OwnNames = Annotated[tuple[str, ...], PlainValidator(_own_names), PlainSerializer(list)]
+
+
 def _finite(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a finite number is wanted")
@@ -70,6 +98,13 @@ Vox3 = Annotated[
     tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]],
     Field(strict=False),
 ]
+
+
+def _standardize(value: object) -> object:
+    return "foreground" if value == "brain" else value  # its name in older files
+
+
+Standardize = Annotated[Literal["foreground", "slice", "none"], BeforeValidator(_standardize)]
 
 
 def _spacing(value: object) -> str | tuple[float, float, float]:

@@ -26,13 +26,16 @@ from gliotrail.errors import ParamsError
 from gliotrail.param_types import (
     Count,
     Number,
+    OwnNames,
     PatchSize,
     PatchSizeOrSweep,
     Probability,
     RateOrSweep,
     Seed,
     SpacingRule,
+    Standardize,
     Vox3,
+    one_of_or_own,
 )
 from gliotrail.plain_yaml import read_yaml
 
@@ -150,10 +153,15 @@ class Sweep(Section):
     seed: Seed
 
 
+NetworkName = Annotated[str, PlainValidator(one_of_or_own("unet3d", "dynunet", "segresnet"))]
+LossName = Annotated[str, PlainValidator(one_of_or_own("soft_dice", "dice_ce"))]
+
+
 class Model(Section):
     """The network. `unet3d, depth: 2, base_filters: 32` has exactly 833,507 parameters.
 
-    `dynunet` and `segresnet` are MONAI's, and want `pip install 'gliotrail[monai]'`.
+    `dynunet` and `segresnet` are MONAI's, and want `pip install 'gliotrail[monai]'`; so do whole
+    scans by a network of your own, `my_package.module:Class`.
 
     heads: what the outputs are: the `classes`, or the nested `regions` of REGIONS.
     residual: of `dynunet`: blocks with a shortcut (He et al., 2016, arXiv:1512.03385).
@@ -162,7 +170,7 @@ class Model(Section):
         half the resolution takes an eighth of the time and sees twice as far.
     """
 
-    name: Literal["unet3d", "dynunet", "segresnet"]
+    name: NetworkName
     depth: Annotated[int, Field(ge=1, le=6)]
     base_filters: Annotated[int, Field(ge=1, le=512)]
     # these came later: weights files that don't tell them have networks without
@@ -176,8 +184,8 @@ class Model(Section):
             raise ValueError(f"depth: dynunet wants 3 or more, got {self.depth}")
         if self.residual and self.name != "dynunet":
             raise ValueError(f"residual: true is for dynunet, got {self.name}")
-        if self.space_to_depth > 1 and self.name == "unet3d":
-            raise ValueError("space_to_depth: 2 is for dynunet and segresnet, got unet3d")
+        if self.space_to_depth > 1 and self.name not in {"dynunet", "segresnet"}:
+            raise ValueError(f"space_to_depth: 2 is for dynunet and segresnet, got {self.name}")
         if self.name == "segresnet" and self.base_filters % 8:
             raise ValueError(
                 f"base_filters: segresnet wants multiples of 8, got {self.base_filters}"
@@ -190,7 +198,7 @@ class Augment(Section):
 
     `flip` is the probability a mirror axis, `intensity_scale` and `intensity_shift` are half
     widths; all others are the probability of one of nnU-Net's changes, whose ranges are in
-    `segmentation.augment`.
+    `segmentation.augment`. `own` are yours, made after these, of every patch.
     """
 
     flip: Probability
@@ -204,6 +212,7 @@ class Augment(Section):
     gamma: Probability
     intensity_scale: Annotated[Number, Field(ge=0, lt=1)]
     intensity_shift: Annotated[Number, Field(ge=0, le=2)]
+    own: OwnNames
 
 
 class Train(Section):
@@ -213,8 +222,8 @@ class Train(Section):
     init: Annotated[str, Field(min_length=1)]
     freeze: Literal["none", "encoder"]
     rehearsal: Probability
-    standardize: Literal["brain", "slice", "none"]
-    loss: Literal["soft_dice", "dice_ce"]
+    standardize: Standardize
+    loss: LossName
     optimizer: Literal["adamw", "sgd"]
     learning_rate: RateOrSweep
     patch_size: PatchSizeOrSweep
@@ -303,9 +312,13 @@ class Crossvalidate(Section):
 
 
 class Evaluate(Section):
-    """How held-out patients are segmented and scored."""
+    """How held-out patients are segmented and scored.
+
+    measures: of your own, beside those that are always taken.
+    """
 
     threshold: Annotated[float, Field(gt=0, lt=1)]
+    measures: OwnNames
 
 
 class Params(Section):

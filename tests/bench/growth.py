@@ -83,7 +83,7 @@ def memory(folder: Path, steps: int) -> tuple[float, float]:
     section = params.load(ROOT / "params.yaml").patch
     index = patch(section, prepared, SIZE, folder / "patch")
     train = params.load(ROOT / "params.yaml").train
-    source = Patches(index, prepared.cases, train.augment, "brain", 7)
+    source = Patches(index, prepared.cases, train.augment, "foreground", 7)
     network = UNet3d(2, 4)
     initialize(network, 0)
     plan = Plan(

@@ -63,7 +63,7 @@ def patches(fused: bool) -> Work:
 
     def work() -> None:  # one after another, as a training has them
         for box in boxes:
-            read_patch(scan, box, "brain", fused)
+            read_patch(scan, box, "foreground", fused)
 
     return work
 
@@ -184,7 +184,7 @@ def whole_scan(depth: int) -> Work:
     scan, network = case(), unet.UNet3d(depth, 8)
     unet.initialize(network, 0)
     network.to(memory_format=torch.channels_last_3d)
-    return lambda: predict_case(network, scan, "brain")
+    return lambda: predict_case(network, scan, "foreground")
 
 
 def new_patient(spacing_mm: float) -> Work:

@@ -32,7 +32,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     initialize(network, seed=1)
     model = Model(name="unet3d", depth=2, base_filters=2)
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    path.write_bytes(to_bytes(network.state_dict(), Description(model=model, standardize="brain")))
+    path.write_bytes(
+        to_bytes(network.state_dict(), Description(model=model, standardize="foreground"))
+    )
     return path
 
 
@@ -123,6 +125,35 @@ def test_two_models_and_tta_change_the_mask(gliotrail, weights, tmp_path):
     assert np.array_equal(nib.load(tmp_path / "a.nii").dataobj, masks[0])
     assert not np.array_equal(masks[0], masks[1])
     assert not np.array_equal(masks[0], masks[2])
+
+
+def test_a_model_of_another_organ_wants_its_own_channels_and_codes(gliotrail, tmp_path):
+    from gliotrail.dataset.task import Channel, Class, Task
+    from gliotrail.imaging.prepared import Intensity
+    from gliotrail.params import Model
+    from gliotrail.segmentation.unet import UNet3d
+    from gliotrail.segmentation.weights import Description, to_bytes
+
+    task = Task(channels=(Channel(name="CT", kind="CT"),), classes=(Class(name="spleen", code=7),))
+    described = Description(
+        model=Model(name="unet3d", depth=2, base_filters=2),
+        standardize="foreground",
+        task=task,
+        intensities={"CT": Intensity(low=-100, high=200, mean=50, std=60)},
+    )
+    model = tmp_path / "spleen.safetensors"
+    model.write_bytes(to_bytes(UNet3d(2, 2, 1, 1).state_dict(), described))
+    values = np.full((16, 16, 16), -1024, np.int16)
+    values[4:12, 4:12, 4:12] = np.arange(512).reshape(8, 8, 8) - 200
+    scan, mask = save(tmp_path / "ct.nii.gz", values), tmp_path / "mask.nii.gz"
+    words = ("segment", "-o", mask, "--model", model, "--threshold", 0)
+    done = gliotrail(*words, "--channel", f"ct={scan}")
+    assert done.code == 0, done.err
+    assert np.unique(nib.load(mask).dataobj).tolist() == [0, 7]
+    told = "channels of the model: wanted CT, got FLAIR; --channel CT=FILE"
+    one_line(gliotrail(*words, "--flair", scan), told)
+    told = "--scheme: wanted a model of brain tumours, got one of spleen"
+    one_line(gliotrail(*words, scan, "--scheme", "brats23"), told)
 
 
 def test_models_of_several_thresholds_need_one(weights):

@@ -1,12 +1,9 @@
 """Data sets of any channels and classes, from their files to the mask of a new scan.
 
-`tests/cases/base` are four synthetic patients in the Decathlon's layout; the data sets are made of
-them. Everything is in this process: no Ray, no MLflow.
+Everything is in this process: no Ray, no MLflow (see test_stages.py).
 """
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,87 +26,21 @@ from gliotrail.segmentation.segment import segment
 from gliotrail.training.driver import result, run_training
 from gliotrail.training.inputs import Training
 from gliotrail.training.preflight import check
+from tests.support.data_sets import (
+    BASE,
+    NAMES,
+    Change,
+    as_it_is,
+    ct,
+    flair_alone,
+    lesions,
+    nnu_net,
+    of_every,
+    rewritten,
+    thick,
+)
 from tests.support.projects import ROOT, set_params
 from tests.support.scans import edit_json
-
-BASE = ROOT / "tests/cases/base"
-NAMES = ("SYN_001", "SYN_002", "SYN_003", "SYN_004")
-Change = Callable[[Path], None]
-
-
-def rewritten(path: Path, change: Callable[[Any], Any], spacing_mm: tuple[float, ...] = ()) -> None:
-    file = nib.load(path)
-    affine = np.diag([*spacing_mm, 1.0]) if spacing_mm else file.affine
-    nib.save(nib.Nifti1Image(change(np.asarray(file.dataobj)), affine), path)
-
-
-def of_every(root: Path, images: Callable[[Any], Any], labels: Callable[[Any], Any]) -> None:
-    for name in NAMES:
-        rewritten(root / f"imagesTr/{name}.nii.gz", images)
-        rewritten(root / f"labelsTr/{name}.nii.gz", labels)
-
-
-def as_it_is(root: Path) -> None:
-    """Brain tumours, as the Decathlon tells of them."""
-
-
-def nnu_net(root: Path) -> None:
-    """Brain tumours, as nnU-Net tells of them: by regions, channels in another order."""
-    shutil.copy(ROOT / "tests/cases/nnunet-dataset.json", root / "dataset.json")
-
-
-def lesions(root: Path) -> None:
-    """One class in four channels."""
-    labels = {"0": "background", "1": "lesion"}
-    edit_json(root / "dataset.json", lambda values: values.update(labels=labels, name="lesions"))
-    of_every(root, lambda image: image, lambda codes: (codes > 0).astype(np.uint8))
-
-
-def flair_alone(root: Path) -> None:
-    """One channel, two classes, of which some voxels nobody knows."""
-    description = {
-        "channel_names": {"0": "FLAIR"},
-        "labels": {"background": 0, "rim": 7, "core": 9, "ignore": 4},
-        "file_ending": ".nii.gz",
-    }
-    (root / "dataset.json").write_text(json.dumps(description))
-    of_every(
-        root,
-        lambda image: image[..., 0],
-        lambda codes: np.array([0, 7, 9, 4], np.uint8)[codes],
-    )
-
-
-def ct(root: Path) -> None:
-    """A phantom of known Hounsfield numbers: air, water, a bright class."""
-    description = {
-        "name": "phantom",
-        "modality": {"0": "CT"},
-        "labels": {"0": "background", "1": "bone"},
-        "training": [
-            {"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"}
-            for name in NAMES
-        ],
-    }
-    (root / "dataset.json").write_text(json.dumps(description))
-    for name in NAMES:
-        labels = root / f"labelsTr/{name}.nii.gz"
-        codes = np.asarray(nib.load(labels).dataobj)
-        rewritten(
-            root / f"imagesTr/{name}.nii.gz",
-            lambda image, codes=codes: np.where(
-                codes > 0, 700 + image[..., 0] % 7, np.where(image[..., 0] != 0, 0, -1024)
-            ).astype(np.int16),
-        )
-        rewritten(labels, lambda codes: (codes > 0).astype(np.uint8))
-
-
-def thick(root: Path) -> None:
-    """Brain tumours in slices of 2 and 3 mm."""
-    for n, name in enumerate(NAMES):
-        for kind in ("images", "labels"):
-            path = root / f"{kind}Tr/{name}.nii.gz"
-            rewritten(path, lambda values: values, (1, 1, 2 + n % 2))
 
 
 def prepared_from(tmp_path: Path, change: Change, **more: Any) -> params.Params:
@@ -153,9 +84,7 @@ def training_of(tmp_path: Path, chosen: params.Params) -> Training:
     [
         (as_it_is, "native", 4, {"edema", "WT", "TC", "ET"}),
         (nnu_net, "native", 4, {"edema", "WT", "TC", "ET"}),
-        (lesions, "native", 4, {"lesion"}),
         (flair_alone, "native", 1, {"rim", "core"}),
-        (ct, "native", 1, {"bone"}),
         (thick, "median", 4, {"WT"}),
     ],
 )
@@ -210,7 +139,7 @@ def test_ct_is_standardised_by_the_training_cases_hounsfield_numbers(tmp_path: P
     assert case.air_C.tolist() == [-1024]
     from gliotrail.imaging.prepared import read_patch
 
-    values = read_patch(case, case.box, "brain")
+    values = read_patch(case, case.box, "foreground")
     inside = case.image_CIJK != 0
     # water is below all bone: it is clipped to the percentile
     assert values[inside].min() == pytest.approx((of.low - of.mean) / of.std, rel=1e-4)

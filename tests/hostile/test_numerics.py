@@ -135,7 +135,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return load_prepared(root / "prepare")
 
 
-@pytest.mark.parametrize("standardize", ["brain", "slice", "none"])
+@pytest.mark.parametrize("standardize", ["foreground", "slice", "none"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_odd_scan_is_standardised_to_numbers(odd: Prepared, kind: str, standardize: str) -> None:
     case = odd.cases[kind.replace(" ", "_")]
@@ -150,7 +150,7 @@ def test_a_training_on_odd_scans_has_a_loss_at_every_step(odd: Prepared, tmp_pat
     index = patch(patch_section(per_case=4, background_below=1), odd, (8, 8, 8), tmp_path)
     assert set(index.cases) == {kind.replace(" ", "_") for kind in KINDS} - {"no_tumour"}
     source = Patches(index, odd.cases, augmented(),
-                     "brain", seed=7)  # fmt: skip
+                     "foreground", seed=7)  # fmt: skip
     plan = Plan(
         steps=10, steps_per_epoch=10, batch_size=2, learning_rate=1e-2, weight_decay=0,
         warmup_steps=0, average=0, clip=0, optimizer="adamw", keep="last", loss="dice_ce",

@@ -21,8 +21,9 @@ from gliotrail.segmentation import weights
 from gliotrail.tracking.once import SHA256_TAG
 from gliotrail.tracking.registry import MODEL, fetch_weights
 from gliotrail.tracking.restore import restore as restore_outputs
-from gliotrail.training.driver import from_bytes, restore
+from gliotrail.training.driver import restore
 from gliotrail.training.first_weights import initial_weights
+from gliotrail.training.state_file import from_bytes
 from tests.hostile.conftest import SEED, Tally, fuzz
 from tests.segmentation.test_weights import KEY, write
 from tests.support.environment import in_state

@@ -225,12 +225,29 @@ def test_a_size_or_case_without_a_patch_is_refused_by_name(
     refused(patch_section(background_below=0.1), both, (64, 64, 32), out, message)
 
 
-def test_a_training_case_without_tumour_is_refused(raw_crops: Path, tmp_path: Path) -> None:
-    with_values(raw_crops / "labelsTr/BRATS_009.nii.gz", np.zeros_like)
-    prepare(split_section(), raw_crops, tmp_path / "prepare", processes=1)
-    message = "labels of a training case: wanted tumour, got none"
+def test_training_cases_without_any_class_have_empty_patches_of_the_body(
+    raw_crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_values(raw_crops / "labelsTr/BRATS_119.nii.gz", np.zeros_like)
+    split = split_section(test=[], validation=0.0)
+    prepare(split, raw_crops, tmp_path / "prepare", processes=1)
     prepared = load_prepared(tmp_path / "prepare")
-    refused(patch_section(), prepared, (8, 8, 8), tmp_path / "patch", f"BRATS_009: {message}")
+    index = patch(patch_section(per_case=20), prepared, (8, 8, 8), tmp_path / "patch")
+    empty = index.only(["BRATS_119"])
+    assert len(empty) == 20
+    assert not empty.voxels[:, 1:].any()
+    assert (empty.voxels[:, 0] == 512).all()
+    case = prepared.cases["BRATS_119"]
+    centres = empty.corner_vox + 4 - case.box.start_vox
+    assert all(case.image_CIJK[:, *centre].any() for centre in centres)
+    assert "without any class, whose patches show none: BRATS_119" in capsys.readouterr().err
+
+    with_values(raw_crops / "labelsTr/BRATS_009.nii.gz", np.zeros_like)
+    prepare(split, raw_crops, tmp_path / "prepare", processes=1)
+    message = "labels of all training cases: wanted some edema or non_enhancing or enhancing, got"
+    refused(
+        patch_section(), load_prepared(tmp_path / "prepare"), (8, 8, 8), tmp_path / "out", message
+    )
 
 
 def test_what_is_no_index_is_refused(tmp_path: Path) -> None:

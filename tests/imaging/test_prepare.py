@@ -84,7 +84,7 @@ def test_standardised_scans_have_mean_0_and_std_1_in_the_brain(prepared_demo: Pr
     case = prepared_demo.cases["BRATS_009"]
     raw = read_patch(case, whole(case), "none")
     brain = (raw != 0).any(axis=0)
-    by_brain = read_patch(case, whole(case), "brain").astype(np.float64)
+    by_brain = read_patch(case, whole(case), "foreground").astype(np.float64)
     by_slice = read_patch(case, whole(case), "slice").astype(np.float64)
     assert not by_brain[:, ~brain].any()
     assert not by_slice[:, ~brain].any()
@@ -109,7 +109,7 @@ def naive_patch(case: PreparedCase, box: Box, standardize: str) -> np.ndarray:
         k = inside[2]
         mean, std = {
             "none": (np.zeros(4), np.ones(4)),
-            "brain": (case.mean_C, case.std_C),
+            "foreground": (case.mean_C, case.std_C),
             "slice": (case.slice_mean_CK[:, k], case.slice_std_CK[:, k]),
         }[standardize]
         if values.any():
@@ -124,7 +124,7 @@ def naive_patch(case: PreparedCase, box: Box, standardize: str) -> np.ndarray:
 @given(
     corner=st.tuples(st.integers(-6, 66), st.integers(-6, 66), st.integers(-6, 18)),
     size=st.tuples(*[st.integers(1, 6)] * 3),
-    standardize=st.sampled_from(["brain", "slice", "none"]),
+    standardize=st.sampled_from(["foreground", "slice", "none"]),
 )
 def test_a_patch_anywhere_is_what_the_scan_holds_there(
     prepared_crops: Prepared,
@@ -206,7 +206,7 @@ def test_a_tumour_outside_the_brain_is_inside_the_box(raw_crops: Path) -> None:
     case = prepared_from(raw_crops).cases["BRATS_009"]
     assert case.box == Box((10, 9, 10), (31, 20, 20))
     assert case.std_C.tolist() == [0] * 4
-    assert not read_patch(case, whole(case), "brain").any()
+    assert not read_patch(case, whole(case), "foreground").any()
     assert not read_patch(case, whole(case), "slice").any()
     assert read_labels_patch(case, whole(case))[30, 9, 12] == 3
 
@@ -254,7 +254,7 @@ def test_the_fingerprint_tells_what_the_scans_are_like(prepared_demo: Prepared) 
     assert one["voxels"] == {"edema": 117182, "non_enhancing": 27943, "enhancing": 42101}
     image = file_array(DEMO / IMAGE)
     brain = (image != 0).any(axis=3)
-    assert one["brain_ml"] == brain.sum() / 1000
+    assert one["foreground_ml"] == brain.sum() / 1000
     for c, name in enumerate(("FLAIR", "T1w", "T1gd", "T2w")):
         values = np.sort(image[..., c][brain])
         assert np.isclose(one["intensity"][name]["mean"], values.mean(dtype=np.float64))
@@ -289,5 +289,5 @@ def test_what_prepare_did_not_write_is_not_loaded(prepared_crops: Prepared, tmp_
 
 def test_an_unknown_way_to_standardise_is_refused(prepared_crops: Prepared) -> None:
     case = prepared_crops.cases["BRATS_009"]
-    with pytest.raises(DataError, match="standardize: wanted brain, slice or none, got 'z'"):
+    with pytest.raises(DataError, match="standardize: wanted foreground, slice or none, got 'z'"):
         read_patch(case, case.box, "z")

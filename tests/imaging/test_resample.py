@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gliotrail.imaging.nifti import read_image
-from gliotrail.imaging.resample import resample, shape_at
+from gliotrail.imaging.resample import resample, resample_labels, shape_at, thick_axis
 from tests.support.scans import DEMO
 
 SPACINGS_MM = st.tuples(*[st.floats(0.3, 6)] * 3)
@@ -51,7 +51,9 @@ def test_nothing_changes_on_the_same_grid():
     assert same.dtype == np.float32
 
 
-@pytest.mark.parametrize("spacing_mm", [(0.5, 1, 3), (0.9375, 0.9375, 3.6), (2, 2, 2), (1, 0.4, 1)])
+@pytest.mark.parametrize(
+    "spacing_mm", [(0.5, 1, 1.5), (0.9375, 0.9375, 2.8), (2, 2, 2), (1, 0.4, 1)]
+)
 def test_a_blob_stays_where_it_is_in_mm(spacing_mm):
     shape = shape_at((64, 64, 64), (1, 1, 1), (1, 1, 1))
     own = tuple(round(n / length) for n, length in zip(shape, spacing_mm, strict=True))
@@ -63,6 +65,38 @@ def test_a_blob_stays_where_it_is_in_mm(spacing_mm):
     assert np.abs(new - blob(shape, (1, 1, 1))).max() < 0.06
     back = resample(new, (1, 1, 1), own, spacing_mm)
     assert np.abs(back - truth).max() < 0.1
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_thick_slices_are_taken_as_they_are_and_planes_interpolated(axis):
+    """As nnU-Net: order 0 along voxels that are over 3 times as long."""
+    image = np.moveaxis(np.random.default_rng(3).normal(size=(4, 6, 5)), 2, axis)
+    thick_mm = tuple(4.0 if n == axis else 1.0 for n in range(3))
+    fine_mm = tuple(1.0 if n == axis else 0.5 for n in range(3))
+    new = resample(image, thick_mm, shape_at(image.shape, thick_mm, fine_mm), fine_mm)
+    assert new.shape[axis] == 20
+    planes = np.moveaxis(new, axis, 0)
+    for k in range(20):
+        assert np.array_equal(planes[k], planes[k // 4 * 4])  # one slice, four times
+    assert not np.array_equal(planes[0], planes[4])
+
+
+def test_thick_means_over_three_times_along_one_axis_alone():
+    assert thick_axis((1, 1, 3.1)) == 2
+    assert thick_axis((1, 1, 3)) is None
+    assert thick_axis((3.3, 1, 3.3)) is None
+    assert thick_axis((4, 1, 3)) == 0
+
+
+@pytest.mark.parametrize("new_mm", [(1, 1, 1), (0.7, 0.7, 2), (2, 2, 2)])
+def test_labels_stay_labels_and_thick_slices_keep_them(new_mm):
+    labels = np.random.default_rng(3).integers(0, 4, (12, 12, 6)).astype(np.uint8)
+    labels = labels.repeat(3, 0).repeat(3, 1)
+    shape = shape_at(labels.shape, (1, 1, 5), new_mm)
+    new = resample_labels(labels, (1, 1, 5), shape, new_mm)
+    assert set(np.unique(new)) <= set(np.unique(labels))
+    if new_mm == (1, 1, 1):
+        assert np.array_equal(new, labels.repeat(5, 2))
 
 
 def test_voxels_that_get_larger_are_means_not_samples():

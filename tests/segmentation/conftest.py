@@ -29,7 +29,7 @@ def patches(prepared_crops: Prepared, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("patches")
     index = patch(patch_section(per_case=7), both, (16, 16, 8), folder)
     augment = augmented(flip=0.5, intensity_scale=0.1, intensity_shift=0.1)
-    return Patches(index, prepared_crops.cases, augment, "brain", seed=7)
+    return Patches(index, prepared_crops.cases, augment, "foreground", seed=7)
 
 
 @pytest.fixture(scope="session")

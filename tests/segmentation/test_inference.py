@@ -62,7 +62,7 @@ def in_one_pass(model: UNet3d, case: PreparedCase) -> np.ndarray:
     step = stride(model.depth)
     padded = np.zeros((4, *(-(-n // step) * step for n in size)), np.float32)
     inside = tuple(slice(n) for n in size)
-    padded[:, *inside] = read_patch(case, case.box, "brain")
+    padded[:, *inside] = read_patch(case, case.box, "foreground")
     whole = np.zeros((3, *case.ras_shape_vox), np.float32)
     whole[:, *case.box.slices] = forward(model, padded)[:, *inside]
     return whole
@@ -86,7 +86,7 @@ def test_blocks_of_any_size_are_one_pass(
     model, case, wanted = passed
     blocks = []
     layer = model.head.register_forward_hook(lambda *args: blocks.append(args[2].shape[2:]))
-    predicted = predict_case(model, case, "brain", one_block_bytes(model, side_vox))
+    predicted = predict_case(model, case, "foreground", one_block_bytes(model, side_vox))
     layer.remove()
     assert predicted.shape == (3, *case.ras_shape_vox)
     assert np.abs(predicted - wanted).max() < 1e-5
@@ -101,7 +101,7 @@ def test_in_float64_blocks_are_one_pass_to_the_last_bit_that_is_kept(
     model, case, _ = passed
     exact = network(model.depth).double()
     wanted = in_one_pass(exact, case)
-    predicted = predict_case(exact, case, "brain", one_block_bytes(model, 16))
+    predicted = predict_case(exact, case, "foreground", one_block_bytes(model, 16))
     assert np.count_nonzero(predicted != wanted) <= 1
     assert np.count_nonzero(wanted) > 40_000
 
@@ -164,7 +164,7 @@ def test_a_box_is_that_part_of_the_scan(
     inside = box.meet(Box((0, 0, 0), case.ras_shape_vox))
     place = inside.shifted([-n for n in box.start_vox])
     wanted[:, *place.slices] = whole[:, *inside.slices]
-    predicted = predict_box(model, case, box, "brain", most_bytes)
+    predicted = predict_box(model, case, box, "foreground", most_bytes)
     assert np.abs(predicted - wanted).max() < 1e-5
     assert wanted.any()
     assert np.array_equal(predicted == 0, wanted == 0)
@@ -173,7 +173,7 @@ def test_a_box_is_that_part_of_the_scan(
 def test_outside_the_brain_s_box_there_is_no_tumour() -> None:
     case = odd_case(2)
     for box in (Box((0, 0, 0), (5, 40, 20)), Box((70, 70, 70), (75, 75, 75))):
-        probabilities = predict_box(network(), case, box, "brain")
+        probabilities = predict_box(network(), case, box, "foreground")
         assert probabilities.shape == (3, *box.size_vox)
         assert not probabilities.any()
 
@@ -194,7 +194,7 @@ model = UNet3d(2, base)
 initialize(model, 1)
 case = case_of_array(scan, np.eye(4), "synthetic", BRATS.channels)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-probabilities = predict_case(model, case, "brain", most_bytes or CPU_BYTES)
+probabilities = predict_case(model, case, "foreground", most_bytes or CPU_BYTES)
 assert probabilities.shape == (3, 240, 240, 155)
 assert probabilities[:, 50:190, 35:205, 5:5 + k].all()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -253,7 +253,8 @@ def test_no_label_is_given_below_the_threshold(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "standardize"), [(np.int16, "slice"), (np.float32, "none"), (np.float64, "brain")]
+    ("dtype", "standardize"),
+    [(np.int16, "slice"), (np.float32, "none"), (np.float64, "foreground")],
 )
 def test_an_array_is_segmented_as_its_prepared_case(
     prepared_crops: Prepared, dtype: type, standardize: str
@@ -284,11 +285,11 @@ def test_an_array_that_is_no_scan_is_refused_in_one_line(
     spoil: Callable[[np.ndarray], np.ndarray], line: str
 ) -> None:
     with pytest.raises(DataError) as refused:
-        segment_array(network(), spoil(np.ones((4, 8, 8, 8))), "brain", BRATS.channels, {})
+        segment_array(network(), spoil(np.ones((4, 8, 8, 8))), "foreground", BRATS.channels, {})
     assert str(refused.value) == f"the array: {line}"
 
 
-def predicted(image: np.ndarray, standardize: str = "brain") -> np.ndarray:
+def predicted(image: np.ndarray, standardize: str = "foreground") -> np.ndarray:
     case = case_of_array(image, np.eye(4), "changed", BRATS.channels)
     return predict_case(network(base=4), case, standardize)
 
@@ -321,9 +322,9 @@ def test_the_scale_of_a_channel_says_something_where_it_is_not_standardised() ->
 def test_the_weights_type_and_the_gradients_don_t_matter(prepared_crops: Prepared) -> None:
     case, box = prepared_crops.cases["BRATS_119"], Box((8, 8, 0), (24, 24, 8))
     model = network()
-    single = predict_box(model, case, box, "brain")
+    single = predict_box(model, case, box, "foreground")
     assert single.dtype == np.float32
-    double = predict_box(network().double(), case, box, "brain")
+    double = predict_box(network().double(), case, box, "foreground")
     assert double.dtype == np.float32
     assert np.abs(double - single).max() < 1e-5
     assert all(p.grad is None and p.requires_grad for p in model.parameters())

@@ -148,10 +148,10 @@ def test_a_network_inside_a_model_is_one_layer_of_many_tensors(tmp_path):
 
 def test_other_orders_of_channels_and_classes_are_kept_by_name(tmp_path):
     path = save_old(tmp_path / "w.h5", convolutions())
-    read = read_keras(path, ["t1c", "flair", "T2", "T1n"], CLASSES[::-1], "brain")
+    read = read_keras(path, ["t1c", "flair", "T2", "T1n"], CLASSES[::-1], "foreground")
     assert read.description.channels == ("T1gd", "FLAIR", "T2w", "T1w")
     assert read.description.classes == ("enhancing", "non_enhancing", "edema")
-    assert read.description.standardize == "brain"
+    assert read.description.standardize == "foreground"
 
 
 def test_numbers_with_a_gap_or_of_two_classes_tell_no_order(tmp_path, refused):

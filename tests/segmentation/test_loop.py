@@ -110,7 +110,7 @@ def test_half_precision_trains_also_where_a_worker_has_nothing_to_do(
 def test_a_training_that_goes_on_ends_as_if_it_had_never_stopped(
     patches: Patches, after: int, keep: str, precision: str, base: int
 ) -> None:
-    from gliotrail.training.driver import from_bytes, to_bytes
+    from gliotrail.training.state_file import from_bytes, to_bytes
 
     plan = replace(PLAN, keep=keep, precision=precision)
     whole, rest = Seen(after), Seen()

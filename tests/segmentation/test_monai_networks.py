@@ -34,7 +34,7 @@ WINDOW = (16, 16, 8)
 
 def description(name: str, task: Task = BRATS) -> Description:
     model = Model(name=name.split(",", maxsplit=1)[0], depth=3, base_filters=8, **KINDS[name])
-    return Description(model=model, window=WINDOW, standardize="brain", task=task)
+    return Description(model=model, window=WINDOW, standardize="foreground", task=task)
 
 
 def network(name: str, seed: int = 1) -> Network:
@@ -120,7 +120,7 @@ def test_windows_overlap_without_seams_and_give_nothing_outside_the_brain(name: 
     generator = np.random.default_rng(3)
     values[:, 5:38, 2:23, 1:18] = generator.normal(100, 10, (4, 33, 21, 17))
     case = case_of_array(values, np.eye(4), "a scan", BRATS.channels)
-    probabilities = predict_case(model, case, "brain")
+    probabilities = predict_case(model, case, "foreground")
     assert probabilities.shape == (3, 40, 24, 20)
     outside = np.ones(values.shape[1:], bool)
     outside[case.box.slices] = False
@@ -130,7 +130,7 @@ def test_windows_overlap_without_seams_and_give_nothing_outside_the_brain(name: 
     with torch.no_grad():  # what no window changes, merging them doesn't either
         model.get_submodule(model.head_name).weight.zero_()
         model.get_submodule(model.head_name).bias.fill_(0.5)
-    same = predict_case(model, case, "brain")[:, *case.box.slices]
+    same = predict_case(model, case, "foreground")[:, *case.box.slices]
     np.testing.assert_allclose(same, 1 / (1 + np.exp(-0.5)), atol=1e-6)
 
 

@@ -135,7 +135,7 @@ def test_the_same_patch_of_the_next_lap_is_changed_another_way(patches: Patches)
     assert not np.array_equal(patches.serve(one)[0], patches.serve(two)[0])
 
 
-@pytest.mark.parametrize("standardize", ["brain", "slice", "none"])
+@pytest.mark.parametrize("standardize", ["foreground", "slice", "none"])
 def test_unchanged_a_sample_is_what_the_scan_holds_there(
     patches: Patches, standardize: str
 ) -> None:

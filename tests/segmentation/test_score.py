@@ -60,7 +60,7 @@ def test_every_measure_is_that_of_its_mask(truth, guess):
         assert measures.surface_dice == surface_dice(y, p, (1, 1.5, 2), 1)
         assert measures.volume_ref_ml == pytest.approx(y.sum() * 3 / 1000)
         assert measures.volume_pred_ml == pytest.approx(p.sum() * 3 / 1000)
-        assert measures.specificity_brain is None
+        assert measures.specificity_foreground is None
     assert result.surface_tolerance_mm == 1
 
 
@@ -83,15 +83,15 @@ def test_over_the_brain_only_specificity_differs_where_the_brain_holds_all(truth
     brain = (truth | guess) != 0
     result = score(truth, guess, (1, 1, 1), brain)
     for measures in result.classes.values():
-        assert measures.dice_brain == measures.dice
-        assert measures.sensitivity_brain == measures.sensitivity
-        assert measures.specificity_brain < measures.specificity
+        assert measures.dice_foreground == measures.dice
+        assert measures.sensitivity_foreground == measures.sensitivity
+        assert measures.specificity_foreground < measures.specificity
     half = brain.copy()
     half[:32] = False
     outside = score(truth, guess, (1, 1, 1), half).regions["WT"]
     wanted = score(truth[32:], guess[32:], (1, 1, 1), brain[32:]).regions["WT"]
-    assert outside.dice_brain == wanted.dice
-    assert outside.dice != outside.dice_brain
+    assert outside.dice_foreground == wanted.dice
+    assert outside.dice != outside.dice_foreground
 
 
 def test_a_perfect_prediction(truth):

@@ -38,10 +38,10 @@ def network(seed: int = 1, depth: int = 2, base: int = 2) -> Trained:
     model = UNet3d(depth, base)
     initialize(model, seed)
     description = Model(name="unet3d", depth=depth, base_filters=base)
-    return model, Description(model=description, standardize="brain")
+    return model, Description(model=description, standardize="foreground")
 
 
-def bright(at: float, standardize: str = "brain") -> Trained:
+def bright(at: float, standardize: str = "foreground") -> Trained:
     """Edema where FLAIR is above a value (more than 0); it sees single voxels."""
     model, description = network(depth=1, base=1)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_a_scan_like_those_of_training_is_predicted_as_in_training(prepared_crop
     model, description = network()
     done = segment(read_image(CROP), [(model, description)])
     case = prepared_crops.cases["BRATS_009"]
-    probabilities_CIJK = predict_case(model, case, "brain")
+    probabilities_CIJK = predict_case(model, case, "foreground")
     assert np.array_equal(np.moveaxis(done.probabilities, 3, 0), probabilities_CIJK)
     assert np.array_equal(done.labels, to_labels(probabilities_CIJK, 0.5))
     assert set(np.unique(done.labels)) == {0, 1, 2, 3}

@@ -35,7 +35,7 @@ def network(seed: int = 3) -> UNet3d:
 def numbers(
     cases: Mapping[str, PreparedCase], regions: Sequence[Region], threshold: float = THRESHOLD
 ) -> dict[str, float]:
-    return validate(network(), BRATS, cases, regions, "brain", threshold, World())
+    return validate(network(), BRATS, cases, regions, "foreground", threshold, World())
 
 
 def numbers_there(
@@ -44,7 +44,7 @@ def numbers_there(
     """On a worker: the numbers, and which regions it was shown."""
     shown: list[Region] = []
     watch = lambda region, labels: shown.append(region)  # noqa: E731 - as a caller does
-    return validate(network(), BRATS, cases, regions, "brain", THRESHOLD, world, watch), shown
+    return validate(network(), BRATS, cases, regions, "foreground", THRESHOLD, world, watch), shown
 
 
 def in_scan(case: PreparedCase, region: Region) -> Box:
@@ -64,7 +64,7 @@ def directly(
     for region in regions:
         case = cases[region.case]
         box = in_scan(case, region)
-        probabilities = predict_case(network(), case, "brain")[:, *box.slices]
+        probabilities = predict_case(network(), case, "foreground")[:, *box.slices]
         ref = read_labels_patch(case, box)
         losses.append(soft_dice_loss_scan(probabilities, ref))
         scores.append(score(ref, to_labels(probabilities, threshold), case.spacing_mm))
@@ -119,12 +119,14 @@ def test_two_workers_give_the_numbers_of_one(gloo: Workers, prepared_crops: Prep
 def test_the_labels_shown_are_those_judged(prepared_crops: Prepared) -> None:
     shown: dict[Region, Labels] = {}
     cases = prepared_crops.cases
-    validate(network(), BRATS, cases, REGIONS_THERE, "brain", THRESHOLD, World(), shown.__setitem__)
+    validate(
+        network(), BRATS, cases, REGIONS_THERE, "foreground", THRESHOLD, World(), shown.__setitem__
+    )
     assert tuple(shown) == REGIONS_THERE
     for region, labels in shown.items():
         case = cases[region.case]
         box = in_scan(case, region)
-        whole = to_labels(predict_case(network(), case, "brain"), THRESHOLD)
+        whole = to_labels(predict_case(network(), case, "foreground"), THRESHOLD)
         assert np.mean(labels != whole[box.slices]) < 1e-3
         assert len(np.unique(labels)) > 1
 
@@ -150,6 +152,6 @@ def test_no_tumour_anywhere_is_an_error_whatever_is_predicted(
 def test_the_network_is_left_as_it_was(prepared_crops: Prepared) -> None:
     model = network()
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    validate(model, BRATS, prepared_crops.cases, [BLOCK], "brain", THRESHOLD, World())
+    validate(model, BRATS, prepared_crops.cases, [BLOCK], "foreground", THRESHOLD, World())
     assert all(np.array_equal(t, before[name]) for name, t in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())

@@ -25,9 +25,12 @@ from gliotrail.segmentation.weights import (
 from tests.support.brain import CHANNELS, CLASSES
 from tests.support.gloo import Workers
 from tests.support.limits import Canary, at_most_more
+from tests.support.projects import ROOT
 
 KEY = "gliotrail-weights-1"
-DESCRIPTION = Description(model=Model(name="unet3d", depth=2, base_filters=4), standardize="brain")
+DESCRIPTION = Description(
+    model=Model(name="unet3d", depth=2, base_filters=4), standardize="foreground"
+)
 FIRST, HEAD = "down.0.0.weight", "head.weight"
 
 
@@ -210,3 +213,12 @@ def test_a_pickle_under_the_name_of_safetensors_never_runs(dump, path, tmp_path)
     with path.open("rb") as file:
         torch.load(file, weights_only=False) if dump is torch.save else pickle.load(file)
     assert canary.exists()
+
+
+def test_weights_of_before_tell_the_foreground_as_brain() -> None:
+    path = ROOT / "results/pretrain/unet3d-833507.safetensors"
+    assert b'"standardize":"brain"' in path.read_bytes()[:2000].replace(b"\\", b"")
+    assert read(path)[1].standardize == "foreground"
+    values = {**DESCRIPTION.model_dump(), "standardize": "brains"}
+    with pytest.raises(ValueError, match="standardize"):
+        Description.model_validate(values)

@@ -21,6 +21,7 @@ BUDGET_S = {
     "training, search, cluster": 180,
     "report and browser": 60,
     "cli and docs": 60,
+    "dataset": 60,
     "spine": 90,
     "bench": 20,
     "infra": 20,

@@ -47,7 +47,7 @@ def patch_section(**changes: Any) -> params.Patch:
 def augmented(**changes: float) -> params.Augment:
     """No random change but those that are named."""
     none = dict.fromkeys(params.Augment.model_fields, 0.0)
-    return params.Augment.model_validate(none | changes)
+    return params.Augment.model_validate(none | {"own": []} | changes)
 
 
 def rewrite(path: Path, change: Callable[[bytearray], bytes | bytearray | None]) -> None:

@@ -61,7 +61,7 @@ def model_file(path: Path, seed: int = 7) -> Path:
     model = Model(name="unet3d", depth=2, base_filters=1)
     network = weights.build(model, BRATS)
     initialize(network, seed)
-    description = weights.Description(model=model, standardize="brain")
+    description = weights.Description(model=model, standardize="foreground")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(weights.to_bytes(network.state_dict(), description))
     return path

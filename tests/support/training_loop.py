@@ -98,7 +98,7 @@ def train(
         if scores is not None:
             return {SCORE: scores.pop(0)}
         assert isinstance(model, UNet3d)
-        return validate(model, BRATS, patches.cases, REGIONS, "brain", 0.5, world)
+        return validate(model, BRATS, patches.cases, REGIONS, "foreground", 0.5, world)
 
     return fit(network(base), patches, plan, judge, seen or Seen(), world, state, stop)
 

@@ -4,7 +4,7 @@ import pytest
 from mlflow import MlflowClient
 
 from gliotrail.tracking.client import experiment_id
-from gliotrail.tracking.experiment_page import VIEW_TAGS
+from gliotrail.tracking.experiment_page import SCORE, VIEW_TAGS
 
 VIEW_TAG = f"{VIEW_TAGS}gliotrail"
 
@@ -41,7 +41,7 @@ def test_the_saved_charts_are_of_keys_that_runs_have_and_an_older_view_is_replac
     state = json.loads(json.loads(once)["state"])
     keys = [chart.get("selectedMetricKeys", []) for chart in state["compareRunCharts"]]
     assert keys[0] == ["train/soft_dice_loss", "val/soft_dice_loss"]
-    assert keys[1] == ["val/dice_WT", "val/dice_TC", "val/dice_ET"]
+    assert keys[1] == ["val/dice_WT", "val/dice_TC", "val/dice_ET", SCORE]
     server.set_experiment_tag(number, tag, "older")
     experiment_id(server, "gliotrail")
     assert server.get_experiment(number).tags[tag] == once

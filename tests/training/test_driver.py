@@ -2,6 +2,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,9 +13,10 @@ from gliotrail.runs.metric_keys import is_of_machines
 from gliotrail.runs.writer import Writer
 from gliotrail.segmentation.loop import State, World
 from gliotrail.training import driver
-from gliotrail.training.driver import from_bytes, plan_of, result, run_training, to_bytes
+from gliotrail.training.driver import plan_of, result, run_training
 from gliotrail.training.inputs import Training
 from gliotrail.training.preflight import check
+from gliotrail.training.state_file import from_bytes, to_bytes
 from tests.support.crops import Crops
 
 STEPS = 8
@@ -208,15 +210,15 @@ def test_what_cannot_be_trained_is_refused(crops: Crops, tmp_path: Path) -> None
     there = without_validation(crops, tmp_path)
     refused: dict[str, GliotrailError] = {}
     for what, training in {
-        "validation": there.training(),
+        "validation": there.training(train__keep="best"),
         "size": crops.training(train__patch_size="16x15x16", patch__sizes=["16x15x16"]),
     }.items():
         with pytest.raises(ParamsError) as told:
             check([crops.training(), training] if what == "size" else [training])
         refused[what] = told.value
     assert str(refused["validation"]) == (
-        "no validation data to judge a training on;"
-        " name cases, a share or a block in prepare.split.validation"
+        "train.keep: best: no validation data; name cases, a share or a block in "
+        "prepare.split.validation, or take train.keep: last"
     )
     assert "16x14x16 or 16x16x16" in str(refused["size"])
     check([crops.training()])
@@ -259,3 +261,22 @@ def test_step_0_is_what_the_first_weights_can_do_and_changes_nothing_else(
     assert not [key for key in first if key.startswith("train/")]
     assert [point for point in curves(run) if point[1]] == curves(whole)
     assert result(training, run)[1] == result(training, whole)[1]  # bit for bit
+
+
+def test_without_validation_data_checkpoints_still_come_at_each_epochs_end(
+    crops: Crops, tmp_path: Path
+) -> None:
+    training = without_validation(crops, tmp_path).training(
+        train__rehearsal=0, train__epochs=2, train__epoch_voxels=2 * 4 * 16**3
+    )
+    told: list[dict[str, float]] = []
+    check([training])
+    run = RunFolder(tmp_path / "run")
+    state = run_training(training, run, World(), told.append)
+    assert [checkpoint.step for checkpoint in run.history()][-2:] == [2, 4]
+    assert told == [{"epoch": 1}, {"epoch": 2}]
+    assert not [point for point in run.points() if point.key.startswith("val/")]
+    assert state.kept_step == 4
+    assert np.isnan(state.kept_score)
+    kept, averaged = state.weights("kept"), state.weights("averaged")
+    assert all(torch.equal(kept[name], averaged[name]) for name in kept)

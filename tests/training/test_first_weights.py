@@ -90,11 +90,11 @@ def of_thick_slices(crops: Crops, tmp_path_factory: pytest.TempPathFactory) -> C
 REFUSED = {
     "weights that know other intensities": (
         {"train__init": "TRAINED", "train__standardize": "slice", "train__rehearsal": 0},
-        "train.init: .*: wanted standardize slice, got brain; set train.standardize to brain",
+        "train.init: .*: wanted standardize slice, got foreground; set train.standardize to f",
     ),
     "synthetic tumours of other intensities": (
         {"train__standardize": "none", "train__rehearsal": 0.25},
-        "train.rehearsal: wanted 0: .*standardize brain, got 0.25 beside scans of .*, none",
+        "train.rehearsal: wanted 0: .*standardize foreground, got 0.25 beside scans of .*, none",
     ),
     "a network that sees past the margin": (
         {"train__model__depth": 3},
@@ -122,7 +122,7 @@ def test_voxels_of_another_size_than_the_first_weights_or_synthetic_ones_are_ref
 ) -> None:
     with pytest.raises(GliotrailError, match="of 1 x 1 x 5 mm, got 1 x 1 x 1 mm; resample"):
         check([of_thick_slices.training(train__init=str(trained))])
-    with pytest.raises(GliotrailError, match=r"got 0.25 beside scans of 1 x 1 x 5 mm, brain"):
+    with pytest.raises(GliotrailError, match=r"got 0.25 beside scans of 1 x 1 x 5 mm, foreground"):
         check([of_thick_slices.training()])
     training = of_thick_slices.training(train__rehearsal=0, train__epochs=1)
     check([training])

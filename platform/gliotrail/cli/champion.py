@@ -1,17 +1,20 @@
 """The registered models: which there are, and which one is champion."""
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Annotated, Any
 
 import typer
 
 from gliotrail.cli.complete import versions
 from gliotrail.cli.output import Json, number, print_json, print_table, table_of, tell
-from gliotrail.dataset.brats import BRATS
 
 Version = Annotated[
     str,
     typer.Argument(
-        metavar="VERSION", help="Its number, or models:/NAME/NUMBER.", autocompletion=versions
+        metavar="VERSION",
+        help="Its number; of other models than brain tumours' NAME/NUMBER.",
+        autocompletion=versions,
     ),
 ]
 
@@ -19,7 +22,8 @@ Version = Annotated[
 def models(as_json: Json = False) -> None:
     """List the registered models, the newest first, with their Dice on validation and held out.
 
-    `gliotrail segment` takes the one that was promoted by name, where it is not told another.
+    Each data set has a model of its own. `gliotrail segment` takes the brain tumours' one that was
+    promoted by name, where it is not told another.
     """
     from gliotrail.tracking.champion import versions as known
 
@@ -27,10 +31,19 @@ def models(as_json: Json = False) -> None:
     if as_json:
         print_json(rows)
         return
-    columns = ("validation", "held out", *BRATS.region_names, "Mvoxels", "planned")
+    for model, of in groupby(rows, lambda row: str(row["model"])):
+        _show(model, list(of))
+    if not rows:
+        print("no model is registered")
+
+
+def _show(model: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row["names"]))
+    columns = ("validation", "held out", *names, "Mvoxels", "planned")
     table = table_of("version", "is", *columns, "run", left=2)
     for row in rows:
-        dice = (row["validation_dice"], *(row["held_out_dice"].get(n) for n in _SHOWN))
+        held_out = row["held_out_dice"]
+        dice = (row["validation_dice"], *(held_out.get(n) for n in ("mean_regions", *names)))
         voxels = (row["voxels"], row["planned_voxels"])
         table.add_row(
             row["version"],
@@ -39,11 +52,10 @@ def models(as_json: Json = False) -> None:
             *(number(n and n / 1e6, 1) for n in voxels),
             row["run"],
         )
+    print(model)
     print_table(table)
-    print("Dice is the mean of WT, TC and ET; the champion is judged by the one on validation")
-
-
-_SHOWN = ("mean_regions", *BRATS.region_names)
+    of = " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+    print(f"Dice is the mean of {of}; the champion is judged by the one on validation")
 
 
 def promote(version: Version, as_json: Json = False) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from gliotrail.cli import complete
 from gliotrail.cli.output import Json, print_json, print_table, table_of, tell
+from gliotrail.dataset.brats import BRATS
 from gliotrail.dataset.task import Task
 from gliotrail.errors import ParamsError
 
@@ -86,7 +87,6 @@ def task_at(path: Path | None) -> Task:
     Raises:
         DataError: as `read_json` and `task_of`.
     """
-    from gliotrail.dataset.brats import BRATS
     from gliotrail.dataset.description import DESCRIPTION, read_json, task_of
 
     if path is None:
@@ -103,18 +103,20 @@ def import_keras(
     file: Annotated[Path, typer.Argument(help="Keras' .h5 or .weights.h5.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors to write.")],
     channels: Annotated[
-        str | None, typer.Option(help="The order of its inputs, such as FLAIR,T1w,T1gd,T2w.")
+        str | None,
+        typer.Option(help=f"The order of its inputs, such as {','.join(BRATS.channel_names)}."),
     ] = None,
     classes: Annotated[
         str | None,
-        typer.Option(help="The order of its outputs, such as edema,non_enhancing,enhancing."),
+        typer.Option(help=f"The order of its outputs, such as {','.join(BRATS.class_names)}."),
     ] = None,
     dataset: Annotated[
         Path | None,
         typer.Option(help="The dataset.json of what it segments; brain tumours without."),
     ] = None,
     standardize: Annotated[
-        Literal["brain", "slice", "none"], typer.Option(help="How its inputs were standardised.")
+        Literal["foreground", "slice", "none"],
+        typer.Option(help="How its inputs were standardised."),
     ] = "slice",
     as_json: Json = False,
 ) -> None:

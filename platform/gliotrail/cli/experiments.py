@@ -13,13 +13,14 @@ import typer
 from gliotrail import params
 from gliotrail.cli.output import Json, number, print_json, print_table, table_of
 from gliotrail.dataset.brats import BRATS
+from gliotrail.dataset.task import Task
 from gliotrail.errors import ParamsError, TrackingError
 from gliotrail.param_types import FROM_SWEEP
 from gliotrail.paths import git
 from gliotrail.plain_yaml import parse_yaml, read_yaml
 
 WINNER: Final = Path("results/sweep/best.json")
-_MEASURES: Final = ("results/evaluate/measures", "mean_regions", *BRATS.region_names)
+_MEASURES: Final = "results/evaluate/measures"
 
 
 def try_(
@@ -71,8 +72,34 @@ def check_changes(
             same.append(f"{key} is {text} already")
         section[last] = value
     after = params.validate(values, where=file)
+    _check_own_parts(after)
     if after == before or len(same) == len(changes):
         raise ParamsError("nothing changes", where=file, got="; ".join(same) or None)
+
+
+def _check_own_parts(changed: params.Params) -> None:
+    """Raise ParamsError if a part of your own is not as it must be."""
+    from gliotrail.own_parts import is_own
+
+    train = changed.train
+    if not any(map(is_own, (train.model.name, train.loss, *train.augment.own))) and (
+        not changed.evaluate.measures
+    ):
+        return
+    from gliotrail.segmentation.score import own_measures  # torch takes seconds to import
+    from gliotrail.training.own_check import check_own
+
+    task = _task_here()
+    size = train.patch_size if isinstance(train.patch_size, tuple) else changed.patch.sizes[0]
+    check_own(train, size, task)
+    own_measures(changed.evaluate.measures)
+
+
+def _task_here(prepared: Path = Path("data/prepare")) -> Task:
+    """What is segmented in this checkout; brain tumours where nothing is prepared."""
+    from gliotrail.imaging.prepared import TASK_FILE, read_task
+
+    return read_task(prepared) if (prepared / TASK_FILE).is_file() else BRATS
 
 
 def experiments(
@@ -95,10 +122,12 @@ def experiments(
         print_json(rows)
         return
     changed = list(dict.fromkeys(key for row in rows for key in row["changed"]))
-    table = table_of("experiment", *changed, *(f"Dice {name}" for name in _MEASURES[1:]))
+    task = _task_here()
+    names = ("mean_regions", *(task.region_names or task.class_names))
+    table = table_of("experiment", *changed, *(f"Dice {name}" for name in names))
     for row in rows:
         values = [str(row["changed"].get(key, "")) for key in changed]
-        table.add_row(row["name"], *values, *(number(row["dice"][n]) for n in _MEASURES[1:]))
+        table.add_row(row["name"], *values, *(number(row["dice"].get(n)) for n in names))
     print_table(table)
     print("take one over: `dvc exp apply NAME`; differences: `dvc exp diff NAME`")
 
@@ -120,7 +149,7 @@ def rows_of(shown: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
                 changed = {key: value for key, value in own.items() if base.get(key) != value}
                 name = revision["name"] or revision["rev"][:7]
                 rows.append({"name": name, "changed": changed, "dice": _dice(revision)})
-        yield from sorted(rows, key=lambda row: -(row["dice"]["mean_regions"] or 0))
+        yield from sorted(rows, key=lambda row: -(row["dice"].get("mean_regions") or 0))
 
 
 def _params_of(revision: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -130,13 +159,11 @@ def _params_of(revision: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _dice(revision: Mapping[str, Any]) -> dict[str, float | None]:
     files = (revision.get("data") or {}).get("metrics") or {}
-    folder, *names = _MEASURES
-
-    def of(name: str) -> float | None:
-        found = (files.get(f"{folder}/{name}.json") or {}).get("data") or {}
-        return found.get("dice")
-
-    return {name: of(name) for name in names}
+    return {
+        Path(path).stem: (of.get("data") or {}).get("dice")
+        for path, of in files.items()
+        if path.startswith(_MEASURES)
+    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -39,9 +39,14 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Measure a mask against the true one. Their orientations may differ, their voxels not."""
+    from gliotrail.dataset.brats import BRATS
     from gliotrail.segmentation.score import score_files
 
-    found = score_files(ref, pred, ref_scheme, task_at(dataset))
+    task = task_at(dataset)
+    if ref_scheme and task.class_names != BRATS.class_names:
+        got = f"one of {', '.join(task.class_names)}"
+        raise ParamsError("--ref-scheme", wanted="a data set of brain tumours", got=got)
+    found = score_files(ref, pred, ref_scheme, task)
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
@@ -114,7 +119,7 @@ def segment(
         if path.resolve() in {other.resolve() for other in paths} or outputs.count(path) > 1:
             raise ParamsError("output", wanted="a file of its own", got=str(path))
 
-    from gliotrail.dataset.brats import SCHEMES
+    from gliotrail.dataset.brats import BRATS, SCHEMES
     from gliotrail.imaging.header import odd_in, read_header
     from gliotrail.imaging.nifti import (
         read_channels,
@@ -131,10 +136,16 @@ def segment(
     models = model or [_default_model()]
     networks, theirs = zip(*(_trained(name) for name in models), strict=True)
     task = networks[0][1].task
+    if scheme and not {*BRATS.class_names} <= {*task.class_names}:
+        got = ", ".join(task.class_names)
+        raise ParamsError("--scheme", wanted="a model of brain tumours", got=f"one of {got}")
     if image is None:
+        known = {name.lower(): name for name in task.channel_names}
+        given = {known.get(name.lower(), name): path for name, path in given.items()}
         if sorted(given) != sorted(task.channel_names):
             wanted, got = ", ".join(task.channel_names), ", ".join(given)
-            raise ParamsError("channels of the model", wanted=wanted, got=got)
+            do = " ".join(f"--channel {name}=FILE" for name in task.channel_names)
+            raise ParamsError("channels of the model", wanted=wanted, got=got, do=do)
         image = read_channels([given[name] for name in task.channel_names])
     chosen = _one(theirs) if threshold is None else threshold
     done = work.segment(image, networks, chosen, tta, allow_missing)
@@ -151,13 +162,15 @@ def segment(
 def _given(texts: Sequence[str], named: Mapping[str, Path | None]) -> dict[str, Path]:
     """Files by channel: `NAME=FILE`, where a name may be any that BraTS has used, and the rest."""
     from gliotrail.dataset.brats import channel_name
+    from gliotrail.dataset.task import as_name
 
     given = {name: path for name, path in named.items() if path}
     for text in texts:
         name, _, path = text.partition("=")
-        if not (name and path) or channel_name(name) in given:
+        name = as_name(channel_name(name))
+        if not (name and path) or name in given:
             raise ParamsError("--channel", wanted="NAME=FILE, each name once", got=repr(text))
-        given[channel_name(name)] = Path(path)
+        given[name] = Path(path)
     return given
 
 

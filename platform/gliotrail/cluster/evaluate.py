@@ -29,6 +29,7 @@ from gliotrail.imaging.formats.decathlon import read_dataset
 from gliotrail.imaging.geometry import Box, vox3
 from gliotrail.imaging.prepared import Prepared, load_prepared
 from gliotrail.imaging.split import Region
+from gliotrail.own_parts import short_name
 from gliotrail.params import Evaluate, Params
 from gliotrail.progress import progress, say
 from gliotrail.report.evaluation_charts import write_charts
@@ -36,12 +37,13 @@ from gliotrail.runs.journal import MODEL_FILE
 from gliotrail.runs.lineage import digest_of
 from gliotrail.segmentation.loop import SCORE
 from gliotrail.segmentation.metrics import mean_defined
-from gliotrail.segmentation.score import Score
+from gliotrail.segmentation.score import Score, own_measures
 from gliotrail.segmentation.validation import means_of_rows
+from gliotrail.segmentation.weights import load
 from gliotrail.tracking.evaluation_record import record_evaluation
 
 _TOLD: Final = ("dice", "sensitivity", "specificity", "hd95_mm")
-_MEASURES: Final = (*_TOLD, "specificity_brain")
+_MEASURES: Final = (*_TOLD, "specificity_foreground")
 _HASH_LENGTH: Final = 16
 MEASURES_VERSION: Final = 1
 """Goes up when a measure's definition changes: champions are then judged again."""
@@ -59,11 +61,13 @@ def evaluate(
     Patients are segmented by the cluster's workers; see `case_tasks`.
 
     Raises:
+        ParamsError: a measure of your own that is none.
         DataError, WeightsError: scans or weights that can't be used.
         ClusterError: the cluster can't give a worker.
         TrackingError: the outputs are written, but MLflow doesn't know the run.
     """
     section = params.evaluate
+    own = tuple(own_measures(section.measures))
     prepared = load_prepared(prepared_folder.resolve())
     if not prepared.split.test:
         say("evaluate: prepare.split.test names no patient: the model is registered unmeasured")
@@ -89,7 +93,13 @@ def evaluate(
             done(1)
 
         evaluation = Evaluation(
-            weights, section.threshold, task, prepared.intensities, dataset.channel_order, scratch
+            weights,
+            section.threshold,
+            task,
+            prepared.intensities,
+            dataset.channel_order,
+            scratch,
+            section.measures,
         )
         each_case(evaluation, patients, keep, "evaluate")
         by_name = {name: came[name] for name in prepared.split.test}  # they end in any order
@@ -100,18 +110,25 @@ def evaluate(
             write_charts(partial / "charts", scores, looks, np.asarray(confusion_rp), task)
         else:
             (partial / "charts").mkdir()
-        measured = summary(scores, {name: made.loss for name, made in by_name.items()}, task)
+        losses = {name: made.loss for name, made in by_name.items()}
+        measured = summary(scores, losses, task, own)
         write_json(partial / "metrics.json", measured)
         (partial / "measures").mkdir()
-        for name, row in rows_of(measured, task).items():
+        for name, row in rows_of(measured, task, own).items():
             write_json(partial / "measures" / f"{name}.json", row)
         by_case = {name: s.model_dump(mode="json") for name, s in scores.items()}
         write_json(partial / "cases.json", by_case)
     record(trained, out, prepared, section)
 
 
-def summary(scores: Mapping[str, Score], losses: Mapping[str, float], task: Task) -> dict[str, Any]:
-    """`metrics.json`: means over the test cases, and how many of them have a defined Dice."""
+def summary(
+    scores: Mapping[str, Score], losses: Mapping[str, float], task: Task, own: Sequence[str] = ()
+) -> dict[str, Any]:
+    """`metrics.json`: means over the test cases, and how many of them have a defined Dice.
+
+    Args:
+        own: the names of your own measures.
+    """
     values: dict[str, Any] = {
         "cases": len(scores),
         "classes": list(task.class_names),
@@ -125,16 +142,20 @@ def summary(scores: Mapping[str, Score], losses: Mapping[str, float], task: Task
                 measure: mean_defined(getattr(m, measure) for m in of).value
                 for measure in _MEASURES
             }
+            values[name] |= {key: mean_defined(m.own[key] for m in of).value for key in own}
             values[name]["defined"] = mean_defined(m.dice for m in of).n
         of_each = [values[name]["dice"] for name in names or task.class_names]
         values[f"mean_{kind}"] = mean_defined(of_each).value
     return values
 
 
-def rows_of(metrics: Mapping[str, Any], task: Task) -> dict[str, dict[str, Any]]:
+def rows_of(
+    metrics: Mapping[str, Any], task: Task, own: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
     """`metrics.json` as the rows of `dvc metrics show`: a file a row, the same few keys in each."""
     rows = {
-        name: {key: metrics[name][key] for key in _TOLD} | {"cases": metrics[name]["defined"]}
+        name: {key: metrics[name][key] for key in (*_TOLD, *own)}
+        | {"cases": metrics[name]["defined"]}
         for name in task.names
     }
     means = {f"mean_{kind}": {"dice": metrics[f"mean_{kind}"]} for kind in ("classes", "regions")}
@@ -158,7 +179,7 @@ def record(trained: Path, out: Path, prepared: Prepared, section: Evaluate) -> N
     told = record_evaluation(
         run,
         trained / MODEL_FILE,
-        measures_of(metrics, prepared.task),
+        measures_of(metrics, prepared.task, tuple(map(short_name, section.measures))),
         [*shown, out / "metrics.json", out / "cases.json"],
         judged_on=_judged_on(prepared, prepared.split.validation, section.threshold),
         trained_on=trained_on(prepared),
@@ -179,11 +200,13 @@ def _caveats(prepared: Prepared) -> Iterator[str]:
         yield "it is not measured on held-out patients: prepare.split.test names none"
 
 
-def measures_of(metrics: Mapping[str, Any], task: Task) -> dict[str, float]:
+def measures_of(
+    metrics: Mapping[str, Any], task: Task, own: Sequence[str] = ()
+) -> dict[str, float]:
     """`test/dice_WT` and so on, for MLflow, of what is defined in `metrics.json`."""
     points = {"test/soft_dice_loss": metrics["soft_dice_loss"]}
     for name in task.names:
-        for measure in _TOLD:
+        for measure in (*_TOLD, *own):
             points[f"test/{measure}_{name}"] = metrics[name][measure]
     for kind in ("classes", "regions"):
         points[f"test/dice_mean_{kind}"] = metrics[f"mean_{kind}"]
@@ -191,13 +214,14 @@ def measures_of(metrics: Mapping[str, Any], task: Task) -> dict[str, float]:
 
 
 def _judged_on(prepared: Prepared, regions: Sequence[Region], threshold: float) -> str:
-    """A digest of validation data, and of how they are measured."""
+    """A digest of validation data, of what is segmented in them, and of how it is measured."""
     inputs = [
         [region.case, str(region.box), prepared.cases[region.case].image_sha256,
          prepared.cases[region.case].label_sha256]
         for region in regions
     ]  # fmt: skip
-    return digest_of([MEASURES_VERSION, threshold, inputs])
+    task = prepared.task.model_dump(mode="json", include={"channels", "classes", "regions"})
+    return digest_of([MEASURES_VERSION, threshold, inputs, task])
 
 
 def trained_on(prepared: Prepared) -> str:
@@ -233,8 +257,15 @@ def unseen(prepared: Prepared, told: str | None) -> list[Region]:
 def _rescored(
     ours: Path, theirs: Path, prepared: Prepared, regions: Sequence[Region], threshold: float
 ) -> tuple[float, float, str] | None:
-    """What two models are worth on the same validation data, and which; None if there are none."""
+    """What two models are worth on the same validation data, and which.
+
+    None if there are none, or where the models are of other channels or classes.
+    """
     if not regions:
+        return None
+    first_task, other = (load(weights)[1].task for weights in (ours, theirs))
+    names = first_task.channel_names, first_task.class_names
+    if names != (other.channel_names, other.class_names):
         return None
     models = [share(weights.resolve()) for weights in (ours, theirs)]
     rows: dict[tuple[int, Region], list[float]] = {}

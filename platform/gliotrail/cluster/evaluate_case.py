@@ -33,7 +33,7 @@ from gliotrail.report.viewer import viewer_html
 from gliotrail.segmentation.inference import predict_case, to_labels
 from gliotrail.segmentation.metrics import confusion, soft_dice_loss_scan
 from gliotrail.segmentation.postprocess import postprocessed
-from gliotrail.segmentation.score import Score, score
+from gliotrail.segmentation.score import Score, own_measures, score
 from gliotrail.segmentation.validation import row_of_region
 from gliotrail.segmentation.weights import load
 
@@ -66,6 +66,7 @@ class Evaluation:
 
     channel_order: as of `Dataset`.
     scratch: a folder for the patients' files.
+    measures: the names of measures of your own.
     """
 
     weights: SharedFile
@@ -74,6 +75,7 @@ class Evaluation:
     intensities: Intensities
     channel_order: tuple[int, ...]
     scratch: Path
+    measures: tuple[str, ...] = ()
 
     def __call__(self, patient: HeldOut, device: torch.device) -> Evaluated:
         """Predict on `device`.
@@ -93,7 +95,8 @@ class Evaluation:
         pred_IJK = postprocessed(pred_IJK, description.postprocess, task, case.spacing_mm)
         loss = soft_dice_loss_scan(probabilities_CIJK, ref_IJK)
         body_IJK = (image_CIJK != 0).any(axis=0)
-        scored = score(ref_IJK, pred_IJK, case.spacing_mm, body_IJK, task=task)
+        own = own_measures(self.measures)
+        scored = score(ref_IJK, pred_IJK, case.spacing_mm, body_IJK, task=task, own=own)
         confusion_rp = confusion(ref_IJK, pred_IJK, task.n_labels)
 
         ref_IJK = np.where(ref_IJK == IGNORED, np.uint8(0), ref_IJK)

@@ -24,6 +24,7 @@ import gliotrail
 from gliotrail.code_graph import code_hash, imported_by
 from gliotrail.errors import ClusterError, DataError, ParamsError, Stopped
 from gliotrail.files import replacing
+from gliotrail.own_parts import OWN
 from gliotrail.paths import DIRECT, JOB
 from gliotrail.plain_yaml import read_yaml
 from gliotrail.progress import say
@@ -210,7 +211,9 @@ def _stage(name: str) -> dict[str, Any]:
 
 def _inputs(stage: str) -> list[str]:
     """The data that it takes, as far as they are there."""
-    inputs = [path for path in _stage(stage).get("deps", []) if not path.endswith(".py")]
+    inputs = [
+        path for path in _stage(stage).get("deps", []) if not path.endswith(".py") and path != OWN
+    ]
     first = read_yaml(Path("params.yaml"))["train"]["init"]
     if Path(first).is_file() and not Path(first).is_absolute():
         inputs.append(first)
@@ -221,7 +224,9 @@ def _name(stage: str, words: Sequence[str], digests: Mapping[str, str]) -> str:
     """Of a stage's job, without the number of its attempt."""
     from gliotrail.runs.lineage import digest_of
 
-    code = code_hash(imported_by(f"gliotrail.cluster.{stage}").values())
+    code = code_hash(
+        [*imported_by(f"gliotrail.cluster.{stage}").values(), *Path(OWN).rglob("*.py")]
+    )
     inputs = [digests, read_yaml(Path("params.yaml")), code]
     return f"{_PREFIX}{'-'.join([stage, *words])}-{digest_of(inputs)}"
 
@@ -254,7 +259,9 @@ def _send(client: "JobSubmissionClient", job: "JobInputs") -> None:
         package = Path(folder)
         code = package / "platform/gliotrail"
         shutil.copytree(Path(gliotrail.__file__).parent, code, ignore=no_caches)
-        shutil.copytree("pipelines", package / "pipelines", ignore=no_caches)
+        for name in ("pipelines", OWN):
+            if Path(name).is_dir():
+                shutil.copytree(name, package / name, ignore=no_caches)
         for name in ("params.yaml", "dvc.lock"):
             if Path(name).is_file():
                 shutil.copyfile(name, package / name)

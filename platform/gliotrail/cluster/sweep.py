@@ -12,9 +12,10 @@ from typing import Any, Final
 from gliotrail.cluster.autoscaling import wait_until_free, when_there_are
 from gliotrail.cluster.connection import check_shares, cluster
 from gliotrail.cluster.job_inputs import mirror_of
-from gliotrail.errors import TrainingError
-from gliotrail.param_types import format_size
-from gliotrail.params import Params
+from gliotrail.errors import ParamsError, TrainingError
+from gliotrail.imaging.split import read_split
+from gliotrail.param_types import FROM_SWEEP, format_size
+from gliotrail.params import Params, Train
 from gliotrail.progress import say
 from gliotrail.runs.lineage import Origin, describe
 from gliotrail.runs.stop import asked_by, stop_if_asked
@@ -23,7 +24,7 @@ from gliotrail.search.outcome import artifacts, best_of, figures, row_of, show, 
 from gliotrail.search.population import Population
 from gliotrail.search.proposals import Proposals, Trial
 from gliotrail.tracking.delivery_thread import Hold, tracked
-from gliotrail.training.inputs import data_paths
+from gliotrail.training.inputs import VALIDATION_DO, data_paths
 
 EXPERIMENT: Final = "gliotrail-sweeps"
 
@@ -37,10 +38,19 @@ def sweep(
     """Run every trial that waits; write `best.json`, `trials.csv` and `decisions.csv`.
 
     Raises:
-        ParamsError: a swept key that can't be swept, a size that isn't prepared or can't be halved.
+        ParamsError: no validation data; a swept key that can't be swept, a size that isn't
+            prepared or can't be halved.
         TrainingError: no trial came to its end.
         Stopped: by Ctrl-C, SIGTERM or `gliotrail runs stop`.
     """
+    if not read_split(prepared).validation:
+        asked = [f"train.{k}" for k in Train.model_fields if getattr(params.train, k) == FROM_SWEEP]
+        if asked:
+            do = f"{VALIDATION_DO}, or give {' and '.join(asked)} a value"
+            raise ParamsError("sweep: no validation data to compare trials by", do=do)
+        say("sweep: no validation data, and train takes nothing from a sweep: no trial is run")
+        write(out, [], {"params": {}}, b"")
+        return
     proposals = Proposals(params, prepared, patches)
     parent, trials = proposals.parent, proposals.trials
     for run in (parent, *(trial.run for trial in trials)):

@@ -1,6 +1,7 @@
 """Stage `train`: fine-tune the network on Ray's workers; out come model, journal and curves."""
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,7 +134,8 @@ def finish(training: Training, run: RunFolder) -> None:
     state, model = result(training, run, postprocess=True)
     write_durably(run.root / MODEL_FILE, model)  # its end tells that it is there
     run.attach("curves.png", _curves(training, run))
-    run.end("FINISHED", "trained to the end", {"score": state.kept_score, "step": state.kept_step})
+    score = {} if math.isnan(state.kept_score) else {"score": state.kept_score}
+    run.end("FINISHED", "trained to the end", score | {"step": state.kept_step})
 
 
 def _curves(training: Training, run: RunFolder) -> bytes:
@@ -175,6 +177,18 @@ def export(run: RunFolder, out: Path) -> None:
         write_json(partial / RUN_FILE, says | {"ended": run.ended()})
         for part, name in _CURVES.items():
             (partial / name).write_bytes(_table(points, f"{part}/"))
+        (partial / "dice.csv").write_bytes(_dice_by_name(points))
+
+
+def _dice_by_name(points: Sequence[Point]) -> bytes:
+    """The validation's Dice as CSV, a row a step and class, region or mean, for a plot of DVC's."""
+    start = "val/dice_"
+    rows = [
+        {"step": point.step, "name": point.key.removeprefix(start), "dice": point.value}
+        for point in points
+        if point.key.startswith(start)
+    ]
+    return csv_bytes(("step", "name", "dice"), rows)
 
 
 def _smooth(rows: Sequence[dict[str, float]], key: str) -> None:
@@ -195,7 +209,7 @@ def _table(points: Sequence[Point], prefix: str) -> bytes:
         if point.key.startswith(prefix):
             row = rows.setdefault(point.step, {"step": point.step})
             row[point.key.removeprefix(prefix)] = point.value
-    columns = dict.fromkeys(key for row in rows.values() for key in row)
+    columns = dict.fromkeys(["step", *(key for row in rows.values() for key in row)])
     if prefix == "train/":
         _smooth(list(rows.values()), "soft_dice_loss")
         columns["soft_dice_loss_smoothed"] = None

@@ -41,8 +41,8 @@ def case_fingerprint(
         "spacing_mm": list(scan.spacing_mm),
         "orientation": axis_codes(scan.affine),
         "data_type": scan.header.dtype.name,
-        "brain_box_vox": list(brain_IJK.shape),
-        "brain_ml": round(int(brain_IJK.sum()) * voxel_ml, 6),
+        "foreground_box_vox": list(brain_IJK.shape),
+        "foreground_ml": round(int(brain_IJK.sum()) * voxel_ml, 6),
         "voxels": classes,
         "intensity": {
             name: {"mean": mean, "std": std} | _intensity(image_IJKC[..., channel][brain_IJK])
@@ -74,7 +74,7 @@ def dataset_fingerprint(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
             "orientations": dict(Counter(case["orientation"] for case in cases.values())),
             "shape_vox": _spread([case["shape_vox"] for case in cases.values()]),
             "spacing_mm": _spread([case["spacing_mm"] for case in cases.values()]),
-            "brain_box_vox": _spread([case["brain_box_vox"] for case in cases.values()]),
+            "foreground_box_vox": _spread([case["foreground_box_vox"] for case in cases.values()]),
             "voxels": {name: sum(voxels[name] for voxels in labelled) for name in names},
             "cases_with": {name: sum(v[name] > 0 for v in labelled) for name in names},
         },

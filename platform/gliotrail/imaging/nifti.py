@@ -127,7 +127,8 @@ def read_channels(paths: Sequence[Path]) -> Scan:
         turned = in_ras(scan)
         check_same_grid(turned.header, in_ras(first).header)
         together[..., channel] = from_ras(turned.array[..., 0], first.affine)
-    return Scan(together, replace(first.header, shape=shape))
+    told = shape if len(scans) > 1 else first.shape_vox  # as `read_image` tells of one channel
+    return Scan(together, replace(first.header, shape=told))
 
 
 def in_ras(scan: Scan) -> Scan:

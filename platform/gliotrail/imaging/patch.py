@@ -28,7 +28,7 @@ from gliotrail.imaging.geometry import Box, Vox3, vox3
 from gliotrail.imaging.prepared import Prepared, PreparedCase, read_labels_patch
 from gliotrail.imaging.split import box_to_json
 from gliotrail.param_types import Size, format_size
-from gliotrail.progress import progress
+from gliotrail.progress import progress, say
 
 Ints = npt.NDArray[np.int64]
 
@@ -88,8 +88,9 @@ def patch(
     Of each training case `per_case` corners, each at most once (all of them where there are
     fewer): first, of those with tumour, `tumour_centred` of them whose centre is tumour,
     uniformly; then the rest, uniformly among all corners that are left; last the share `healthy`
-    of all, whose centre is brain and which hold no tumour, as far as there are such. Their order
-    is random, so that the first n are a sample as well. Another size or case changes nothing: all
+    of all, whose centre is brain and which hold no tumour, as far as there are such. Of a case
+    that has none of the classes all are of this last kind, and that is told. Their order is
+    random, so that the first n are a sample as well. Another size or case changes nothing: all
     comes from (seed, size, case name).
 
     Args:
@@ -102,7 +103,7 @@ def patch(
 
     Raises:
         DataError: a training case with no patch of this size that stays inside the scan, clear
-            of the validation block and below the share of background.
+            of the validation block and, where it has any class, below the share of background.
     """
     names = prepared.split.training
     memory = memory and memory / format_size(size)
@@ -123,6 +124,13 @@ def patch(
             pool.shutdown(cancel_futures=True)
             raise
     forget_others(memory, keys)
+    empty = [name for name, row in zip(names, rows, strict=True) if not row[1][:, 1:].any()]
+    if len(empty) == len(names):
+        wanted = f"some {' or '.join(prepared.task.class_names)}"
+        raise DataError("labels of all training cases", wanted=wanted, got="none")
+    if empty:
+        few = f"{', '.join(empty[:3])}{', ..' if len(empty) > 3 else ''}"
+        say(f"training cases without any class, whose patches show none: {few}")
     corner_vox, voxels, centred = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     numbers = np.repeat(np.arange(len(names)), [len(row[0]) for row in rows])
     classes = prepared.task.class_names
@@ -153,6 +161,9 @@ def _draw(
     section: params.Patch, case: PreparedCase, size: Size, kept_out: Box | None, n_classes: int
 ) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
     """Corners (n, 3), voxels (n, 1 + classes) and whether drawn for its centre (n,) of one case."""
+    labels_IJK = read_labels_patch(case, case.box)
+    if not ((labels_IJK > 0) & (labels_IJK != IGNORED)).any():
+        return _without_tumour(section, case, size, kept_out, n_classes)
     corners, region = _corners_near_tumour(case, size)
     labels_IJK = read_labels_patch(case, region)
     counts = np.stack([_running_sums(labels_IJK == c + 1, size) for c in range(n_classes)])
@@ -199,6 +210,28 @@ def _draw(
     return corner_vox[order], voxels[order].astype(np.int64), order < len(first)
 
 
+def _without_tumour(
+    section: params.Patch, case: PreparedCase, size: Size, kept_out: Box | None, n_classes: int
+) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
+    """As `_draw`, of a case without any class."""
+    _check_fits(case, size)
+    rng = np.random.default_rng([section.seed, *size, *case.name.encode()])
+    corner_vox = _healthy_corners(case, size, kept_out, rng)[: section.per_case]
+    if not len(corner_vox):
+        wanted = "one clear of the validation block and of ignored voxels"
+        what = f"patches of {format_size(size)}"
+        raise DataError(what, where=case.name, wanted=wanted, got="none")
+    voxels = np.zeros((len(corner_vox), n_classes + 1), np.int64)
+    voxels[:, 0] = math.prod(size)
+    return corner_vox, voxels, np.zeros(len(corner_vox), np.bool_)
+
+
+def _check_fits(case: PreparedCase, size: Size) -> None:
+    if any(s > n for n, s in zip(case.ras_shape_vox, size, strict=True)):
+        wanted = f"at most {format_size(case.ras_shape_vox)}, its scan"
+        raise DataError("patch size", where=case.name, wanted=wanted, got=format_size(size))
+
+
 def _healthy_corners(
     case: PreparedCase, size: Size, kept_out: Box | None, rng: np.random.Generator
 ) -> Ints:
@@ -223,13 +256,9 @@ def _corners_near_tumour(case: PreparedCase, size: Size) -> tuple[Box, Box]:
 
     The share of background is below a threshold of at most 1, so there is tumour in every patch.
     """
+    _check_fits(case, size)
     limits = [n - s + 1 for n, s in zip(case.ras_shape_vox, size, strict=True)]
-    if min(limits) < 1:
-        wanted = f"at most {format_size(case.ras_shape_vox)}, its scan"
-        raise DataError("patch size", where=case.name, wanted=wanted, got=format_size(size))
     tumour = Box.around(read_labels_patch(case, case.box) > 0).shifted(case.box.start_vox)
-    if 0 in tumour.size_vox:
-        raise DataError("labels of a training case", where=case.name, wanted="tumour", got="none")
     starts = vox3([a - s + 1 for a, s in zip(tumour.start_vox, size, strict=True)])
     corners = Box(starts, tumour.stop_vox).meet(Box((0, 0, 0), vox3(limits)))
     stops = vox3([b - 1 + s for b, s in zip(corners.stop_vox, size, strict=True)])

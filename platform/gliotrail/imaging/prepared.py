@@ -220,7 +220,7 @@ class Prepared:
 def read_patch(
     case: PreparedCase,
     box: Box,
-    standardize: Literal["brain", "slice", "none"] | str,
+    standardize: Literal["foreground", "slice", "none"] | str,
     fused: bool = False,
 ) -> Floats:
     """The voxels of a box as float32 (C, I, J, K), which may reach past the brain and the scan.
@@ -230,8 +230,8 @@ def read_patch(
     Args:
         case: of which case.
         box: in voxels of the RAS+ scan.
-        standardize: `brain`: (v - mean) / std of the whole brain; `slice`: of the brain in the
-            voxel's axial slice; `none`: raw values.
+        standardize: `foreground`: (v - mean) / std of all that is not air; `slice`: of the same in
+            the voxel's axial slice; `none`: raw values.
         fused: by a compiled kernel where there is one. The same numbers, three times as fast; it
             pays where hundreds of patches are read, for it takes a second to load.
 
@@ -242,8 +242,8 @@ def read_patch(
     Raises:
         DataError: another word for `standardize`; files that are missing or of another shape.
     """
-    if standardize not in {"brain", "slice", "none"}:
-        raise DataError("standardize", wanted="brain, slice or none", got=repr(standardize))
+    if standardize not in {"foreground", "slice", "none"}:
+        raise DataError("standardize", wanted="foreground, slice or none", got=repr(standardize))
     inside = box.meet(case.box)
     whole = inside == box
     patch_CKJI = (np.empty if whole else np.zeros)(
@@ -252,7 +252,7 @@ def read_patch(
     if 0 in inside.size_vox:
         return patch_CKJI.transpose(0, 3, 2, 1)
     here, there = (inside.shifted([-n for n in of.start_vox]) for of in (case.box, box))
-    if standardize == "brain":
+    if standardize == "foreground":
         mean_CK, std_CK = (
             np.repeat(of_C[:, None], inside.size_vox[2], axis=1)
             for of_C in (case.mean_C, case.std_C)

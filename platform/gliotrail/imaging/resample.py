@@ -2,7 +2,9 @@
 
 Both grids have the same centre, so that a mirrored scan becomes the mirrored result. A new voxel is
 the mean of old ones, weighted by a triangle as wide as the coarser of the two voxels: linear
-interpolation where voxels get smaller, without aliasing where they get larger.
+interpolation where voxels get smaller, without aliasing where they get larger. Along the axis of
+thick slices it is the nearest old one, as in nnU-Net (arXiv:1904.08128, supplement): nobody has
+seen what lies between them.
 """
 
 from collections.abc import Sequence
@@ -102,10 +104,11 @@ def resample(
 ) -> Floats:
     """One channel on another grid of the same centre; the border's values go on outside."""
     values = image_IJK.astype(np.float32)
+    thick = thick_axis(spacing_mm)
+    thick = thick_axis(new_spacing_mm) if thick is None else thick
     for axis in range(3):
-        weights = _weights(
-            values.shape[axis], spacing_mm[axis], new_shape_vox[axis], new_spacing_mm[axis]
-        )
+        sides = values.shape[axis], spacing_mm[axis], new_shape_vox[axis], new_spacing_mm[axis]
+        weights = _weights(*sides, nearest=axis == thick)
         values = np.moveaxis(np.tensordot(weights, values, axes=(1, axis)), 0, axis)
     return values
 
@@ -124,12 +127,28 @@ def to_scan_grid(
     return np.stack([resample(p_IJK, *grids) for p_IJK in probabilities_CIJK])
 
 
-def _weights(n: int, length_mm: float, new_n: int, new_length_mm: float) -> Floats:
-    """What each old voxel of a row gives to each new one (new, old); rows sum to 1."""
+def thick_axis(spacing_mm: Sequence[float]) -> int | None:
+    """The axis along which voxels are over 3 times as long as along another, if it is just one."""
+    longest = int(np.argmax(spacing_mm))
+    if spacing_mm[longest] <= _ANISOTROPIC * min(spacing_mm):
+        return None
+    return longest if list(spacing_mm).count(spacing_mm[longest]) == 1 else None
+
+
+def _weights(
+    n: int, length_mm: float, new_n: int, new_length_mm: float, nearest: bool = False
+) -> Floats:
+    """What each old voxel of a row gives to each new one (new, old); rows sum to 1.
+
+    `nearest` is one old voxel alone, or two that are as near, so that mirror images stay such.
+    """
     at_mm = (np.arange(n) - (n - 1) / 2) * length_mm
     new_at_mm = (np.arange(new_n) - (new_n - 1) / 2) * new_length_mm
     inside_mm = np.clip(new_at_mm, at_mm[0], at_mm[-1])
     apart_mm = np.abs(inside_mm[:, None] - at_mm)
     weights = np.maximum(0, 1 - apart_mm / max(length_mm, new_length_mm))
+    if nearest:
+        least_mm = apart_mm.min(axis=1, keepdims=True)
+        weights = (apart_mm < least_mm + 1e-6 * length_mm).astype(float)
     shares: Floats = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     return shares

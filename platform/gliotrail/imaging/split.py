@@ -1,15 +1,17 @@
 """Who is for training, for validation and for testing: by patient, never by patch."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gliotrail import params
 from gliotrail.dataset.patients import of_same_patients, patient_of
-from gliotrail.errors import ParamsError
+from gliotrail.errors import DataError, ParamsError
 from gliotrail.imaging.geometry import Box, Vox3, vox3
 
 _KEY = "prepare.split"
@@ -156,6 +158,18 @@ def split_to_json(split: Split) -> dict[str, Any]:
         "test": list(split.test),
         "kept_out": {case: box_to_json(box) for case, box in split.kept_out.items()},
     }
+
+
+def read_split(folder: Path) -> Split:
+    """What the stage `prepare` decided.
+
+    Raises:
+        DataError: it has not been run.
+    """
+    path = folder / "split.json"
+    if not path.is_file():
+        raise DataError("no such file", where=path, do="run `dvc repro prepare` first")
+    return split_from_json(json.loads(path.read_text()))
 
 
 def split_from_json(values: Mapping[str, Any]) -> Split:

@@ -240,9 +240,9 @@ def draw_intensities(
     """The brain's values of each channel, a line a case: as they are, and standardised."""
     wide_in, high_in = max(5.4, 0.52 + 2.42 * len(task.channels)), 4.9
     figure = new_figure(wide_in, high_in)
-    add_title(figure, 0.2, high_in - 0.26, "Intensities over the brain, a line a case")
+    add_title(figure, 0.2, high_in - 0.26, "Intensities over the foreground, a line a case")
     alpha = max(0.12, min(1.0, (16 / len(seen)) ** 0.5))
-    rows = ("raw values", "standardised over the brain: (value - mean) / std")
+    rows = ("raw values", "standardised over the foreground: (value - mean) / std")
     for c, channel in enumerate(task.channel_names):
         for row, x_name in enumerate(rows):
             low_in = 2.7 if row == 0 else 0.5

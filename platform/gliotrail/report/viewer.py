@@ -96,7 +96,7 @@ def _page(
     coarser = f", one in {step} along each axis" if step > 1 else ""
     facts = {
         "name": case.name,
-        "about": f"The brain's box, 8 bits a voxel{coarser}, by NiiVue {NIIVUE_VERSION}. "
+        "about": f"The foreground's box, 8 bits a voxel{coarser}, by NiiVue {NIIVUE_VERSION}. "
         "No medical device.",
         "channels": [
             {"name": name, "low": low + air, "high": high + air}

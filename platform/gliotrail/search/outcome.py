@@ -77,7 +77,7 @@ def write(out: Path, rows: Sequence[Row], best: Mapping[str, Any], decisions: by
         partial.mkdir(parents=True)
         write_json(partial / "best.json", best)
         (partial / "decisions.csv").write_bytes(decisions)
-        (partial / "trials.csv").write_bytes(csv_bytes(rows[0], rows))
+        (partial / "trials.csv").write_bytes(csv_bytes(rows[0] if rows else (), rows))
 
 
 def artifacts(

@@ -6,17 +6,25 @@ the fastest, as `imaging.prepared.read_patch` gives them; inside they are (C, K,
 """
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from gliotrail.errors import ParamsError
 from gliotrail.imaging import kernels
 from gliotrail.imaging.geometry import Box, Vox3, vox3
+from gliotrail.own_parts import own_part, tried
 from gliotrail.params import Augment
 
 Floats = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float64]
+
+Labels = npt.NDArray[np.uint8]
+Change = Callable[[Floats, Labels, np.random.Generator], tuple[Floats, Labels]]
+"""A change of your own: an image (C, I, J, K) and its labels (I, J, K), changed by random numbers
+from the generator alone. Types and shapes stay; background is 0 in all channels."""
 
 _ANGLE: Final = math.radians(30)
 _SCALE: Final = (0.7, 1.4)
@@ -213,3 +221,38 @@ def _gamma(channel: Floats, brain: npt.NDArray[np.bool_], gamma: float) -> Float
     changed = np.zeros_like(channel)
     changed[brain] = (powered - powered.mean()) / deviation * values.std() + values.mean()
     return changed
+
+
+def own_changes(
+    image_CIJK: Floats, labels_IJK: Labels, augment: Augment, seed: tuple[int, int]
+) -> tuple[Floats, Labels]:
+    """The changes of your own, one after another, each with random numbers of its own.
+
+    Raises:
+        ParamsError: as `own_part`.
+    """
+    for n, name in enumerate(augment.own):
+        change: Change = own_part(name, "train.augment.own")
+        rng = np.random.default_rng((*seed, 2 + n))
+        image_CIJK, labels_IJK = change(image_CIJK, labels_IJK, rng)
+    return image_CIJK, labels_IJK
+
+
+def check_changes(augment: Augment, channels: int) -> None:
+    """Try each change of your own twice on a patch.
+
+    Raises:
+        ParamsError: it gives another shape or type, or another result the second time.
+    """
+    wanted = "(image, labels, rng) to both, of the same shapes and types, by rng alone"
+    for name in augment.own:
+        alone = augment.model_copy(update={"own": (name,)})
+        image = np.random.default_rng(0).standard_normal((channels, 8, 8, 8), np.float32)
+        labels = np.ones((8, 8, 8), np.uint8)
+        with tried(f"train.augment.own: {name}", wanted):
+            one, other = (own_changes(image.copy(), labels.copy(), alone, (0, 0)) for _ in "12")
+            kinds = [f"{of.dtype} {of.shape}" for of in one]
+            same = np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1])
+        if kinds != [f"{of.dtype} {of.shape}" for of in (image, labels)] or not same:
+            got = " and ".join(kinds) + ("" if same else ", another result the second time")
+            raise ParamsError(f"train.augment.own: {name}", wanted=wanted, got=got)

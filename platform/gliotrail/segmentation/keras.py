@@ -69,7 +69,7 @@ def read_keras(
     path: Path,
     channels: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
-    standardize: Literal["brain", "slice", "none"] = "slice",
+    standardize: Literal["foreground", "slice", "none"] = "slice",
     task: Task = BRATS,
 ) -> KerasWeights:
     """Read the network of a Keras file; depth and base width follow from the shapes.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gliotrail.errors import TrainingError
 from gliotrail.param_types import Size
-from gliotrail.segmentation.losses import LOSSES
+from gliotrail.segmentation.losses import loss_key, loss_named
 from gliotrail.segmentation.optimizers import (
     REMEMBERED,
     average_into,
@@ -32,6 +32,8 @@ from gliotrail.segmentation.sampling import Batch, Source, batches
 
 SCORE: Final = "val/dice_mean_regions"
 """What decides which weights are the best, and which trial and champion win."""
+EPOCH_END: Final = "train/learning_rate"
+"""What every epoch's last step is told with, and no other step."""
 
 _SURELY_NOT: Final = -30.0
 """A logit whose sigmoid is 1e-13: small enough for any loss, and finite in half precision."""
@@ -187,7 +189,8 @@ def fit(
     """Train from `state` (or from the start) to the plan's end, or until asked to stop.
 
     Args:
-        validate: called on every worker at each epoch's end; its numbers include SCORE.
+        validate: called on every worker at each epoch's end; its numbers include SCORE, unless
+            the `last` weights are kept: without it they are unmeasured, their score is NaN.
         report: called after every step, on every worker.
         stop: asked at every step; where it says so on any worker, that step is the last of all.
         until: how many steps of the plan to take for now; all of them if None.
@@ -248,14 +251,14 @@ def fit(
         scaler.update()
         average_into(averaged, model, plan.average, step)
 
-        metrics = {f"train/{name}_loss": value for name, value in losses.items()}
+        metrics = {f"train/{loss_key(name)}": value for name, value in losses.items()}
         steps_s.append(time.perf_counter() - asked)
         usual_s = median(steps_s)
         if (step + 1) % plan.steps_per_epoch == 0 or step + 1 == plan.steps:
             elapsed_s = time.perf_counter() - epoch_started
             voxels = len(steps_s) * plan.batch_size * math.prod(source.size_vox)
             metrics |= {
-                "train/learning_rate": plan.learning_rate_at(step),
+                EPOCH_END: plan.learning_rate_at(step),
                 "train/voxels_per_s": voxels / elapsed_s,
                 "train/data_wait_share": waited_s / elapsed_s,
                 "train/step_s_median": usual_s,
@@ -264,9 +267,10 @@ def fit(
             }
             world.expect_s(None)
             metrics |= validate(averaged)
-            if plan.keep == "last" or metrics[SCORE] > state.kept_score:
+            score = metrics.get(SCORE, math.nan)
+            if plan.keep == "last" or score > state.kept_score:
                 kept = {name: t.detach().clone() for name, t in averaged.state_dict().items()}
-                state.kept_score, state.kept_step = metrics[SCORE], step + 1
+                state.kept_score, state.kept_step = score, step + 1
             epoch_started, waited_s, steps_s, usual_s = time.perf_counter(), 0.0, [], None
 
         state.step = step + 1
@@ -328,7 +332,7 @@ def gradients_and_losses(
             if getattr(model, "heads", "classes") == "regions":
                 # each class' mask and those of all classes inside it
                 targets = targets.flip(1).cumsum(1).flip(1)
-            told = torch.stack([LOSSES[name](logits, targets).sum() for name in plan.losses])
+            told = torch.stack([loss_named(n)(logits, targets).sum() for n in plan.losses])
             scaler.scale(told[0] / plan.batch_size).backward()
         sums = told.detach() if first == 0 else sums + told.detach()
     # one flat tensor, one sum: the same order of additions whatever the timing of the workers

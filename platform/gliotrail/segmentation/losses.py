@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
+import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from gliotrail.errors import ParamsError
+from gliotrail.own_parts import is_own, own_part, short_name, tried
 from gliotrail.segmentation.metrics import EPS, SPATIAL
 
 
@@ -48,7 +51,50 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_floating_point() and tensor.element_size() == 8 else tensor.float()
 
 
-LOSSES: Final[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = MappingProxyType(
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(logits, targets), both (B, C, I, J, K), to one loss a sample (B,).
+
+Targets are 0 or 1. Where the truth is not known the logits are -30 and the targets 0. With half
+precision the logits are in half precision, too.
+"""
+LOSSES: Final[Mapping[str, Loss]] = MappingProxyType(
     {"soft_dice": _soft_dice_from_logits, "dice_ce": _dice_ce_from_logits}
 )
-"""`train.loss` -> (logits, targets), both (B, C, I, J, K), -> one loss a sample (B,)."""
+"""By their names in `train.loss`."""
+
+
+def loss_named(name: str) -> Loss:
+    """The loss that `train.loss` names, ours or yours.
+
+    Raises:
+        ParamsError: as `own_part`.
+    """
+    found: Loss = own_part(name, "train.loss") if is_own(name) else LOSSES[name]
+    return found
+
+
+def loss_key(name: str) -> str:
+    """How MLflow has it: `soft_dice_loss`; of `my_losses:tversky` tversky_loss."""
+    return f"{short_name(name).removesuffix('_loss')}_loss"
+
+
+def check_loss(name: str) -> None:
+    """Try a loss of your own on two samples of two classes.
+
+    Raises:
+        ParamsError: it gives no number a sample, or no gradient.
+    """
+    if not is_own(name):
+        return
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn((2, 2, 4, 4, 4), generator=generator).requires_grad_()
+    targets = (torch.rand(logits.shape, generator=generator) < 0.5).float()
+    what, wanted = f"train.loss: {name}", "(logits, targets) to one finite loss a sample, (2,) of 2"
+    loss = loss_named(name)
+    with tried(what, wanted):
+        told = loss(logits, targets)
+        told.sum().backward()
+        finite = bool(told.isfinite().all())
+    if tuple(told.shape) != (2,) or not finite:
+        got = f"{tuple(told.shape)}{'' if finite else ', not finite'}"
+        raise ParamsError(what, wanted=wanted, got=got)

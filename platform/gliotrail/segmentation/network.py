@@ -1,17 +1,22 @@
-"""What the platform asks of a network, whichever it is."""
+"""What the platform asks of a network, whichever it is: ours, MONAI's or one of your own."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from gliotrail.errors import ParamsError
 from gliotrail.imaging.geometry import Vox3
+from gliotrail.own_parts import own_part, tried
+from gliotrail.params import Model
 
 
 class Network(nn.Module):
     """Abstract. Image (B, channels, I, J, K) -> logits (B, classes, I, J, K).
 
-    I, J, K are multiples of `unet.stride(depth)`.
+    I, J, K are multiples of `unet.stride(depth)`. A network of your own (see `own_parts`) is a
+    subclass that is made as `Class(model, channels, classes)`, the first being `params.Model`; it
+    says `first` and `head_name`, and `encoder` where that is to be frozen.
 
     first, head_name: the names of the weights that are fed the channels (each channel as
         `voxels_each` in a row), and of the layer that gives the outputs likewise (it has a bias).
@@ -39,6 +44,34 @@ class Network(nn.Module):
         return int(self.get_parameter(f"{self.head_name}.bias").numel()) // self.voxels_each
 
     @property
-    @abstractmethod
     def encoder(self) -> Sequence[nn.Module]:
-        """What `train.freeze: encoder` keeps as it was."""
+        """What `train.freeze: encoder` keeps as it was.
+
+        Raises:
+            ParamsError: the network doesn't tell.
+        """
+        got = f"{type(self).__name__}, which names no encoder"
+        raise ParamsError("train.freeze", wanted="none", got=got)
+
+
+def own_network(model: Model, channels: int, classes: int) -> Network:
+    """A network of your own, with arbitrary weights.
+
+    Raises:
+        ParamsError: it isn't there, can't be made, or is no such network.
+    """
+    key = "train.model.name"
+    made = own_part(model.name, key)
+    if not (isinstance(made, type) and issubclass(made, Network)):
+        wanted = f"a subclass of {Network.__module__}.Network"
+        raise ParamsError(f"{key}: {model.name}", wanted=wanted, got=repr(made))
+    wanted = "one that is made as Class(model, channels, classes), with first and head_name"
+    with tried(f"{key}: {model.name}", wanted):
+        network = made(model, channels, classes)
+        head = network.head_name
+        for name in (*network.first, f"{head}.weight", f"{head}.bias"):
+            network.get_parameter(name)
+    network.depth, network.base_filters, network.heads = (
+        model.depth, model.base_filters, model.heads,
+    )  # fmt: skip
+    return network

@@ -32,6 +32,7 @@ from gliotrail.params import Augment
 from gliotrail.segmentation.augment import (
     change_intensities,
     changes_intensities,
+    own_changes,
     placement,
     source_box,
     warp,
@@ -122,6 +123,8 @@ class Patches:
             image_CIJK, labels_IJK = warp(image_CIJK, labels_IJK, *placed)
         if changes_intensities(augment):
             image_CIJK = change_intensities(image_CIJK, augment, rng)
+        seed = sample.augmentation_seed
+        image_CIJK, labels_IJK = own_changes(image_CIJK, labels_IJK, augment, seed)
         rng = np.random.default_rng(sample.augmentation_seed)
         targets_CIJK: npt.NDArray[Any] = class_masks(labels_IJK, len(self.index.classes))
         unknown_IJK = labels_IJK == IGNORED

@@ -4,10 +4,12 @@ All of it comes from the two label volumes alone, so that scoring a saved mask g
 of `metrics.json` again. What is undefined, and what an empty class does: see `metrics`.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal
 
 import numpy as np
@@ -16,14 +18,19 @@ from pydantic import BaseModel, ConfigDict
 
 from gliotrail.dataset.brats import BRATS, SCHEMES
 from gliotrail.dataset.task import IGNORED, Task
+from gliotrail.errors import ParamsError
 from gliotrail.imaging.geometry import Box, to_ras
 from gliotrail.imaging.header import check_same_grid
 from gliotrail.imaging.labels import Labels, to_labels
 from gliotrail.imaging.nifti import Scan, read_image
+from gliotrail.own_parts import own_part, short_name, tried
 from gliotrail.segmentation.metrics import confusion, counts_of, mean_defined
 from gliotrail.segmentation.surface_distance import hd95_mm, surface_dice
 
 Scheme = Literal["msd", "brats21", "brats23"]
+Measure = Callable[[npt.NDArray[np.bool_], npt.NDArray[np.bool_], tuple[float, ...]], float | None]
+"""A measure of your own: the truth's and the prediction's mask of a class or region (I, J, K),
+cropped to where anything is, and the voxel's sides in mm, to a number, or None: undefined."""
 SURFACE_TOLERANCE_MM: Final = 1.0
 """How far a surface may be off and still count in `surface_dice`."""
 
@@ -31,7 +38,7 @@ SURFACE_TOLERANCE_MM: Final = 1.0
 class _Rates(BaseModel):
     """What is measured of a class or region, and averaged. None is undefined.
 
-    `*_brain` are over the voxels of the brain mask; None without one.
+    `*_foreground` are over the voxels that are not air; None where these are not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -41,9 +48,11 @@ class _Rates(BaseModel):
     specificity: float | None
     hd95_mm: float | None
     surface_dice: float | None
-    dice_brain: float | None
-    sensitivity_brain: float | None
-    specificity_brain: float | None
+    dice_foreground: float | None
+    sensitivity_foreground: float | None
+    specificity_foreground: float | None
+    own: dict[str, float | None] = {}
+    """By measures of your own."""
 
 
 class Measures(_Rates):
@@ -91,6 +100,7 @@ def score(
     brain: npt.NDArray[np.bool_] | None = None,
     tolerance_mm: float = SURFACE_TOLERANCE_MM,
     task: Task = BRATS,
+    own: Mapping[str, Measure] = MappingProxyType({}),
 ) -> Score:
     """Measure a prediction against the truth, both on the same grid.
 
@@ -98,11 +108,13 @@ def score(
         ref_IJK: true labels; where they are ignored, nothing counts.
         pred_IJK: predicted labels.
         spacing_mm: length of a voxel along i, j, k.
-        brain: where the brain is (I, J, K), for the measures `*_brain`.
+        brain: where the foreground is (I, J, K), for the measures `*_foreground`.
         tolerance_mm: of the surface Dice.
         task: what the labels are.
+        own: measures of your own, by name.
 
     Raises:
+        ParamsError: a measure of your own gives neither a number nor None.
         DataError: shapes differ, other labels, or no usable spacing.
     """
     if (ignored := ref_IJK == IGNORED).any():
@@ -125,9 +137,10 @@ def score(
             specificity=counts.specificity,
             hd95_mm=hd95_mm(*masks, spacing_mm),
             surface_dice=surface_dice(*masks, spacing_mm, tolerance_mm),
-            dice_brain=in_brain.dice if in_brain else None,
-            sensitivity_brain=in_brain.sensitivity if in_brain else None,
-            specificity_brain=in_brain.specificity if in_brain else None,
+            dice_foreground=in_brain.dice if in_brain else None,
+            sensitivity_foreground=in_brain.sensitivity if in_brain else None,
+            specificity_foreground=in_brain.specificity if in_brain else None,
+            own={name: _own(name, of, *masks, spacing_mm) for name, of in own.items()},
             volume_ref_ml=counts.ref * voxel_ml,
             volume_pred_ml=counts.pred * voxel_ml,
         )
@@ -170,12 +183,53 @@ def score_files(
 
 
 def _means(of: Mapping[str, Measures]) -> Means:
+    rows = [{**measures.model_dump(exclude={"own"}), **measures.own} for measures in of.values()]
+    own = next(iter(of.values())).own
     means = {
-        name: mean_defined(getattr(measures, name) for measures in of.values())
-        for name in _Rates.model_fields
+        name: mean_defined(row[name] for row in rows)
+        for name in (*_Rates.model_fields, *own)
+        if name != "own"
     }
-    values = {name: mean.value for name, mean in means.items()}
-    return Means(**values, n={name: mean.n for name, mean in means.items()})
+    values = {name: mean.value for name, mean in means.items() if name not in own}
+    return Means(
+        **values,
+        own={name: means[name].value for name in own},
+        n={name: mean.n for name, mean in means.items()},
+    )
+
+
+def _own(
+    name: str,
+    measure: Measure,
+    ref_IJK: npt.NDArray[np.bool_],
+    pred_IJK: npt.NDArray[np.bool_],
+    spacing_mm: Sequence[float],
+) -> float | None:
+    what, wanted = f"evaluate.measures: {name}", "a finite number, or None where it is undefined"
+    with tried(what, wanted):
+        value = measure(ref_IJK, pred_IJK, tuple(spacing_mm))
+        told = None if value is None else float(value)
+    if told is not None and not math.isfinite(told):
+        raise ParamsError(what, wanted=wanted, got=told)
+    return told
+
+
+def own_measures(names: Sequence[str]) -> dict[str, Measure]:
+    """Measures of your own by their short names, tried on small masks.
+
+    Raises:
+        ParamsError: as `own_part`; a name that is taken; neither a number nor None.
+    """
+    found: dict[str, Measure] = {}
+    for name in names:
+        short = short_name(name)
+        if short in found or short in Measures.model_fields:
+            raise ParamsError(f"evaluate.measures: {name}", wanted="a name of its own", got=short)
+        found[short] = own_part(name, "evaluate.measures")
+        some, none = np.ones((2, 3, 4), np.bool_), np.zeros((2, 3, 4), np.bool_)
+        for masks in ((some, some), (some, none), (none, some), (none, none)):
+            _own(name, found[short], *masks, (1.0, 1.0, 3.0))
+    return found
 
 
 def _read_ras(path: Path, codes: Mapping[int, int]) -> Scan:

@@ -8,7 +8,7 @@ are re-ordered, missing ones refused. No pickle is ever read.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field, ValidationError
@@ -20,8 +20,10 @@ from gliotrail.dataset.brats import BRATS
 from gliotrail.dataset.task import Task
 from gliotrail.errors import WeightsError
 from gliotrail.imaging.prepared import Intensity
+from gliotrail.own_parts import is_own
+from gliotrail.param_types import Standardize
 from gliotrail.params import Model, Section
-from gliotrail.segmentation.network import Network
+from gliotrail.segmentation.network import Network, own_network
 from gliotrail.segmentation.postprocess import Postprocess
 from gliotrail.segmentation.unet import UNet3d
 
@@ -45,7 +47,7 @@ class Description(Section):
 
     model: Model
     window: tuple[_Side, _Side, _Side] | None = None
-    standardize: Literal["brain", "slice", "none"]
+    standardize: Standardize
     spacing_mm: tuple[_Length, _Length, _Length] = CUBE_MM
     task: Task = BRATS
     intensities: dict[str, Intensity] = Field(default_factory=dict)
@@ -72,13 +74,15 @@ def build(model: Model, task: Task) -> Network:
     """The network that params describe for these channels and classes, with arbitrary weights.
 
     Raises:
-        ParamsError: one of MONAI's, which isn't installed.
+        ParamsError: one of MONAI's, which isn't installed; one of your own, as `own_network`.
     """
     in_channels, classes = len(task.channels), len(task.classes)
     if model.name == "unet3d":
         network = UNet3d(model.depth, model.base_filters, in_channels, classes)
         network.heads = model.heads
         return network
+    if is_own(model.name):
+        return own_network(model, in_channels, classes)
     from gliotrail.segmentation.monai_networks import Normalised
 
     return Normalised(model, in_channels, classes)

@@ -18,14 +18,16 @@ from gliotrail.tracking.registry import (
     find_version,
     validation_score,
 )
+from gliotrail.tracking.run_page import names_of
 
 _DICE: Final = "test/dice_"
+_ALL: Final = "name LIKE 'gliotrail-%'"
 _OURS: Final = "**Gliotrail**"
 """Begins a description that may be written anew."""
 
 
 def versions() -> list[dict[str, Any]]:
-    """Every registered version, the newest first, as plain values.
+    """Every version of every model of ours, by model, the newest first, as plain values.
 
     Raises:
         TrackingError: MLflow can't be reached.
@@ -33,25 +35,28 @@ def versions() -> list[dict[str, Any]]:
     with one_line():
         server = client()
         # of a search MLflow leaves the aliases out
-        aliases: dict[str, list[str]] = {}
-        for model in server.search_registered_models(f"name = '{MODEL}'"):
-            for name, number in sorted(model.aliases.items()):
-                aliases.setdefault(str(number), []).append(name)
-        known = server.search_model_versions(f"name = '{MODEL}'")
-        newest_first = sorted(known, key=lambda version: -int(version.version))
+        aliases: dict[tuple[str, str], list[str]] = {}
+        for model in server.search_registered_models(_ALL):
+            for alias, number in sorted(model.aliases.items()):
+                aliases.setdefault((model.name, str(number)), []).append(alias)
+        known = server.search_model_versions(_ALL)
+        newest_first = sorted(known, key=lambda version: (version.name, -int(version.version)))
         return [_row(server, version, aliases) for version in newest_first]
 
 
 def _row(
-    server: MlflowClient, version: ModelVersion, aliases: dict[str, list[str]]
+    server: MlflowClient, version: ModelVersion, aliases: dict[tuple[str, str], list[str]]
 ) -> dict[str, Any]:
     run = server.get_run(str(version.run_id))
     measures, params = held_out(server, run), run.data.params
     dice = {k.removeprefix(_DICE): v for k, v in measures.items() if k.startswith(_DICE)}
     number, planned = str(version.version), run.data.tags.get(PLANNED_TAG)
+    classes, regions = names_of(params)
     return {
+        "model": version.name,
         "version": number,
-        "aliases": aliases.get(number, []),
+        "aliases": aliases.get((version.name, number), []),
+        "names": regions or classes,
         "validation_dice": validation_score(version),
         "held_out_dice": dice,
         "voxels": int(params.get("epochs", 0)) * int(params.get("epoch_voxels", 0)) or None,
@@ -149,6 +154,11 @@ def uncrown(name: str) -> dict[str, str | None]:
             f"champion: {figures(server, version)} -> none; `gliotrail promote VERSION` names one"
         )
         return {"before": str(version.version), "now": None, "told": told}
+
+
+def short_uri(version: ModelVersion) -> str:
+    """What to call a version by: its number, or of other models than brain tumours' NAME/NUMBER."""
+    return str(version.version) if version.name == MODEL else f"{version.name}/{version.version}"
 
 
 def _version(server: MlflowClient, name: str) -> ModelVersion:

@@ -13,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from gliotrail.paths import state_dir
 from gliotrail.runs.journal import Point, RunFolder
 from gliotrail.runs.lineage import PLANNED_TAG
-from gliotrail.tracking.champion import describe_version, figures
+from gliotrail.tracking.champion import describe_version, figures, short_uri
 from gliotrail.tracking.client import client, existing_run, one_line
 from gliotrail.tracking.delivery import deliver
 from gliotrail.tracking.evaluation_run import held_out, record_held_out
@@ -30,8 +30,10 @@ from gliotrail.tracking.registry import (
 from gliotrail.tracking.run_page import note_of, page_of, write_note
 
 _UNCOMPARED: Final = (
-    "it was trained on these validation data, or does not tell: `gliotrail promote` chooses by name"
+    "it was trained on these validation data, does not tell, or is of other channels or classes: "
+    "`gliotrail promote` chooses by name"
 )
+_UNMEASURED: Final = "it is not measured on validation data, so only"
 TABLE: Final = "table.json"
 """Of the files, a table that MLflow's pages show as one."""
 
@@ -68,7 +70,6 @@ def record_evaluation(
         TrackingError: MLflow can't be reached, or doesn't know the run.
     """
     summary, time_ms = run["ended"]["summary"], run["ended"]["time_ms"]
-    score = float(summary["score"])
     points = [Point(key, value, summary["step"], time_ms) for key, value in measures.items()]
     with one_line():
         server = client()
@@ -96,7 +97,10 @@ def record_evaluation(
             server, run_id, model_id, weights, {"gliotrail.id": run["id"], TRAINED_ON: trained_on}
         )
         before, missing = champion(server, version.name), _missing_voxels(run)
-        won = promote(server, version, score, judged_on, rescore_version, bool(missing))
+        won: bool | None = False
+        if "score" in summary:
+            score = float(summary["score"])
+            won = promote(server, version, score, judged_on, rescore_version, bool(missing))
         from gliotrail.segmentation.weights import read  # torch takes seconds to import
 
         describe_version(server, version, read(weights)[1].task)
@@ -112,8 +116,11 @@ def record_evaluation(
             # it may have been scored again
             was = server.get_model_version(version.name, before.version)
             told.append(f"champion: {figures(server, was)} -> {figures(server, now or version)}")
-    if missing:
-        told.append(f"{missing}, so only `gliotrail promote {version.version}` makes it champion")
+    name = short_uri(version)
+    if "score" not in summary:
+        told.append(f"{_UNMEASURED} `gliotrail promote {name}` makes it champion")
+    elif missing:
+        told.append(f"{missing}, so only `gliotrail promote {name}` makes it champion")
     told += [caveat] if caveat else []
     return "; ".join(told)
 

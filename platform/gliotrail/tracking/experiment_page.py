@@ -8,6 +8,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
+from gliotrail.dataset.brats import BRATS
+
 SCORE: Final = "val/dice_mean_regions"
 """What runs are sorted and epochs judged by, as `segmentation.loop.SCORE`, which needs torch."""
 HELD_OUT_TAG: Final = "gliotrail.held_out_dice"
@@ -50,7 +52,8 @@ def tags_of(number: str, views: bool = True) -> dict[str, str]:
     if not views:
         return {"mlflow.experimentKind": "custom_model_development"}
     runs = f"#/experiments/{number}/runs"
-    links = f"[Best validation Dice first]({runs}?{BEST_FIRST}): `{SCORE}`, the mean of WT, TC, ET"
+    links = f"[Best validation Dice first]({runs}?{BEST_FIRST}): `{SCORE}`, the mean over regions, "
+    links += "or over classes where a data set names no regions"
     table = {"orderByKey": COLUMNS[0], "orderByAsc": False, "selectedColumns": COLUMNS}
     return {
         "mlflow.experimentKind": "custom_model_development",
@@ -69,7 +72,7 @@ def _charts() -> dict[str, Any]:
     score = {"selectedParams": ["learning_rate", "patch_size"], "selectedMetrics": [SCORE]}
     charts = [
         _line(*(f"{part}/soft_dice_loss" for part in ("train", "val"))),
-        _line("val/dice_WT", "val/dice_TC", "val/dice_ET"),
+        _line(*(f"val/dice_{name}" for name in BRATS.region_names), SCORE),
         _line("train/learning_rate"),
         {"type": "PARALLEL", "showAllRuns": True, **score},
     ]

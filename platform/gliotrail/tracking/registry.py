@@ -28,6 +28,7 @@ from gliotrail.dataset.brats import BRATS
 from gliotrail.dataset.task import Task, as_name
 from gliotrail.errors import TrackingError
 from gliotrail.files import sha256
+from gliotrail.own_parts import OWN, own_files, own_folder
 from gliotrail.runs.addresses import shown, tracking_uri
 from gliotrail.tracking.client import client, one_line
 from gliotrail.tracking.once import SHA256_TAG, make_once, the_model, the_version
@@ -115,6 +116,11 @@ def save_pyfunc(weights: Path, folder: Path, threshold: float) -> None:
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         code = Path(place) / "gliotrail"
         shutil.copytree(root, code, ignore=shutil.ignore_patterns("__pycache__", *NO_MODEL_NEEDS))
+        parts = own_files([network])
+        for path in parts:
+            to = code.with_name(OWN) / path.relative_to(own_folder())
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, to)
         # an input example would be stored with each model, to check what our tests check
         warnings.filterwarnings("ignore", ".*input example was not provided")
         mlflow.pyfunc.save_model(
@@ -122,7 +128,7 @@ def save_pyfunc(weights: Path, folder: Path, threshold: float) -> None:
             python_model=str(root / "tracking" / "pyfunc_model.py"),
             model_config={"threshold": threshold},
             artifacts={"weights": str(weights)},
-            code_paths=[str(code)],
+            code_paths=[str(code), *([str(code.with_name(OWN))] if parts else [])],
             signature=signature,
             metadata={"input": told, "labels": labels_told},
             pip_requirements=needs,

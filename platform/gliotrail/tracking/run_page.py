@@ -123,7 +123,7 @@ def _headline(described: Mapping[str, Any], ended: Mapping[str, Any] | None) -> 
     if ended is None:
         return f"**{kind}**, goes on"
     score = ended["summary"].get("score")
-    classes, regions = _names(described["params"])
+    classes, regions = names_of(described["params"])
     of = ", ".join(regions or classes)
     told = f"; validation Dice **{score:.3f}** (mean of {of})" if score is not None else ""
     return f"**{kind}**, {ended['status']}: {ended['reason']}{told}"
@@ -170,7 +170,7 @@ def _facts(described: Mapping[str, Any], points: Sequence[Point]) -> str:
     return _table(["", ""], [[name, value] for name, value in rows.items() if value])
 
 
-def _names(params: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def names_of(params: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Classes and regions as the run's params tell them; older runs are of brain tumours."""
     if "classes" not in params:
         return list(BRATS.class_names), list(BRATS.region_names)
@@ -180,7 +180,7 @@ def _names(params: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 def _measures(points: Sequence[Point], params: Mapping[str, Any]) -> str:
     last = {p.key: p.value for p in points}
-    classes, regions = _names(params)
+    classes, regions = names_of(params)
     rows = []
     for name in (*classes, *regions, "mean_classes", *(["mean_regions"] if regions else [])):
         cells = [last.get(f"val/dice_{name}")]

@@ -1,11 +1,10 @@
 """What a training's run says of itself from its start: name, params, origin, and the network."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gliotrail.imaging.split import fold_of, split_from_json
+from gliotrail.imaging.split import fold_of, read_split
 from gliotrail.param_types import format_size
 from gliotrail.report.figures import figure_png
 from gliotrail.report.network import draw_network, draw_table, layer_rows, parameter_table
@@ -47,7 +46,7 @@ def describe_training(
 def _split_of(training: Training) -> str:
     """Which cases are for what, in a line."""
     assert training.prepared is not None
-    split = split_from_json(json.loads((training.prepared / "split.json").read_text()))
+    split = read_split(training.prepared)
     if training.fold is not None:
         split = fold_of(split, *training.fold)
     blocks = [region.case for region in split.validation if region.box]

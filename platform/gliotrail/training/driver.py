@@ -11,13 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from gliotrail.dataset.patients import of_same_patients
-from gliotrail.errors import ParamsError, TrackingError, TrainingError
+from gliotrail.errors import ParamsError, TrainingError
 from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.patch import read_index
 from gliotrail.imaging.prepared import Prepared, load_prepared
@@ -29,7 +26,15 @@ from gliotrail.runs.stop import asked_by
 from gliotrail.runs.tracked_run import CHECKPOINT_EVERY_S, TrackedRun
 from gliotrail.runs.webhook import NOT_FINITE_FILE
 from gliotrail.segmentation import weights
-from gliotrail.segmentation.loop import SCORE, NotFiniteError, Plan, State, World, fit
+from gliotrail.segmentation.loop import (
+    EPOCH_END,
+    SCORE,
+    NotFiniteError,
+    Plan,
+    State,
+    World,
+    fit,
+)
 from gliotrail.segmentation.network import Network
 from gliotrail.segmentation.postprocess import Postprocess
 from gliotrail.segmentation.sampling import (
@@ -52,10 +57,11 @@ from gliotrail.synthesis.tumours import (
     synthesize,
 )
 from gliotrail.training.inputs import Training
+from gliotrail.training.state_file import from_bytes, to_bytes
 from gliotrail.training.validation_picture import draw_validation
 
 OnEpoch = Callable[[dict[str, float]], None]
-"""Is told, on every worker, the number of each `epoch` that ends, from 1, and its SCORE."""
+"""Is told, on every worker, the number of each `epoch` that ends, from 1, and its SCORE if any."""
 
 
 def made_on(world: World) -> dict[str, str]:
@@ -137,6 +143,8 @@ def run_training(
         if prepared is None:
             return busy | validate_synthetic(network, judged, training.threshold, world, "val")
         synthetic = validate_synthetic(network, judged, training.threshold, world) if judged else {}
+        if not prepared.split.validation:
+            return busy | synthetic
         real = validate(
             network,
             prepared.task,
@@ -150,7 +158,7 @@ def run_training(
         return busy | real | synthetic
 
     def report(step: int, metrics: Mapping[str, float], snapshot: Callable[[], State]) -> None:
-        epoch_ends = SCORE in metrics
+        epoch_ends = not step or EPOCH_END in metrics
 
         def state_then() -> bytes:
             for region, labels_IJK in shown.items():
@@ -166,7 +174,8 @@ def run_training(
         if step and epoch_ends and on_epoch is not None:
             if tracked is not None:
                 tracked.make_final()  # what is told is never more than what is kept
-            on_epoch({"epoch": step // plan.steps_per_epoch, SCORE: metrics[SCORE]})
+            score = {SCORE: metrics[SCORE]} if SCORE in metrics else {}
+            on_epoch({"epoch": step // plan.steps_per_epoch} | score)
 
     try:
         if state is None and judge_start:
@@ -295,7 +304,9 @@ def _synthetic(
 
 def first_network(training: Training) -> Network:
     """The network with its first weights, which `preflight.check` has found to fit."""
-    model = weights.build(training.section.model, training.task)
+    with torch.random.fork_rng([]):  # what `initialize` leaves is drawn when it is made
+        torch.manual_seed(training.section.seed)
+        model = weights.build(training.section.model, training.task)
     initialize(model, training.section.seed)
     if training.init:
         state, description = weights.read(training.init)
@@ -362,30 +373,3 @@ def _rules(
     standardize, regions = training.section.standardize, prepared.split.validation
     of = prepared.task, prepared.cases, regions
     return rules_of_validation(model, *of, standardize, training.threshold)
-
-
-def to_bytes(state: State) -> bytes:
-    """A state as safetensors; its few numbers go in as tensors of one element."""
-    numbers = {
-        "step": torch.tensor(state.step, dtype=torch.int64),
-        "kept_score": torch.tensor(state.kept_score, dtype=torch.float64),
-        "kept_step": torch.tensor(state.kept_step, dtype=torch.int64),
-    }
-    tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
-    return save_tensors(tensors | numbers)
-
-
-def from_bytes(content: bytes, where: object = None) -> State:
-    """The inverse of `to_bytes`. Nothing is unpickled.
-
-    Raises:
-        TrackingError: it is no such state.
-    """
-    try:
-        tensors = load_tensors(content)
-        step = int(tensors.pop("step").item())
-        kept_score = float(tensors.pop("kept_score").item())
-        kept_step = int(tensors.pop("kept_step").item())
-    except (SafetensorError, KeyError, RuntimeError) as error:
-        raise TrackingError("no checkpoint", where=where, got=repr(error)) from None
-    return State(step, tensors, kept_score, kept_step)

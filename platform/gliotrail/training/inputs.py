@@ -6,7 +6,6 @@ again and goes on, a finished one is not run twice, and a changed one starts afr
 Nothing here imports torch or MLflow: Ray starts while they are imported.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from gliotrail.code_graph import result_code
+from gliotrail.code_graph import code_hash, result_code
 from gliotrail.dataset.brats import BRATS, is_brats
 from gliotrail.dataset.patients import of_same_patients
 from gliotrail.dataset.task import Task
 from gliotrail.errors import DataError, ParamsError
 from gliotrail.files import sha256
 from gliotrail.imaging.prepared import INTENSITIES_FILE, TASK_FILE, read_task
-from gliotrail.imaging.split import split_from_json
+from gliotrail.imaging.split import read_split
+from gliotrail.own_parts import own_files
 from gliotrail.param_types import FROM_SWEEP, Size, format_size
 from gliotrail.params import Judged, Params, Pretrain, Rehearsed, Train, validate
 from gliotrail.paths import state_dir
@@ -30,6 +30,8 @@ from gliotrail.runs.lineage import digest_of
 from gliotrail.synthesis.tumours import FILES, LESION_FILE, shape_path
 from gliotrail.training.first_weights import initial_weights
 
+VALIDATION_DO: Final = "name cases, a share or a block in prepare.split.validation"
+"""What to do where there are no validation data."""
 _DRIVER: Final = "gliotrail.training.driver"
 
 
@@ -83,11 +85,15 @@ class Training:
             "code": result_code(_DRIVER),
             "synthetic": digest_of([[str(p.relative_to(synthetic)), sha256(p)] for p in files]),
         }
+        if own := own_files(parts_of(section)):
+            digests["own"] = code_hash(own)
         if prepared:
             digests["data"] = prepared_digest(prepared)
         if init:
             digests["init"] = sha256(init)
-        alike = section.standardize == "brain" and (not prepared or is_brats(read_task(prepared)))
+        alike = section.standardize == "foreground" and (
+            not prepared or is_brats(read_task(prepared))
+        )
         made = cls(
             section,
             params.evaluate.threshold,
@@ -169,6 +175,11 @@ class Training:
         return RunFolder(state_dir() / "runs" / digest_of(self.inputs()))
 
 
+def parts_of(section: Train) -> tuple[str, ...]:
+    """The names in it that may be of your own parts."""
+    return (section.model.name, section.loss, *section.augment.own)
+
+
 def _clear_of_judged(params: Params, prepared: Path) -> Rehearsed:
     """What synthetic tumours are made of, without the test and validation patients' own.
 
@@ -176,10 +187,7 @@ def _clear_of_judged(params: Params, prepared: Path) -> Rehearsed:
         ParamsError: a listed test or validation patient is among them, or nothing is left.
         DataError: the stage `prepare` has not been run.
     """
-    path, rule = prepared / "split.json", params.prepare.split
-    if not path.is_file():
-        raise DataError("no such file", where=path, do="run `dvc repro prepare` first")
-    split = split_from_json(json.loads(path.read_text()))
+    rule, split = params.prepare.split, read_split(prepared)
     parts = {
         "test": (rule.test, split.test),
         "validation": (rule.validation, [region.case for region in split.validation]),

@@ -13,23 +13,29 @@ from gliotrail.progress import say
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.unet import check_size, receptive_radius_vox, stride
 from gliotrail.training.driver import data_of, spacing_of, window_of
-from gliotrail.training.inputs import Training
+from gliotrail.training.inputs import VALIDATION_DO, Training
+from gliotrail.training.own_check import check_own
 
 
 def check(trainings: Sequence[Training]) -> None:
     """Refuse what can't be trained, before anything starts. All are on the same data.
 
     Raises:
-        ParamsError: a size that the network can't halve; a budget of no step; no validation data,
-            or data that the network sees while it is trained; synthetic tumours that don't fit.
+        ParamsError: a size that the network can't halve; a budget of no step; no validation data
+            to choose weights or trials by, or data that the network sees while it is trained;
+            synthetic tumours or parts of your own that don't fit.
         DataError: as `load_prepared`.
         WeightsError: first weights of another network, other channels or classes, or other scans.
     """
     prepared = data_of(trainings[0])
     if prepared and not prepared.split.validation:
-        do = "name cases, a share or a block in prepare.split.validation"
-        raise ParamsError("no validation data to judge a training on", do=do)
+        for key, asks, instead in (("keep", "best", "last"), ("postprocess", "validation", "none")):
+            if any(getattr(training.section, key) == asks for training in trainings):
+                do = f"{VALIDATION_DO}, or take train.{key}: {instead}"
+                raise ParamsError(f"train.{key}: {asks}: no validation data", do=do)
+        say("no validation data: the training is not measured")
     for training in trainings:
+        check_own(training.section, training.size_vox, training.task)
         depth = training.section.model.depth
         check_size(training.size_vox, depth, training.section.model.space_to_depth)
         _check_heads(training.section.model, training.task)
@@ -111,11 +117,11 @@ def _check_rehearsal(section: Train, own_mm: tuple[float, float, float], task: T
         names = ", ".join((*task.channel_names, *task.class_names))
         got = f"{section.rehearsal:g} beside {names}"
         raise ParamsError("train.rehearsal", wanted=wanted, got=got)
-    alike = section.standardize == "brain" and same_spacing(weights.CUBE_MM, own_mm)
+    alike = section.standardize == "foreground" and same_spacing(weights.CUBE_MM, own_mm)
     if section.rehearsal and not alike:
         raise ParamsError(
             "train.rehearsal",
-            wanted=f"0: synthetic tumours are of {by_mm(weights.CUBE_MM)}, standardize brain",
+            wanted=f"0: synthetic tumours are of {by_mm(weights.CUBE_MM)}, standardize foreground",
             got=f"{section.rehearsal:g} beside scans of {by_mm(own_mm)}, {section.standardize}",
         )
 

@@ -17,7 +17,7 @@ def draw_validation(prepared: Prepared, region: Region, predicted_IJK: Labels, t
 
     case = prepared.cases[region.case]
     box = region.box or Box((0, 0, 0), case.ras_shape_vox)
-    image_CIJK, labels_IJK = read_patch(case, box, "brain"), read_labels_patch(case, box)
+    image_CIJK, labels_IJK = read_patch(case, box, "foreground"), read_labels_patch(case, box)
     labels_IJK = np.where(labels_IJK == IGNORED, np.uint8(0), labels_IJK)
     drawing = draw_prediction(
         image_CIJK,

@@ -161,7 +161,7 @@ def test_after_treatment_the_cavity_is_a_class_or_background(brats, tmp_path, ca
 
 def test_a_release_that_names_don_t_tell_wants_a_scheme(brats, tmp_path):
     as_release(brats, ["BraTS-PED-00001-000", "BraTS-PED-00002-000"])
-    with pytest.raises(ParamsError, match=r"label codes: wanted one of brats21, .*brats24-ped"):
+    with pytest.raises(ParamsError, match=r"wanted scans of one of brats21, .*say --scheme$"):
         import_brats(brats, tmp_path / "out")
     dataset = import_brats(brats, tmp_path / "out", "brats24-ped")
     assert dataset.task.class_names == (*CLASSES, "cystic")

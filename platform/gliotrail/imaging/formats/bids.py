@@ -43,7 +43,7 @@ def import_bids(source: Path, out: Path) -> Dataset:
 
     Raises:
         DataError: as `write_found`; no scans, a scan without a channel that others have, two files
-            for one channel or for one scan's labels.
+            for one channel or for one scan's labels, labels without their scan.
     """
     scans = _files(source, [*source.glob("sub-*/anat/*"), *source.glob("sub-*/ses-*/anat/*")])
     labels = _files(source, sorted((source / "derivatives").glob("**/anat/*.nii*")), _LABELS)
@@ -59,6 +59,10 @@ def import_bids(source: Path, out: Path) -> Dataset:
         truth = list(labels.get((patient, session), {}).values())
         channels = tuple(files[name] for name in names)
         found.append(Found(patient + session, channels, truth[0] if truth else None))
+    if strange := sorted(labels.keys() - scans.keys()):
+        path = next(iter(labels[strange[0]].values()))
+        wanted = f"a scan of {''.join(strange[0])} in {source / strange[0][0]}"
+        raise DataError(f"{len(strange)} labels without their scans", where=path, wanted=wanted)
     if lost := [one.name for one in found if one.labels is None]:
         say(f"{len(lost)} scans without labels in derivatives, such as {lost[0]}")
     classes = _classes(source, [one.labels for one in found if one.labels])

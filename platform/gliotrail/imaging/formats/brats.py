@@ -61,15 +61,10 @@ def import_brats(
     for one in found:
         check_case_name(one.name, where=one.channels[0].parent)
     labelled = [one for one in found if one.labels]
-    schemes = {scheme} if scheme else {_scheme_of(one.name) for one in labelled} or {"brats23"}
-    if len(schemes) > 1 or None in schemes:
-        strange = next((o.name for o in labelled if _scheme_of(o.name) is None), found[0].name)
-        wanted = f"one of {', '.join(name for name in SCHEMES if name != 'msd')}"
-        got = f"{strange}, whose release is not known by its name"
-        got = got if None in schemes else f"scans of {' and '.join(sorted(map(str, schemes)))}"
-        do = "say --scheme, or import each release by itself"
-        raise ParamsError("label codes", where=source, wanted=wanted, got=got, do=do)
-    known = str(schemes.pop())
+    known = scheme or _scheme_by_names([one.name for one in labelled], source)
+    if others := [o.name for o in labelled if _scheme_of(o.name) not in {None, known}]:
+        of = _scheme_of(others[0])
+        say(f"--scheme {known} is taken, though {others[0]} is named as in {of}")
     task, codes = scheme_task(known)
     if known == "brats24-gli":
         if cavity == "background":
@@ -77,6 +72,29 @@ def import_brats(
         became = "background" if cavity == "background" else "a class of its own, resection_cavity"
         say(f"the resection cavity (code 4) is {became}; --cavity says otherwise")
     return write_found(found, task, codes, out, _NOTICE.format(codes=_told(known, codes)))
+
+
+def _scheme_by_names(names: Sequence[str], source: Path) -> str:
+    """The one scheme of all these labelled scans; of none, whichever.
+
+    Raises:
+        ParamsError: a name that several releases use, or scans of several releases.
+    """
+    by_scheme: dict[str | None, list[str]] = defaultdict(list)
+    for name in names:
+        by_scheme[_scheme_of(name)].append(name)
+    if not by_scheme:
+        return "brats23"
+    unknown = by_scheme.pop(None, [])
+    told = [f"{len(of)} as {of[0]}, of {s}" for s, of in sorted(by_scheme.items(), key=str)]
+    if len(by_scheme) == 1 and not unknown:
+        return str(*by_scheme)
+    if unknown:
+        told.insert(0, f"{len(unknown)} as {unknown[0]}, whose release no name tells")
+    do = "import each release by itself" if told[1:] else "say --scheme"
+    do += ", with --scheme where no name tells it" if told[1:] and unknown else ""
+    wanted = f"scans of one of {', '.join(name for name in SCHEMES if name != 'msd')}"
+    raise ParamsError("label codes", where=source, wanted=wanted, got="; ".join(told), do=do)
 
 
 def find_brats(source: Path) -> list[Found]:
