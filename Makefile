@@ -56,8 +56,9 @@ demo: setup ## run the pipeline on two real patients and print the held-out pati
 	echo "dvc repro took $$SECONDS s"
 	gliotrail metrics
 
-pictures: demo ## draw README's picture again, from the demo
+pictures: demo services ## draw the pictures of README and the documents again, from the demo
 	@cp results/evaluate/pictures/BRATS_119.png docs/pictures/held-out.png
+	python -m tests.browser.screenshots
 
 ui: setup ## open MLflow's pages on what was recorded
 	@gliotrail ui $(ARGS)

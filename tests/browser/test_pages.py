@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.server
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from selenium.webdriver.common.by import By
+from PIL import Image
 from selenium.webdriver.common.keys import Keys
 
 from gliotrail.report.viewer import viewer_html
+from gliotrail.runs.journal import LOSS_PICTURE
 from gliotrail.tracking.experiment_page import (
     BEST_FIRST,
     COLUMNS,
@@ -32,6 +34,11 @@ from gliotrail.tracking.experiment_page import (
     VIEW_NAME,
 )
 from gliotrail.tracking.registry import MODEL
+from tests.browser.screenshots import (
+    LARGEST_BYTES,
+    PAGES,
+    enlarge_slider,
+)
 from tests.support.browser import Browser
 from tests.support.projects import Reproduced
 from tests.support.services import MlflowServer
@@ -177,6 +184,39 @@ def test_the_viewers_keys_do_what_its_buttons_do_and_are_listed(browser, reprodu
     assert browser.complaints() == []
 
 
+def test_the_modalities_stand_side_by_side_and_move_together(browser, reproduced):
+    browser.open(reproduced.project.root / f"results/evaluate/viewers/{CASE}.html")
+    ready(browser)
+    page = browser.find("body")
+
+    def panes():
+        return [canvas for canvas in browser.find_all("canvas") if canvas.is_displayed()]
+
+    def looks(name):
+        browser.look(name)
+        return [canvas.screenshot_as_png for canvas in panes()]
+
+    page.send_keys("b")
+    browser.until(lambda: browser.driver.execute_script("return document.body.dataset.beside"))
+    assert browser.find('input[value="axial"]').is_selected()
+    names = [told.text for told in browser.find_all(".pane span")]
+    assert names == ["FLAIR", "T1w", "T1gd", "T2w"]
+    before = looks("viewer_beside")
+    assert len(set(before)) == len(before) == 4
+    for keys in (Keys.ARROW_UP, "+", "t", "e", "c"):  # slice, window, truth, errors, plane
+        page.send_keys(keys)
+        after = looks(f"viewer_beside_{ord(keys[0])}")
+        assert all(one != other for one, other in zip(before, after, strict=True)), keys
+        before = after
+    where = browser.find("#where").text
+    panes()[3].click()
+    browser.until(lambda: browser.find("#where").text != where)
+    assert all(one != other for one, other in zip(before, looks("viewer_beside_all"), strict=True))
+    page.send_keys("b")
+    browser.until(lambda: len(panes()) == 1)
+    assert browser.complaints() == []
+
+
 def test_a_case_named_like_a_script_is_shown_by_its_name(browser, prepared_crops, tmp_path):
     name = "<script>document.title='run'</script><b>&"
     page = tmp_path / "strange.html"
@@ -203,13 +243,49 @@ def site_address(site: Path) -> Iterator[str]:
 def test_the_documents_have_pictures_and_are_searched(browser, site_address):
     browser.complaints()
     browser.open(f"{site_address}/explanation/architecture.html")
-    browser.shows("Architecture", "The loop knows nothing of where it runs")
+    browser.shows("Architecture", "Where to find")
     assert any("rooms.svg" in source for source in pictures(browser))
     browser.look("docs_architecture")
     browser.open(f"{site_address}/index.html?q=HD95")
     browser.shows("Measures and their traps")
     browser.look("docs_search")
     assert browser.complaints() == []
+
+
+NARROW = """
+const cells = [...document.querySelectorAll("article td")];
+const squeezed = cells.filter(cell => cell.innerText.length > 20 && cell.clientWidth < 110);
+return [document.documentElement.scrollWidth, cells.length, squeezed.map(cell => cell.innerText)];
+"""
+
+
+@pytest.mark.parametrize(
+    "page", ["index", "looking", "reference/params", "reference/files", "explanation/architecture"]
+)
+def test_tables_are_readable_on_a_telephone(browser, site_address, page):
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        browser.open(f"{site_address}/{page}.html")
+        browser.find("article td")
+        browser.look(f"narrow_{page.replace('/', '_')}")
+        width, cells, squeezed = browser.driver.execute_script(NARROW)
+        first = browser.find("article table")
+        browser.driver.execute_script("arguments[0].scrollIntoView()", first)
+        browser.look(f"narrow_{page.replace('/', '_')}_table")
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert (width, squeezed) == (390, [])
+    assert cells
+
+
+def test_one_command_makes_the_documents_screenshots(reproduced, tmp_path):
+    words = [sys.executable, "-m", "tests.browser.screenshots", "--out", str(tmp_path)]
+    reproduced.project.run(*words, timeout_s=280)
+    for name in PAGES:
+        path = tmp_path / f"{name}.png"
+        assert path.stat().st_size <= LARGEST_BYTES
+        assert coloured(np.asarray(Image.open(path).convert("RGB"))) > 1000
 
 
 # MLflow
@@ -221,29 +297,37 @@ def test_the_runs_page_tells_how_it_ended_and_of_which_data(browser, page_of):
     browser.shows(run.info.run_name, "Finished", "data/fetch (", "gliotrail.kind")
     browser.shows("Description", "validation Dice", "See curves", "all runs, the best first")
     browser.look("run")
+    browser.until(
+        lambda: [b.click() for b in browser.find_all("button") if b.text == "Show more"] or True
+    )
+    browser.until(lambda: [at for at in pictures(browser) if LOSS_PICTURE in at])
+    browser.look("run_more")
 
 
-def test_the_slider_of_images_moves_through_training(browser, page_of):
-    address, _ = page_of("gliotrail", "/model-metrics")
+def test_the_slider_of_images_moves_through_training(browser, page_of, server):
+    from mlflow import MlflowClient
+
+    address, run = page_of("gliotrail", "/model-metrics")
+    points = MlflowClient(server.uri).get_metric_history(run.info.run_id, SCORE)
+    validated = [str(step) for step in sorted(point.step for point in points)]
+    assert validated[0] == "0"
     browser.open(address)
-    browser.find('input[placeholder="Search metric charts"]').send_keys("validation")
-    # of the card with a slider: others are there too until the search has taken effect
-    full = '*[@data-component-id="fullscreen_button_chartcard"]'
-    enlarge = f'(//*[@role="slider"])[1]/ancestor::*[.//{full}][1]//{full}'
-    browser.until(lambda: browser.driver.find_element(By.XPATH, enlarge).click() or True)
+    enlarge_slider(browser)
     seen = []
 
     def slider():  # it is drawn anew again and again
         return browser.find('[role="dialog"] [role="slider"]')
 
-    for n in (1, 2):  # MLflow starts at step 0, where there is no picture
-        browser.until(lambda: slider().send_keys(Keys.ARROW_RIGHT) or True)
+    for n in range(len(validated)):  # MLflow starts at step 0: what the first weights can do
+        if n:
+            browser.until(lambda: slider().send_keys(Keys.ARROW_RIGHT) or True)
         seen += browser.until(partial(logged_but, browser, list(seen)))
         browser.until(lambda n=n: coloured(browser.look(f"slider_{n}")) > 20_000)  # in sight
     # each is there twice: behind, too
     steps = list(dict.fromkeys(re.search(r"step%2B(\d+)%2B", source)[1] for source in seen))
     ends = browser.until(lambda: [slider().get_attribute(f"aria-value{e}") for e in ("min", "max")])
-    assert steps == ends
+    assert steps == validated
+    assert ends == [validated[0], validated[-1]]
 
 
 def test_the_sweeps_page_leads_to_its_trials_and_its_picture(browser, page_of):
@@ -263,7 +347,7 @@ def test_the_runs_table_has_few_columns_and_the_best_trial_first(browser, page_o
     browser.open(f"{address.partition('/runs/')[0]}/runs?{BEST_FIRST}")
     names = [column.partition("`")[2].strip("`") for column in COLUMNS]
     names.remove(HELD_OUT_TAG)  # trials are not evaluated
-    browser.shows(VIEW_NAME, "3 matching runs", "Run Name", *names[:2])
+    browser.shows(VIEW_NAME, " matching runs", "Run Name", *names[:2])
     browser.look("runs")
     headers = {header.text for header in browser.find_all('[role="columnheader"]')}
     assert SCORE in headers
@@ -288,6 +372,8 @@ def test_the_curves_view_shows_training_and_validation_loss_together_and_no_sing
 def test_a_trainings_own_charts_are_curves(browser, page_of):
     address, run = page_of("gliotrail", "/model-metrics")
     browser.open(address)
+    search = browser.find('input[placeholder="Search metric charts"]')
+    search.send_keys(Keys.CONTROL + "a", Keys.DELETE)  # MLflow remembers what was searched for
     browser.shows("soft_dice_loss")
     browser.look("run_charts")
     assert not [key for key in run.data.metrics if key.startswith("test/")]

@@ -200,7 +200,9 @@ def test_stopped_it_leaves_no_worktree_goes_on_and_tells_what_differs(
     monkeypatch.setenv("STOP", "1")
     ended = gliotrail("reproduce", original.run_id)
     assert (ended.code, ended.out) == (143, "")
-    assert ended.err.endswith("error: stopped by SIGTERM; the same command goes on\n")
+    assert ended.err.endswith(
+        "error: stopped by SIGTERM; what was trained is kept, and the same command goes on\n"
+    )
     assert git(clone, "worktree", "list").count("\n") == 0
 
     monkeypatch.delenv("STOP")

@@ -72,7 +72,10 @@ def by_two(ray_cluster: None, crops: Crops, new_state: Callable[[], Path]) -> Tr
     with (
         a_worker_killed(state, "RayTrainWorker") as killed,
         once(state, "attempts/0002.jsonl", interrupt),
-        pytest.raises(Stopped, match="stopped by Ctrl-C; the same command goes on"),
+        pytest.raises(
+            Stopped,
+            match="stopped by Ctrl-C; what was trained is kept, and the same command goes on",
+        ),
     ):
         trained(crops, state, workers=2)
     assert len(killed) == 1
@@ -85,7 +88,7 @@ def by_two_threads(training: Training, run: RunFolder) -> None:
     both, handed = threading.Barrier(2), [torch.empty(0)] * 2
 
     def work(rank: int) -> None:
-        run_training(training, run, World(rank, 2, partial(add, rank)))
+        run_training(training, run, World(rank, 2, partial(add, rank)), judge_start=True)
 
     def add(rank: int, tensor: torch.Tensor) -> None:
         handed[rank] = tensor.clone()
@@ -118,9 +121,11 @@ def test_out_come_model_journal_and_curves(by_two: Trained) -> None:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == list(range(1, STEPS + 1))
     assert [float(row["soft_dice_loss"]) for row in rows] == list(by_two.losses.values())
+    smoothed = [float(row["soft_dice_loss_smoothed"]) for row in rows]
+    assert smoothed == list(by_two.losses.values())  # a twentieth of 16 steps: each by itself
     with (by_two.out / "validation.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == [4, 8, 12, 16]
+    assert [int(row["step"]) for row in rows] == [0, 4, 8, 12, 16]
     assert float(rows[-1]["dice_mean_regions"]) == says["ended"]["summary"]["score"]
     assert says["ended"]["summary"]["step"] == STEPS
 
@@ -139,9 +144,9 @@ def test_mlflow_has_the_whole_run(by_two: Trained, monkeypatch: pytest.MonkeyPat
     assert {"network.png", "network.txt"} < set(of["files"])
     pictures = [name for name in of["files"] if name.endswith(".png") and "+step+" in name]
     assert (
-        [f"+step+{step}+" in name for step in (4, 8, 12, 16) for name in pictures].count(True)
+        [f"+step+{step}+" in name for step in (0, 4, 8, 12, 16) for name in pictures].count(True)
         == len(pictures)
-        == STEPS // STEPS_PER_EPOCH
+        == 1 + STEPS // STEPS_PER_EPOCH
     )
 
 

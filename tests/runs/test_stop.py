@@ -17,6 +17,8 @@ from tests.support.forked import Forked
 from tests.support.tracked_runs import Start, begun, finished
 from tests.tracking.test_delivery_thread import until
 
+KEPT = "what was trained is kept, and the same command goes on"
+
 
 @pytest.fixture
 def run(server: MlflowClient) -> RunFolder:
@@ -42,7 +44,7 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(
     until(lambda: find_run(server, "tests", run.describe()["id"]), 60)
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
-    reason = "stopped by Ctrl-C; the same command goes on"
+    reason = f"stopped by Ctrl-C; {KEPT}"
     assert process.printed().splitlines()[-1] == f"error: {reason}"
     assert why(run) == ("KILLED", reason)
     attempts = (run.root / "attempts/0001.jsonl").read_text().splitlines()
@@ -88,7 +90,7 @@ def test_another_terminal_stops_it(run: RunFolder, start: Start) -> None:
     process = begin(start, run)
     assert ask_by_name(run.describe()["id"]).startswith(f"process {process.pid} on ")
     assert process.wait(20) == 143
-    assert why(run)[1] == "stopped by `gliotrail runs stop`; the same command goes on"
+    assert why(run)[1] == f"stopped by `gliotrail runs stop`; {KEPT}"
 
 
 def test_another_machine_stops_it_through_mlflow(
@@ -105,7 +107,7 @@ def test_another_machine_stops_it_through_mlflow(
     # MLflow's id: this disk knows none of that name
     assert ask_by_name(known.info.run_id).startswith(f"process {process.pid} on ")
     assert process.wait(20) == 143
-    assert why(run)[1] == "stopped by `gliotrail runs stop`; the same command goes on"
+    assert why(run)[1] == f"stopped by `gliotrail runs stop`; {KEPT}"
     known = find_run(server, "tests", own_id)
     assert known is not None
     assert (known.info.status, STOP_TAG in known.data.tags) == ("KILLED", False)
@@ -126,7 +128,7 @@ def test_what_is_asked_to_stop_stops_where_it_looks(server: MlflowClient) -> Non
     run = begun(runs_dir() / "one")
     stop_if_asked(run)
     ask(run, "a test")
-    with pytest.raises(Stopped, match="stopped by a test; the same command goes on") as stopped:
+    with pytest.raises(Stopped, match=f"stopped by a test; {KEPT}") as stopped:
         stop_if_asked(run)
     assert stopped.value.code == 143
 

@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,18 @@ class Browser:
         png = self.find(css).screenshot_as_png if css else self.driver.get_screenshot_as_png()
         (self._pictures / f"{name}.png").write_bytes(png)
         return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+    def settle(self) -> None:
+        """Wait until two looks, a second apart, are the same: charts are drawn bit by bit."""
+        before = b""
+
+        def same() -> bool:
+            nonlocal before
+            time.sleep(1)
+            last, before = before, self.driver.get_screenshot_as_png()
+            return last == before
+
+        self.until(same)
 
     def complaints(self) -> list[str]:
         """What the console said since the last time, of errors."""

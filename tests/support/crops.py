@@ -124,7 +124,9 @@ def train_here(patch: pytest.MonkeyPatch, fit: Callable[[Training, RunFolder], o
 
 def train_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """One worker: this process."""
-    train_here(monkeypatch, lambda training, run: run_training(training, run, World()))
+    train_here(
+        monkeypatch, lambda training, run: run_training(training, run, World(), judge_start=True)
+    )
 
 
 def try_here(patch: pytest.MonkeyPatch) -> None:

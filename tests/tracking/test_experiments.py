@@ -42,6 +42,8 @@ def test_the_saved_charts_are_of_keys_that_runs_have_and_an_older_view_is_replac
     keys = [chart.get("selectedMetricKeys", []) for chart in state["compareRunCharts"]]
     assert keys[0] == ["train/soft_dice_loss", "val/soft_dice_loss"]
     assert keys[1] == ["val/dice_WT", "val/dice_TC", "val/dice_ET", SCORE]
+    assert keys[-1] == ["train/soft_dice_loss"]
+    assert state["compareRunCharts"][-1]["lineSmoothness"] > 0
     server.set_experiment_tag(number, tag, "older")
     experiment_id(server, "gliotrail")
     assert server.get_experiment(number).tags[tag] == once

@@ -24,6 +24,7 @@ from gliotrail.params import Params, Train
 from gliotrail.progress import say
 from gliotrail.runs.journal import (
     JOURNAL_FILE,
+    LOSS_PICTURE,
     MODEL_FILE,
     RUN_FILE,
     Point,
@@ -133,17 +134,23 @@ def finish(training: Training, run: RunFolder) -> None:
 
     state, model = result(training, run, postprocess=True)
     write_durably(run.root / MODEL_FILE, model)  # its end tells that it is there
-    run.attach("curves.png", _curves(training, run))
+    for name, picture in _curves(training, run).items():
+        run.attach(name, picture)
     score = {} if math.isnan(state.kept_score) else {"score": state.kept_score}
     run.end("FINISHED", "trained to the end", score | {"step": state.kept_step})
 
 
-def _curves(training: Training, run: RunFolder) -> bytes:
-    """Losses, measures per class and region, learning rate and throughput as a picture."""
+def _curves(training: Training, run: RunFolder) -> dict[str, bytes]:
+    """Losses, measures per class and region, learning rate and throughput; the first one alone."""
     from gliotrail.report.curves import draw_run
     from gliotrail.report.figures import figure_png
 
-    return figure_png(draw_run(run.points(), run.describe()["name"], training.task))
+    points, name, task = run.points(), run.describe()["name"], training.task
+    losses = [point for point in points if point.key.endswith("/soft_dice_loss")]
+    return {
+        "curves.png": figure_png(draw_run(points, name, task)),
+        LOSS_PICTURE: figure_png(draw_run(losses, name, task)),
+    }
 
 
 def choose(params: Params, best: Path) -> Train:

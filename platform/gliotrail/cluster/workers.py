@@ -148,6 +148,8 @@ def _fit(
             "until": until,
             "of_a_gpu": wanted.gpus_per_worker,
             "first_weights": share(training.init) if training.init else None,
+            # trials are compared epoch by epoch: what they start from is the same for all
+            "judge_start": not callbacks,
         },
         torch_config=TorchConfig(backend=backend_of(wanted.gpus_per_worker)),
         scaling_config=ScalingConfig(
@@ -264,7 +266,8 @@ def _work(config: dict[str, Any]) -> None:
                 micro_batch=micro_batch_wanted(),
                 of_machines=of_machines,
             )
-            run_training(training, run, world, ray_report, config["until"])
+            until, judge_start = config["until"], config["judge_start"]
+            run_training(training, run, world, ray_report, until, judge_start)
     except (_PeerLostError, RayError):
         raise  # a worker, a node or the controller is gone: tried again
     except Exception as error:

@@ -21,7 +21,7 @@ from gliotrail.runs.owner import held, owner_of
 STOP_FILE: Final = "stop"
 STOP: Final = "GLIOTRAIL_STOP_S"
 _DEFAULT_S: Final = 240.0  # less than a job of Ray's is given: see `submit`
-_AGAIN: Final = "the same command goes on"
+_AGAIN: Final = "what was trained is kept, and the same command goes on"
 _BY: Final = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 

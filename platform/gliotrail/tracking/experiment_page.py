@@ -14,6 +14,8 @@ SCORE: Final = "val/dice_mean_regions"
 """What runs are sorted and epochs judged by, as `segmentation.loop.SCORE`, which needs torch."""
 HELD_OUT_TAG: Final = "gliotrail.held_out_dice"
 """Of a training that was evaluated: `test/dice_mean_regions` of its evaluation, rounded."""
+PICTURE: Final = "validation"
+"""The image of each validation: the same slices, step by step."""
 VIEW_TAGS: Final = "mlflow.sharedViewState."
 VIEW_NAME: Final = "best validation Dice first"
 CURVES_NAME: Final = "curves"
@@ -70,11 +72,16 @@ def _view(name: str, state: dict[str, Any]) -> str:
 def _charts() -> dict[str, Any]:
     """The charts to show first; MLflow adds its own below, one for each metric."""
     score = {"selectedParams": ["learning_rate", "patch_size"], "selectedMetrics": [SCORE]}
+    losses = [f"{part}/soft_dice_loss" for part in ("train", "val")]
     charts = [
-        _line(*(f"{part}/soft_dice_loss" for part in ("train", "val"))),
+        _line(*losses),
         _line(*(f"val/dice_{name}" for name in BRATS.region_names), SCORE),
         _line("train/learning_rate"),
         {"type": "PARALLEL", "showAllRuns": True, **score},
+        # a slider through training; with all params above it the picture would not be seen
+        {"type": "IMAGE", "imageKeys": [PICTURE], "step": 0, "showRunParams": False},
+        # smoothed; MLflow draws the raw curve behind it
+        _line(losses[0]) | {"lineSmoothness": 70, "useGlobalLineSmoothing": False},
     ]
     shared = {"metricSectionId": _SECTION, "deleted": False, "isGenerated": False}
     return {

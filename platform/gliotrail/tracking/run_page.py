@@ -13,7 +13,7 @@ from mlflow.entities import Run, RunTag
 
 from gliotrail.dataset.brats import BRATS
 from gliotrail.files import csv_rows
-from gliotrail.runs.journal import Point, RunFolder
+from gliotrail.runs.journal import LOSS_PICTURE, Point, RunFolder
 from gliotrail.runs.lineage import OWN_LOOP
 from gliotrail.tracking.experiment_page import BEST_FIRST, SCORE, TRAINING
 
@@ -31,6 +31,8 @@ PICTURES: Final = {
     "parallel coordinates": "parallel_coordinates.png",
     "budget": "budget.png",
 }
+_PICTURE_AT: Final = f"get-artifact?path={LOSS_PICTURE}&run_uuid="
+"""Seen from MLflow's page, wherever its server is."""
 _MEASURES: Final = ("dice", "sensitivity", "specificity", "hd95_mm")
 _BEST_TRIALS: Final = 5
 _VIEWERS: Final = 3
@@ -79,6 +81,9 @@ def note_of(
     parts = [
         _headline(described, ended),
         _links(files, page),
+        f"![soft Dice loss]({_PICTURE_AT}{page.rpartition('/')[2]})"
+        if LOSS_PICTURE in files
+        else "",
         _facts(described, points),
         _trials(trials) if trials else "",
         _measures(points, described["params"]),

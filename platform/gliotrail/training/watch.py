@@ -13,7 +13,7 @@ from gliotrail.segmentation.loop import SCORE
 @contextmanager
 def watching(run: RunFolder, steps: int, what: str, every_s: float = 0.5) -> Iterator[None]:
     """Show steps as they are taken, and a line for each validation."""
-    shown, journal = 0, Journal()
+    shown, journal = -1, Journal()
     with progress(steps, what, "steps") as advance:
 
         def look() -> None:
@@ -23,7 +23,7 @@ def watching(run: RunFolder, steps: int, what: str, every_s: float = 0.5) -> Ite
                 by_step.setdefault(point.step, {})[point.key] = point.value
             for step, values in by_step.items():
                 if step > shown:  # a new attempt may take some steps again
-                    advance(step - shown)
+                    advance(step - max(shown, 0))
                     shown = step
                     if SCORE in values:
                         say(f"step {step}/{steps}: {describe(values)}")
