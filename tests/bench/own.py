@@ -203,7 +203,7 @@ def new_patient(spacing_mm: float) -> Work:
     unet.initialize(network, 0)
     network.to(memory_format=torch.channels_last_3d)
     description = Description(
-        model=model, window=None, standardize="brain", spacing_mm=(1, 1, 1), task=BRATS
+        model=model, window=None, standardize="foreground", spacing_mm=(1, 1, 1), task=BRATS
     )
     return lambda: segment(scan, [(network, description)])
 

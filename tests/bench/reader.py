@@ -40,7 +40,7 @@ def source_of(folder: Path) -> Mixture:
     index = read_index(next(folder.glob("patch/*/index.parquet")))
     cases = load_prepared(folder / "prepare").cases
     augment = values.train.augment.model_copy(update=AUGMENTED)
-    real = Patches(index, cases, augment, "brain", 7, fused=True)
+    real = Patches(index, cases, augment, "foreground", 7, fused=True)
     anatomies = [read_anatomy(heads / name) for name in phantoms.anatomies]
     shapes = [read_shape(shape_path(heads, name)) for name in phantoms.shapes]
     style = Style(phantoms.spans)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gliotrail.runs.journal import Writer
 from gliotrail.runs.owner import claim, release
+from gliotrail.runs.writer import Writer
 from gliotrail.tracking.delivery_thread import DeliveryThread
 from gliotrail.tracking.experiment_page import TRAINING
 from gliotrail.training.driver import CHECKPOINT_EVERY_S

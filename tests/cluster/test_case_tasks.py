@@ -36,7 +36,7 @@ def weights_file(crops: Crops, seed: int, path: Path) -> Path:
     initialize(network, seed)
     spacing_mm = next(iter(load_prepared(crops.prepared).cases.values())).spacing_mm
     description = weights.Description(
-        model=model, window=None, standardize="brain", spacing_mm=spacing_mm, task=BRATS
+        model=model, window=None, standardize="foreground", spacing_mm=spacing_mm, task=BRATS
     )
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(weights.to_bytes(network.state_dict(), description))
@@ -76,7 +76,7 @@ def test_a_champion_is_judged_by_workers_as_a_validation_does(
     assert judged is not None
     for path, score in zip(files, judged, strict=False):
         model, _ = weights.load(path)
-        told = validate(model, BRATS, prepared.cases, regions, "brain", 0.5, World())
+        told = validate(model, BRATS, prepared.cases, regions, "foreground", 0.5, World())
         assert told[SCORE] == score
 
 

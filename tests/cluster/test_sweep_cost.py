@@ -20,7 +20,7 @@ def test_a_trial_that_sleeps_leaves_what_one_that_trains_does(
     training = Proposals(crops.params(), crops.prepared, crops.patches).trials[0].training
     trained, slept = RunFolder(tmp_path / "trained"), RunFolder(tmp_path / "slept")
     driver.run_training(training, trained, World())
-    for name in ("fit", "validate", "_draw"):
+    for name in ("fit", "validate", "draw_validation"):
         monkeypatch.setattr(driver, name, getattr(driver, name))  # as before, at the test's end
     monkeypatch.setenv(SLEEP_S, "0")
     sleep_instead()

@@ -41,7 +41,7 @@ def test_a_worker_goes_on_where_an_attempt_before_was_stopped(left: RunFolder) -
 
 def test_a_trial_goes_on_where_an_attempt_before_was_stopped(left: RunFolder, crops: Crops) -> None:
     trial = Trial(0, {}, crops.training(), left)
-    _trial({"trial": trial, "wanted": Resources(1, 1, 0), "retell": False})
+    _trial({"trial": trial, "wanted": Resources(1, 1, 0), "retell": False, "first_weights": None})
     ended = left.ended()  # the data that the job was sent are nowhere
     assert ended is not None
     assert "no data of digest 0" in ended["reason"]

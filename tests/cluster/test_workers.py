@@ -70,7 +70,7 @@ def test_what_is_no_lost_worker_ends_after_one_try_with_a_line_that_says_what_to
     tries, run = [], RunFolder(tmp_path / "run")
     run.root.mkdir()
     config = {"training": crops.training(), "root": str(run.root), "until": None, "of_a_gpu": 0,
-              "first_weights": None}  # fmt: skip
+              "first_weights": None, "judge_start": False}  # fmt: skip
 
     def fails(*_: object) -> None:
         tries.append(1)
@@ -103,7 +103,7 @@ def test_a_lost_worker_is_tried_again(
     monkeypatch.setattr(workers, "get_current_placement_group", lambda: None)
     monkeypatch.setattr(workers, "get_context", lambda: context(0, 1))
     config = {"training": crops.training(), "root": str(tmp_path), "until": None, "of_a_gpu": 0,
-              "first_weights": None}  # fmt: skip
+              "first_weights": None, "judge_start": False}  # fmt: skip
     for _ in range(2):
         with pytest.raises(workers._PeerLostError):
             workers._work(config)
@@ -151,7 +151,7 @@ def test_two_workers_train_to_the_end_within_their_time_limits(
 ) -> None:
     training, run = crops.training(), RunFolder(tmp_path / "run")
     config = {"training": training, "root": str(run.root), "until": None, "of_a_gpu": 0,
-              "first_weights": None}  # fmt: skip
+              "first_weights": None, "judge_start": False}  # fmt: skip
     with gloo_workers(2, tmp_path) as both:
         assert both(2, work, config, tmp_path) == ["", ""]
     state, _ = result(training, run)
@@ -180,5 +180,5 @@ def test_first_weights_that_one_machine_made_reach_a_worker_on_another(
     monkeypatch.setattr(workers, "get_current_placement_group", lambda: None)
     monkeypatch.setattr(workers, "ray_report", lambda metrics: None)
     workers._work({"training": training, "root": str(there.root), "until": None, "of_a_gpu": 0,
-                   "first_weights": first})  # fmt: skip
+                   "first_weights": first, "judge_start": False})  # fmt: skip
     assert result(training, there)[1] == result(training, here)[1]

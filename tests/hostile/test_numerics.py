@@ -77,7 +77,7 @@ def test_a_trial_that_diverges_ends_alone(spoilt: Crops, tmp_path: Path) -> None
     run = RunFolder(tmp_path / "trial")
     run.begin({})
     trial = Trial(0, {}, spoilt.training(), run)
-    _trial({"trial": trial, "wanted": Resources(1, 1, 0), "retell": False})
+    _trial({"trial": trial, "wanted": Resources(1, 1, 0), "retell": False, "first_weights": None})
     ended = run.ended()
     assert ended is not None
     assert ended["status"] == "FAILED"
@@ -177,7 +177,7 @@ def test_a_training_case_without_tumour_has_no_patches_and_says_so(
     odd: Prepared, tmp_path: Path
 ) -> None:
     healthy = replace(odd, split=replace(odd.split, training=("no_tumour",)))
-    with pytest.raises(DataError, match="no_tumour: labels of a training case: wanted tumour, got"):
+    with pytest.raises(DataError, match=r"labels of all training cases: wanted some .*, got none"):
         patch(patch_section(), healthy, (8, 8, 8), tmp_path)
 
 

@@ -139,7 +139,7 @@ def test_a_signal_stops_it_with_a_checkpoint(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=240)
     assert process.returncode == 143, printed
-    assert "stopped by SIGTERM; the same command goes on\n" in printed
+    assert "stopped by SIGTERM; what was trained is kept, and the same command goes on\n" in printed
     assert "Traceback" not in printed
     until(lambda: status(loop) == "KILLED", 120)
     (recorded,) = loop.recorded()

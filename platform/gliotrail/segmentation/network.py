@@ -2,13 +2,16 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from gliotrail.errors import ParamsError
 from gliotrail.imaging.geometry import Vox3
 from gliotrail.own_parts import own_part, tried
-from gliotrail.params import Model
+
+if TYPE_CHECKING:  # the benches' peers have no pydantic
+    from gliotrail.params import Model
 
 
 class Network(nn.Module):
@@ -54,7 +57,7 @@ class Network(nn.Module):
         raise ParamsError("train.freeze", wanted="none", got=got)
 
 
-def own_network(model: Model, channels: int, classes: int) -> Network:
+def own_network(model: "Model", channels: int, classes: int) -> Network:
     """A network of your own, with arbitrary weights.
 
     Raises:
