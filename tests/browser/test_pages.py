@@ -39,7 +39,7 @@ from tests.browser.screenshots import (
     PAGES,
     enlarge_slider,
 )
-from tests.support.browser import Browser
+from tests.support.browser import Browser, coloured, pictures
 from tests.support.projects import Reproduced
 from tests.support.services import MlflowServer
 
@@ -90,17 +90,6 @@ def page_of(server: MlflowServer) -> Any:
 
 def ready(browser):
     browser.until(lambda: browser.driver.execute_script("return document.body.dataset.ready"))
-
-
-def coloured(pixels):
-    """How many pixels are neither grey nor the ground's."""
-    return int((np.ptp(pixels.astype(int), axis=-1) > 40).sum())
-
-
-def pictures(browser):
-    """The sources of the pictures that are really there."""
-    script = "return [...document.images].filter(i => i.naturalWidth > 200).map(i => i.src)"
-    return browser.driver.execute_script(script)
 
 
 def logged_but(browser, seen):

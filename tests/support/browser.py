@@ -103,3 +103,15 @@ class Browser:
     def close(self) -> None:
         """End it."""
         self.driver.quit()
+
+
+def coloured(pixels: npt.NDArray[np.uint8]) -> int:
+    """How many pixels are neither grey nor the ground's."""
+    return int((np.ptp(pixels.astype(int), axis=-1) > 40).sum())
+
+
+def pictures(browser: Browser) -> list[str]:
+    """The sources of the pictures that are really there."""
+    script = "return [...document.images].filter(i => i.naturalWidth > 200).map(i => i.src)"
+    found: list[str] = browser.driver.execute_script(script)
+    return found
