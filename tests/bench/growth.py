@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -13,9 +14,10 @@ from gliotrail import params
 from gliotrail.imaging.patch import patch
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import load_prepared
-from gliotrail.segmentation.loop import SCORE, Plan, fit
+from gliotrail.segmentation.loop import SCORE, fit
 from gliotrail.segmentation.sampling import Patches
 from gliotrail.segmentation.unet import UNet3d, initialize
+from tests.support.training_loop import PLAN
 
 ROOT = Path(__file__).parents[2]
 CROP = ROOT / "data/demo/crops"
@@ -86,20 +88,7 @@ def memory(folder: Path, steps: int) -> tuple[float, float]:
     source = Patches(index, prepared.cases, train.augment, "foreground", 7)
     network = UNet3d(2, 4)
     initialize(network, 0)
-    plan = Plan(
-        steps=steps,
-        steps_per_epoch=steps,
-        batch_size=1,
-        learning_rate=1e-3,
-        weight_decay=0,
-        warmup_steps=0,
-        average=0.9,
-        clip=0,
-        optimizer="adamw",
-        keep="last",
-        loss="soft_dice",
-        precision="float32",
-    )
+    plan = replace(PLAN, steps=steps, steps_per_epoch=steps, batch_size=1)
     resident, shares = {}, []
 
     def told(step: int, metrics: Mapping[str, float], snapshot: object) -> None:

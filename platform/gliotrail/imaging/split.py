@@ -24,6 +24,10 @@ class Region:
     case: str
     box: Box | None = None
 
+    def box_in(self, shape_vox: Vox3) -> Box:
+        """Its box, in a scan of this shape."""
+        return self.box or Box((0, 0, 0), shape_vox)
+
 
 @dataclass(frozen=True)
 class Split:

@@ -14,7 +14,6 @@ import torch
 from gliotrail.dataset.brats import BRATS
 from gliotrail.dataset.task import Task
 from gliotrail.errors import TrainingError
-from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.prepared import PreparedCase, read_labels_patch
 from gliotrail.imaging.split import Region
@@ -77,7 +76,7 @@ def row_of_region(
     rules: Postprocess | None = None,
 ) -> tuple[torch.Tensor, Labels]:
     """What one region adds to the means: the table of counts and the loss, flat; and its labels."""
-    box = region.box or Box((0, 0, 0), case.ras_shape_vox)
+    box = region.box_in(case.ras_shape_vox)
     probabilities_CIJK = predict_box(model, case, box, standardize)
     pred_IJK = to_labels(probabilities_CIJK, threshold, model.heads)
     pred_IJK = postprocessed(pred_IJK, rules, task, case.spacing_mm)
@@ -97,9 +96,9 @@ def rules_of_validation(
     judged = []
     for region in regions:
         case = cases[region.case]
-        box = region.box or Box((0, 0, 0), case.ras_shape_vox)
-        pred_IJK = to_labels(predict_box(model, case, box, standardize), threshold, model.heads)
-        judged.append(Judged(pred_IJK, read_labels_patch(case, box), case.spacing_mm))
+        _, pred_IJK = row_of_region(model, task, case, region, standardize, threshold)
+        ref_IJK = read_labels_patch(case, region.box_in(case.ras_shape_vox))
+        judged.append(Judged(pred_IJK, ref_IJK, case.spacing_mm))
     rules, before, after = find_rules(judged, task)
     if rules == Postprocess():
         say(f"post-processing: no rule helps; Dice on validation {before:.3f}")

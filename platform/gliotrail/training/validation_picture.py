@@ -3,7 +3,6 @@
 import numpy as np
 
 from gliotrail.dataset.task import IGNORED
-from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.prepared import Prepared, read_labels_patch, read_patch
 from gliotrail.imaging.split import Region
@@ -16,7 +15,7 @@ def draw_validation(prepared: Prepared, region: Region, predicted_IJK: Labels, t
     from gliotrail.report.overlays import draw_prediction, pick_slices
 
     case = prepared.cases[region.case]
-    box = region.box or Box((0, 0, 0), case.ras_shape_vox)
+    box = region.box_in(case.ras_shape_vox)
     image_CIJK, labels_IJK = read_patch(case, box, "foreground"), read_labels_patch(case, box)
     labels_IJK = np.where(labels_IJK == IGNORED, np.uint8(0), labels_IJK)
     drawing = draw_prediction(
