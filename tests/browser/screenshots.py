@@ -18,8 +18,10 @@ from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from gliotrail.plain_yaml import read_yaml
 from gliotrail.tracking.experiment_page import CURVES, TRAINING
 from tests.support.browser import Browser
+from tests.support.projects import ROOT
 from tests.support.services import MlflowServer
 
 LARGEST_BYTES = 200_000
@@ -98,7 +100,13 @@ def _plots(browser: Browser, server: MlflowServer) -> None:
     words = [sys.executable, "-m", "dvc", "plots", "show", "--out", str(out)]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     browser.open(out / "index.html")
-    browser.until(lambda: len(browser.find_all("canvas, svg.marks")) >= 4)
+    until_plotted(browser)
+
+
+def until_plotted(browser: Browser) -> None:
+    """Wait until DVC's page shows every plot that dvc.yaml names."""
+    plots = read_yaml(ROOT / "dvc.yaml")["plots"]
+    browser.until(lambda: len(browser.find_all("canvas, svg.marks")) == len(plots))
 
 
 PAGES: dict[str, Callable[[Browser, MlflowServer], None]] = {

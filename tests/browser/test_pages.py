@@ -38,6 +38,7 @@ from tests.browser.screenshots import (
     LARGEST_BYTES,
     PAGES,
     enlarge_slider,
+    until_plotted,
 )
 from tests.support.browser import Browser, coloured, pictures
 from tests.support.projects import Reproduced
@@ -383,7 +384,7 @@ def test_dvcs_plots_are_drawn_without_internet(browser, reproduced, tmp_path):
     browser.complaints()
     reproduced.project.run("dvc", "plots", "show", "--out", str(tmp_path / "plots"))
     browser.open(tmp_path / "plots/index.html")
-    browser.until(lambda: len(browser.find_all("canvas, svg.marks")) >= 4)
+    until_plotted(browser)
     assert coloured(browser.look("plots")) > 0
     assert browser.complaints() == []
 
