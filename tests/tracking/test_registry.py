@@ -10,7 +10,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gliotrail.errors import TrackingError
 from gliotrail.files import sha256
+from gliotrail.runs.journal import MODEL_FILE
+from gliotrail.runs.local_runs import runs_dir
+from gliotrail.segmentation.ensemble import join
 from gliotrail.tracking.client import experiment_id
+from gliotrail.tracking.delivery import deliver
+from gliotrail.tracking.ensemble_run import register_ensemble
 from gliotrail.tracking.registry import (
     CHAMPION,
     MODEL,
@@ -21,7 +26,8 @@ from gliotrail.tracking.registry import (
     promote,
     register,
 )
-from tests.support.tracked_runs import model_file
+from gliotrail.tracking.trace import trace
+from tests.support.tracked_runs import DIGESTS, finished, model_file
 
 DATA, OTHER_DATA = "validated on this", "validated on that"
 
@@ -231,3 +237,24 @@ def test_a_server_that_can_t_be_reached_is_told_in_one_line(
     with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9: MLflow: got") as caught:
         fetch_weights(f"models:/{MODEL}@{CHAMPION}", tmp_path / "down")
     assert "\n" not in str(caught.value)
+
+
+def test_an_ensemble_is_one_version_whose_run_leads_to_its_members(
+    server: MlflowClient, tmp_path: Path
+) -> None:
+    runs = [finished(runs_dir() / name) for name in ("one", "two")]
+    model_file(runs[1].root / MODEL_FILE, seed=8)
+    ids = [deliver(run, server) for run in runs]
+    files = [run.root / MODEL_FILE for run in runs]
+    joined = tmp_path / "joined.safetensors"
+    joined.write_bytes(join(files))
+    made = [register_ensemble(joined, files) for _ in range(2)]
+    assert {str(version.version) for version in made} == {"1"}
+    found = trace(f"models:/{MODEL}/1")
+    assert found["commands"] == [f"gliotrail trace {run_id}" for run_id in ids]
+    assert {data["path"] for data in found["data"]} == set(DIGESTS)
+    assert found["model"]["sha256"] == sha256(joined)
+    assert fetch_weights(f"models:/{MODEL}/1", tmp_path / "got").read_bytes() == joined.read_bytes()
+    stranger = model_file(tmp_path / "stranger.safetensors", seed=99)
+    with pytest.raises(TrackingError, match=r"no run that ended with .*stranger"):
+        register_ensemble(joined, [files[0], stranger])

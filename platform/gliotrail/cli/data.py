@@ -147,3 +147,30 @@ def import_keras(
     print_table(table)
     print(f"inputs {', '.join(read.description.channels)}, standardised by {standardize}")
     print(f"outputs {', '.join(read.description.classes)}; written to {out}")
+
+
+@weights_app.command("join")
+def join_weights(
+    files: Annotated[list[Path], typer.Argument(help="Weights files of networks that are alike.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors to write.")],
+    register: Annotated[
+        bool, typer.Option("--register", help="Also as a version of the registered model.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make one model of several, such as the folds of a cross-validation: the mean is taken."""
+    from gliotrail.files import replacing
+    from gliotrail.segmentation.ensemble import join
+
+    content = join(files)
+    with replacing(out) as partial:
+        partial.write_bytes(content)
+    told = {"out": str(out), "members": len(files)}
+    words = f"{len(files)} networks as one, in {out}"
+    if register:
+        from gliotrail.tracking.ensemble_run import register_ensemble
+
+        version = register_ensemble(out, files)
+        told |= {"model": version.name, "version": str(version.version)}
+        words += f"; registered as models:/{version.name}/{version.version}"
+    tell(as_json, told, words)

@@ -1,9 +1,10 @@
 """What the platform asks of a network, whichever it is: ours, MONAI's or one of your own."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from gliotrail.errors import ParamsError
@@ -42,6 +43,11 @@ class Network(nn.Module):
         """Logits of the same spatial size."""
 
     @property
+    def networks(self) -> Mapping[str, "Network"]:
+        """Itself, or an ensemble's members, by how the names of their weights begin."""
+        return {"": self}
+
+    @property
     def n_outputs(self) -> int:
         """How many classes it gives."""
         return int(self.get_parameter(f"{self.head_name}.bias").numel()) // self.voxels_each
@@ -55,6 +61,30 @@ class Network(nn.Module):
         """
         got = f"{type(self).__name__}, which names no encoder"
         raise ParamsError("train.freeze", wanted="none", got=got)
+
+
+class Ensemble(Network):
+    """Networks of one kind. `inference.forward` averages what they give, as probabilities."""
+
+    def __init__(self, members: Sequence[Network]) -> None:
+        super().__init__()
+        self.members, first = nn.ModuleList(members), members[0]
+        self.first = first.first
+        self.head_name = f"members.0.{first.head_name}"
+        self.heads, self.voxels_each = first.heads, first.voxels_each
+        self.depth, self.base_filters = first.depth, first.base_filters
+        self.window_vox = first.window_vox
+
+    @property
+    def networks(self) -> Mapping[str, Network]:
+        """The members."""
+        named = self.members.named_children()
+        return {f"members.{n}.": member for n, member in named if isinstance(member, Network)}
+
+    def forward(self, image_BCIJK: Tensor) -> Tensor:
+        """Logits of the mean probability."""
+        given = [member(image_BCIJK).sigmoid() for member in self.networks.values()]
+        return torch.stack(given).mean(0).logit()
 
 
 def own_network(model: "Model", channels: int, classes: int) -> Network:

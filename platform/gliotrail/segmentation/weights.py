@@ -23,7 +23,7 @@ from gliotrail.imaging.prepared import Intensity
 from gliotrail.own_parts import is_own
 from gliotrail.param_types import Standardize
 from gliotrail.params import Model, Section
-from gliotrail.segmentation.network import Network, own_network
+from gliotrail.segmentation.network import Ensemble, Network, own_network
 from gliotrail.segmentation.postprocess import Postprocess
 from gliotrail.segmentation.unet import UNet3d
 
@@ -43,6 +43,7 @@ class Description(Section):
     task: the channels it is fed and the classes it gives, in their order.
     intensities: of the CT channels.
     postprocess: what is done to label maps, if anything.
+    members: how many networks of this kind it holds, see `ensemble`.
     """
 
     model: Model
@@ -52,6 +53,7 @@ class Description(Section):
     task: Task = BRATS
     intensities: dict[str, Intensity] = Field(default_factory=dict)
     postprocess: Postprocess | None = None
+    members: Annotated[int, Field(ge=1, le=64)] = 1
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -65,9 +67,10 @@ class Description(Section):
 
     def build(self) -> Network:
         """The network, with arbitrary weights."""
-        network = build(self.model, self.task)
-        network.window_vox = self.window
-        return network
+        members = [build(self.model, self.task) for _ in range(self.members)]
+        for network in members:
+            network.window_vox = self.window
+        return Ensemble(members) if self.members > 1 else members[0]
 
 
 def build(model: Model, task: Task) -> Network:
@@ -110,7 +113,11 @@ def load(path: Path) -> tuple[Network, Description]:
         task = reordered(description.task, BRATS.channel_names, BRATS.class_names)
     else:
         task = description.task
-    fitting = _fitting(model, state, description, task, path)
+    fitting: dict[str, Tensor] = {}
+    for start, network in model.networks.items():
+        own = {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)}
+        fitted = _fitting(network, own, description, task, path)
+        fitting |= {start + name: tensor for name, tensor in fitted.items()}
     description = description.model_copy(update={"task": task})
     model.to_empty(device="cpu").load_state_dict(fitting)
     return model, description
@@ -193,6 +200,9 @@ def load_into(
         wanted, got = ", ".join(task.channel_names), ", ".join(description.channels)
         raise WeightsError("channels", where=where, wanted=wanted, got=got,
                            do="take `train.init: scratch`")  # fmt: skip
+    if description.members > 1:
+        wanted, do = "the weights of one network", "take one of those that it was made of"
+        raise WeightsError("members", where=where, wanted=wanted, got=description.members, do=do)
     model.load_state_dict(_fitting(model, state, description, task, where))
     told = []
     for what, have, want in (

@@ -22,6 +22,7 @@ from gliotrail.runs.addresses import shown, tracking_uri
 from gliotrail.runs.code_snapshot import CHANGES, UNTRACKED, applies, code_dir
 from gliotrail.runs.lineage import OWN_LOOP
 from gliotrail.tracking.client import ID_TAG, client, one_line
+from gliotrail.tracking.ensemble_run import MEMBERS_TAG
 from gliotrail.tracking.evaluation_run import held_out
 from gliotrail.tracking.once import SHA256_TAG
 from gliotrail.tracking.registry import MODEL, find_version
@@ -60,7 +61,8 @@ def trace(name: str) -> dict[str, Any]:
             "params": dict(sorted(params.items())),
             "data": [
                 {"path": path, "digest": digest, "at": _places(digest)}
-                for path, digest in datasets_of(run).items()
+                for one in (run, *map(server.get_run, members_of(run)))
+                for path, digest in datasets_of(one).items()
             ],
             "parent": _parent(server, params.get("init"), tags.get(INIT_TAG)),
             "measures": dict(sorted((run.data.metrics | held_out(server, run)).items())),
@@ -174,6 +176,12 @@ def _parent(server: MlflowClient, init: str | None, digest: str | None) -> dict[
     return {"init": init, "sha256": digest, "model": _model(known[0]) if known else None}
 
 
+def members_of(run: Run) -> list[str]:
+    """MLflow's ids of the runs that an ensemble is made of."""
+    told = run.data.tags.get(MEMBERS_TAG, "")
+    return told.split(",") if told else []
+
+
 def datasets_of(run: Run) -> dict[str, str]:
     """DVC's digest of each input dataset, by path."""
     inputs = run.inputs.dataset_inputs if run.inputs else ()
@@ -208,6 +216,8 @@ def _remotes(config: configparser.RawConfigParser) -> list[str]:
 
 def _commands(server: MlflowClient, run: Run) -> list[str]:
     """The commands that rebuild it, in a folder of its own."""
+    if members := members_of(run):
+        return [f"gliotrail trace {member}" for member in members]
     tags, run_id = run.data.tags, run.info.run_id
     base = tags.get("gliotrail.code.base") or tags.get(COMMIT_TAG)
     if base in {None, "unknown"} or problem_of(server, run):
