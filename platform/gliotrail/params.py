@@ -115,8 +115,8 @@ class Patch(Section):
     sizes: Annotated[tuple[PatchSize, ...], Field(strict=False, min_length=1)]
     per_case: Count
     background_below: Annotated[float, Field(gt=0, le=1)]
-    tumour_centred: Probability
-    healthy: Probability
+    class_centred: Probability
+    without_class: Probability
     seed: Seed
 
 

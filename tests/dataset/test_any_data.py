@@ -13,7 +13,7 @@ import pytest
 
 from gliotrail import params
 from gliotrail.dataset.brats import is_brats
-from gliotrail.errors import DataError, ParamsError
+from gliotrail.errors import DataError, ParamsError, TrainingError
 from gliotrail.imaging.fetch import fetch
 from gliotrail.imaging.nifti import read_image, read_labels, write_labels
 from gliotrail.imaging.patch import patch
@@ -212,6 +212,20 @@ def test_first_weights_of_another_kind_of_image_are_refused(tmp_path: Path) -> N
     chosen = prepared_from(tmp_path, same_name, **changes)
     with pytest.raises(Exception, match="kind of channel FLAIR: wanted CT, got MR"):
         check([training_of(tmp_path, chosen)])
+
+
+def test_validation_data_without_any_class_are_refused_before_anything_starts(
+    tmp_path: Path,
+) -> None:
+    def unlabelled(root: Path) -> None:
+        ct(root)
+        rewritten(root / "labelsTr/SYN_003.nii.gz", np.zeros_like)
+
+    training = training_of(tmp_path, prepared_from(tmp_path, unlabelled))
+    with pytest.raises(
+        TrainingError, match=r"no class in them: wanted .* with bone; choose others"
+    ):
+        check([training])
 
 
 def test_synthetic_brain_tumours_are_no_rehearsal_for_anything_else(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+from functools import cache
 
 from gliotrail.dataset.brats import BRATS
 from tests.support.scans import ROOT
@@ -24,6 +25,7 @@ WORDS = re.compile(
 )
 
 
+@cache
 def strings(source: str) -> list[str]:
     """All text in code that is no docstring: constants, and the fixed parts of f-strings."""
     tree = ast.parse(source)
@@ -51,6 +53,17 @@ def test_no_list_of_channels_classes_or_regions_outside_the_preset() -> None:
         named = named_in(path.read_text(encoding="utf-8"))
         if named and place not in OF_BRAIN_TUMOURS:
             found[place] = sorted(named)
+    assert not found
+
+
+def test_no_text_calls_any_data_sets_classes_a_tumour() -> None:
+    found = {
+        f"{path.relative_to(PACKAGE)}: {text}"
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).as_posix() not in OF_BRAIN_TUMOURS
+        for text in strings(path.read_text(encoding="utf-8"))
+        if re.search(r"(?i)(?<!brain)(?<!brain )(?<!synthetic )tumou?r", text)
+    }
     assert not found
 
 

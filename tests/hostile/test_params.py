@@ -53,7 +53,7 @@ BAD = {
     ),
     "no number": (changed("weight_decay: 1e-4", "weight_decay: .nan"), "a finite number is wanted"),
     "infinity": (changed("weight_decay: 1e-4", "weight_decay: .inf"), "a finite number is wanted"),
-    "no share": (changed("tumour_centred: 0.5", "tumour_centred: .nan"), "tumour_centred: input"),
+    "no share": (changed("class_centred: 0.5", "class_centred: .nan"), "class_centred: input"),
     "no threshold": (changed("threshold: 0.5", "threshold: .nan"), "evaluate.threshold: input"),
     "a patch of 0": (changed("32x32x16,", "0x32x16,"), "sizes.0: a patch size such as .*0x32x16"),
     "other digits": (changed("32x32x16,", "\uff13\uff12x32x16,"), "sizes.0: a patch size such as"),

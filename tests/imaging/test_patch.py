@@ -83,35 +83,35 @@ def test_as_many_as_asked_for_and_the_share_with_a_tumour_centre(
     size = (16, 16, 8)
     prepared = trained_on(prepared_crops, "BRATS_009", "BRATS_119")
     for share in (0.0, 0.25, 1.0):
-        section = patch_section(per_case=80, tumour_centred=share)
+        section = patch_section(per_case=80, class_centred=share)
         index = patch(section, prepared, size, tmp_path)
         assert len(index) == 160
         assert len(set(zip(index.case_number.tolist(), corners_of(index), strict=True))) == 160
-        assert index.tumour_centred.sum() == share * 160
+        assert index.class_centred.sum() == share * 160
         for row in range(160):
             case = prepared.cases[index.cases[index.case_number[row]]]
             labels = read_labels(case, Box.at(index.corner_vox[row], size))
             assert index.voxels[row].tolist() == np.bincount(labels.ravel(), minlength=4).tolist()
             assert index.voxels[row, 0] / 2048 < 0.95
-            assert labels[8, 8, 4] > 0 or not index.tumour_centred[row]
+            assert labels[8, 8, 4] > 0 or not index.class_centred[row]
 
 
-def test_the_share_of_healthy_patches_shows_brain_and_no_tumour(
+def test_the_share_of_patches_without_a_class_shows_brain_and_no_tumour(
     prepared_crops: Prepared, tmp_path: Path
 ) -> None:
     size = (12, 12, 8)
     prepared = trained_on(prepared_crops, "BRATS_119", kept_out=Box((0, 0, 0), (20, 64, 16)))
-    index = patch(patch_section(per_case=40, healthy=0.25), prepared, size, tmp_path)
+    index = patch(patch_section(per_case=40, without_class=0.25), prepared, size, tmp_path)
     healthy = index.voxels[:, 0] == 12 * 12 * 8
     assert (len(index), healthy.sum()) == (40, 10)
-    assert index.tumour_centred.sum() == 15
+    assert index.class_centred.sum() == 15
     case = prepared.cases["BRATS_119"]
     for corner in index.corner_vox[healthy]:
         box = Box.at(vox3(corner), size)
         assert not read_labels(case, box).any()
         assert read_patch(case, box, "none").any()
         assert corner[0] >= 20
-    again = patch(patch_section(per_case=40, healthy=0.25), prepared, size, tmp_path / "b")
+    again = patch(patch_section(per_case=40, without_class=0.25), prepared, size, tmp_path / "b")
     assert np.array_equal(index.corner_vox, again.corner_vox)
 
 
@@ -123,7 +123,7 @@ def test_draws_are_uniform_over_the_allowed_corners(
     count = len(valid_corners(prepared.cases["BRATS_119"], size, 0.95, None))
     drawn = np.zeros((5, 5, 3))
     for seed in range(60):
-        section = patch_section(per_case=25, seed=seed, tumour_centred=0.0)
+        section = patch_section(per_case=25, seed=seed, class_centred=0.0)
         index = patch(section, prepared, size, tmp_path)
         np.add.at(drawn, tuple(index.corner_vox.T), 1)
     # each of 75 corners is drawn 20 times on average, with a std of 3.7
@@ -158,7 +158,7 @@ def test_an_index_is_read_as_it_was_written_and_is_small(
     assert index.size_vox == (32, 24, 16)
     assert index.cases == ("BRATS_009",)
     assert len(index) == 240
-    for name in ("case_number", "corner_vox", "voxels", "tumour_centred"):
+    for name in ("case_number", "corner_vox", "voxels", "class_centred"):
         assert np.array_equal(getattr(index, name), getattr(written, name)), name
         assert getattr(index, name).dtype == getattr(written, name).dtype, name
     table = pq.read_table(path).to_pydict()

@@ -15,7 +15,7 @@ from gliotrail.segmentation.loop import SCORE, World
 from gliotrail.segmentation.metrics import soft_dice_loss_scan
 from gliotrail.segmentation.score import score
 from gliotrail.segmentation.unet import UNet3d, initialize
-from gliotrail.segmentation.validation import validate
+from gliotrail.segmentation.validation import check_regions, validate
 from tests.support.brain import CLASSES, REGIONS
 from tests.support.gloo import Workers
 
@@ -138,6 +138,9 @@ def test_no_tumour_anywhere_is_an_error_whatever_is_predicted(
     case = prepared_crops.cases["BRATS_119"]
     healthy = Region("BRATS_119", Box((42, 0, 0), (52, 10, 10)))
     assert not read_labels_patch(case, in_scan(case, healthy)).any()
+    with pytest.raises(TrainingError, match="validation data: no class in them"):
+        check_regions(BRATS, prepared_crops.cases, [healthy, healthy])
+    check_regions(BRATS, prepared_crops.cases, [healthy, WHOLE])
     for regions in ([healthy], [healthy, healthy], []):
         with warnings.catch_warnings(), pytest.raises(TrainingError) as refused:
             warnings.simplefilter("error")

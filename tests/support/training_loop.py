@@ -125,7 +125,7 @@ def error_there(world: World, patches: Patches, plan: Plan) -> str:
 def one_patch(patches: Patches) -> Patches:
     index = patches.index
     row = int(index.voxels[:, 0].argmin())
-    columns = ("case_number", "corner_vox", "voxels", "tumour_centred")
+    columns = ("case_number", "corner_vox", "voxels", "class_centred")
     alone = replace(index, **{name: getattr(index, name)[row : row + 1] for name in columns})
     return replace(patches, index=alone, augment=augmented())
 

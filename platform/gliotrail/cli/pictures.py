@@ -47,9 +47,9 @@ def show(
     slices: Annotated[
         str,
         typer.Option(
-            "--slice", help="tumour (its largest slices), random, or a voxel such as 120,90,25."
+            "--slice", help="largest (slices of the classes), random, or a voxel such as 120,90,25."
         ),
-    ] = "tumour",
+    ] = "largest",
     seed: Annotated[int, typer.Option(help="Of --slice random.")] = 0,
     labels: Annotated[Path | None, typer.Option(help="A mask to outline, for a file.")] = None,
     out: Annotated[
@@ -59,9 +59,9 @@ def show(
     theme: ThemeOption = "dark",
     as_json: Json = False,
 ) -> None:
-    """Draw a case: three planes of its four channels, the tumour outlined; or an animation."""
-    if slices not in {"tumour", "random"} and not _is_voxel(slices):
-        raise ParamsError("--slice", wanted="tumour, random or a voxel I,J,K", got=repr(slices))
+    """Draw a case: three planes of its channels, the classes outlined; or an animation."""
+    if slices not in {"largest", "random"} and not _is_voxel(slices):
+        raise ParamsError("--slice", wanted="largest, random or a voxel I,J,K", got=repr(slices))
     if Path(case).is_file():
         found, labels_IJK, task = _of_file(Path(case), labels)
     else:
@@ -89,7 +89,7 @@ def show(
         at = centre_voxel(labels_IJK, image_CIJK)
         if slices == "random":
             at = random_voxel(image_CIJK, seed)
-        elif slices != "tumour":
+        elif slices != "largest":
             i, j, k = (int(n) - a for n, a in zip(slices.split(","), start_vox, strict=True))
             at = i, j, k
         drawing = draw_case(

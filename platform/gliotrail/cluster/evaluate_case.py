@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 
 from gliotrail.cluster.shared_files import SharedFile, share
-from gliotrail.dataset.task import IGNORED, Task
+from gliotrail.dataset.task import Task
 from gliotrail.imaging.formats.decathlon import Case
 from gliotrail.imaging.geometry import Box, from_ras, to_ras
 from gliotrail.imaging.header import read_header
-from gliotrail.imaging.labels import Labels
+from gliotrail.imaging.labels import Labels, known_labels
 from gliotrail.imaging.nifti import Scan, in_ras, read_labels, write_labels
 from gliotrail.imaging.prepare import read_scan
 from gliotrail.imaging.prepared import (
@@ -99,7 +99,7 @@ class Evaluation:
         scored = score(ref_IJK, pred_IJK, case.spacing_mm, body_IJK, task=task, own=own)
         confusion_rp = confusion(ref_IJK, pred_IJK, task.n_labels)
 
-        ref_IJK = np.where(ref_IJK == IGNORED, np.uint8(0), ref_IJK)
+        ref_IJK = known_labels(ref_IJK)
         folder, name = self.scratch / case.name, case.name
         for kind in FOLDERS:
             (folder / kind).mkdir(parents=True, exist_ok=True)

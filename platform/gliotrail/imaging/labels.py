@@ -4,7 +4,7 @@ What the labels mean is the data set's own (see `dataset.task`): 0 is background
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -75,9 +75,19 @@ def _strange(values: npt.NDArray[Any], codes: Mapping[int, int], where: object) 
     )
 
 
+@overload
+def known_labels(labels: Labels) -> Labels: ...
+@overload
+def known_labels(labels: Labels | None) -> Labels | None: ...
 def known_labels(labels: Labels | None) -> Labels | None:
     """Labels as pictures show them: what is ignored is background."""
     return None if labels is None else np.where(labels == IGNORED, np.uint8(0), labels)
+
+
+def of_classes(labels: Labels) -> npt.NDArray[np.bool_]:
+    """Where labels are of a class: neither background nor ignored."""
+    found: npt.NDArray[np.bool_] = (labels > 0) & (labels != IGNORED)
+    return found
 
 
 def class_masks(labels: npt.NDArray[Any], n_classes: int) -> npt.NDArray[np.bool_]:

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gliotrail import params
-from gliotrail.dataset.task import IGNORED
 from gliotrail.errors import DataError
 from gliotrail.files import replacing
 from gliotrail.imaging.case_cache import at_a_time, forget_others, key_of, made
 from gliotrail.imaging.geometry import Box, Vox3, vox3
+from gliotrail.imaging.labels import of_classes
 from gliotrail.imaging.prepared import Prepared, PreparedCase, read_labels_patch
 from gliotrail.imaging.split import box_to_json
 from gliotrail.param_types import Size, format_size
@@ -35,9 +35,9 @@ Ints = npt.NDArray[np.int64]
 _CORNER = [f"corner_{axis}_vox" for axis in "ijk"]
 _SIZE = [f"size_{axis}_vox" for axis in "ijk"]
 _VOXELS = "voxels_"
-_CENTRED = "tumour_centred"
-_HEALTHY_TRIES = 1000
-_PEAK_BYTES_PER_VOXEL = 60  # of the scan, where a tumour is everywhere
+_CENTRED = "class_centred"
+_CLASSLESS_TRIES = 1000
+_PEAK_BYTES_PER_VOXEL = 60  # of the scan, where there are classes everywhere
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class PatchIndex:
     corner_vox: (N, 3), in voxels of the RAS+ scan.
     classes: their names.
     voxels: (N, 1 + classes), background and each class.
-    tumour_centred: (N,), drawn because its centre (corner + size // 2) is tumour.
+    class_centred: (N,), drawn because its centre (corner + size // 2) is of a class.
     """
 
     size_vox: Vox3
@@ -58,7 +58,7 @@ class PatchIndex:
     corner_vox: Ints
     classes: tuple[str, ...]
     voxels: Ints
-    tumour_centred: npt.NDArray[np.bool_]
+    class_centred: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.case_number)
@@ -71,7 +71,7 @@ class PatchIndex:
             case_number=self.case_number[chosen],
             corner_vox=self.corner_vox[chosen],
             voxels=self.voxels[chosen],
-            tumour_centred=self.tumour_centred[chosen],
+            class_centred=self.class_centred[chosen],
         )
 
 
@@ -86,12 +86,12 @@ def patch(
     """Draw the patches of a size and write `out/SIZE/index.parquet`.
 
     Of each training case `per_case` corners, each at most once (all of them where there are
-    fewer): first, of those with tumour, `tumour_centred` of them whose centre is tumour,
-    uniformly; then the rest, uniformly among all corners that are left; last the share `healthy`
-    of all, whose centre is brain and which hold no tumour, as far as there are such. Of a case
-    that has none of the classes all are of this last kind, and that is told. Their order is
-    random, so that the first n are a sample as well. Another size or case changes nothing: all
-    comes from (seed, size, case name).
+    fewer): first, of those with a class, `class_centred` of them whose centre is of a class,
+    uniformly; then the rest, uniformly among all corners that are left; last the share
+    `without_class` of all, whose centre is body and which hold no class, as far as there are such.
+    Of a case that has none of the classes all are of this last kind, and that is told. Their
+    order is random, so that the first n are a sample as well. Another size or case changes
+    nothing: all comes from (seed, size, case name).
 
     Args:
         section: how many, which, the seed.
@@ -162,9 +162,9 @@ def _draw(
 ) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
     """Corners (n, 3), voxels (n, 1 + classes) and whether drawn for its centre (n,) of one case."""
     labels_IJK = read_labels_patch(case, case.box)
-    if not ((labels_IJK > 0) & (labels_IJK != IGNORED)).any():
-        return _without_tumour(section, case, size, kept_out, n_classes)
-    corners, region = _corners_near_tumour(case, size)
+    if not of_classes(labels_IJK).any():
+        return _without_class(section, case, size, kept_out, n_classes)
+    corners, region = _corners_near_classes(case, size)
     labels_IJK = read_labels_patch(case, region)
     counts = np.stack([_running_sums(labels_IJK == c + 1, size) for c in range(n_classes)])
     n_voxels = int(np.prod(size))
@@ -188,35 +188,34 @@ def _draw(
             do="make the size, the block or its margin smaller",
         )  # fmt: skip
     centre = Box.at([s // 2 for s in size], valid.shape).slices
-    known_IJK = (labels_IJK > 0) & (labels_IJK != IGNORED)
-    central = np.flatnonzero(valid & known_IJK[centre])
+    central = np.flatnonzero(valid & of_classes(labels_IJK)[centre])
     rng = np.random.default_rng([section.seed, *size, *case.name.encode()])
-    n_healthy = round(section.healthy * section.per_case)
-    n_tumour = section.per_case - n_healthy
-    n_central = min(len(central), round(section.tumour_centred * n_tumour))
+    n_classless = round(section.without_class * section.per_case)
+    n_with_class = section.per_case - n_classless
+    n_central = min(len(central), round(section.class_centred * n_with_class))
     first = rng.choice(central, n_central, replace=False)
     valid.flat[first] = False
     rest = np.flatnonzero(valid)
-    others = rng.choice(rest, min(len(rest), n_tumour - n_central), replace=False)
+    others = rng.choice(rest, min(len(rest), n_with_class - n_central), replace=False)
     drawn = np.concatenate([first, others])
     voxels = np.stack([background.ravel()[drawn], *counts.reshape(n_classes, -1)[:, drawn]], 1)
     corner_vox = np.stack(np.unravel_index(drawn, valid.shape), axis=1) + corners.start_vox
-    if n_healthy:
-        healthy = _healthy_corners(case, size, kept_out, rng)[:n_healthy]
-        corner_vox = np.concatenate([corner_vox, healthy])
-        empty = [[n_voxels] + [0] * n_classes] * len(healthy)
+    if n_classless:
+        classless = _classless_corners(case, size, kept_out, rng)[:n_classless]
+        corner_vox = np.concatenate([corner_vox, classless])
+        empty = [[n_voxels] + [0] * n_classes] * len(classless)
         voxels = np.concatenate([voxels, np.array(empty, np.int64).reshape(-1, n_classes + 1)])
     order = rng.permutation(len(corner_vox))
     return corner_vox[order], voxels[order].astype(np.int64), order < len(first)
 
 
-def _without_tumour(
+def _without_class(
     section: params.Patch, case: PreparedCase, size: Size, kept_out: Box | None, n_classes: int
 ) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
     """As `_draw`, of a case without any class."""
     _check_fits(case, size)
     rng = np.random.default_rng([section.seed, *size, *case.name.encode()])
-    corner_vox = _healthy_corners(case, size, kept_out, rng)[: section.per_case]
+    corner_vox = _classless_corners(case, size, kept_out, rng)[: section.per_case]
     if not len(corner_vox):
         wanted = "one clear of the validation block and of ignored voxels"
         what = f"patches of {format_size(size)}"
@@ -232,13 +231,13 @@ def _check_fits(case: PreparedCase, size: Size) -> None:
         raise DataError("patch size", where=case.name, wanted=wanted, got=format_size(size))
 
 
-def _healthy_corners(
+def _classless_corners(
     case: PreparedCase, size: Size, kept_out: Box | None, rng: np.random.Generator
 ) -> Ints:
-    """Corners (n, 3), in random order, of patches with brain at their centre and no tumour."""
-    tumour_IJK = read_labels_patch(case, case.box) > 0
-    centres = np.flatnonzero((case.image_CIJK != 0).any(axis=0) & ~tumour_IJK)
-    tried = rng.choice(centres, min(len(centres), _HEALTHY_TRIES), replace=False)
+    """Corners (n, 3), in random order, of patches with body at their centre and no class."""
+    labelled_IJK = read_labels_patch(case, case.box) > 0
+    centres = np.flatnonzero((case.image_CIJK != 0).any(axis=0) & ~labelled_IJK)
+    tried = rng.choice(centres, min(len(centres), _CLASSLESS_TRIES), replace=False)
     at = np.stack(np.unravel_index(tried, case.box.size_vox), axis=1) + case.box.start_vox
     limits = np.array(case.ras_shape_vox) - size
     corners = dict.fromkeys(vox3(row) for row in np.clip(at - np.array(size) // 2, 0, limits))
@@ -251,16 +250,16 @@ def _healthy_corners(
     return np.array(clear, np.int64).reshape(-1, 3)
 
 
-def _corners_near_tumour(case: PreparedCase, size: Size) -> tuple[Box, Box]:
-    """The box of corners whose patches may hold tumour, and the box of all those patches' voxels.
+def _corners_near_classes(case: PreparedCase, size: Size) -> tuple[Box, Box]:
+    """The box of corners whose patches may hold a class, and the box of all those patches' voxels.
 
-    The share of background is below a threshold of at most 1, so there is tumour in every patch.
+    The share of background is below a threshold of at most 1, so there is a class in every patch.
     """
     _check_fits(case, size)
     limits = [n - s + 1 for n, s in zip(case.ras_shape_vox, size, strict=True)]
-    tumour = Box.around(read_labels_patch(case, case.box) > 0).shifted(case.box.start_vox)
-    starts = vox3([a - s + 1 for a, s in zip(tumour.start_vox, size, strict=True)])
-    corners = Box(starts, tumour.stop_vox).meet(Box((0, 0, 0), vox3(limits)))
+    labelled = Box.around(read_labels_patch(case, case.box) > 0).shifted(case.box.start_vox)
+    starts = vox3([a - s + 1 for a, s in zip(labelled.start_vox, size, strict=True)])
+    corners = Box(starts, labelled.stop_vox).meet(Box((0, 0, 0), vox3(limits)))
     stops = vox3([b - 1 + s for b, s in zip(corners.stop_vox, size, strict=True)])
     return corners, Box(corners.start_vox, stops)
 
@@ -288,7 +287,7 @@ def _write(index: PatchIndex, path: Path) -> None:
         columns[name] = pa.array(np.full(len(index), index.size_vox[axis]), pa.int32())
     for label, name in enumerate(("background", *index.classes)):
         columns[_VOXELS + name] = pa.array(index.voxels[:, label], pa.int32())
-    columns[_CENTRED] = pa.array(index.tumour_centred)
+    columns[_CENTRED] = pa.array(index.class_centred)
     with replacing(path) as partial:
         pq.write_table(pa.table(columns), partial, compression="zstd")
 
@@ -321,7 +320,7 @@ def read_index(path: Path) -> PatchIndex:
         corner_vox=_numbers(table, _CORNER),
         classes=tuple(name.removeprefix(_VOXELS) for name in voxels[1:]),
         voxels=_numbers(table, voxels),
-        tumour_centred=table[_CENTRED].to_numpy().astype(bool),
+        class_centred=table[_CENTRED].to_numpy().astype(bool),
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gliotrail import params
-from gliotrail.dataset.task import IGNORED, Task
+from gliotrail.dataset.task import Task
 from gliotrail.errors import DataError
 from gliotrail.files import replacing, sha256, write_json
 from gliotrail.imaging.case_cache import at_a_time, forget_others, key_of, linked, made
@@ -29,7 +29,7 @@ from gliotrail.imaging.foreground import air_values
 from gliotrail.imaging.formats.decathlon import Case, Dataset, read_dataset
 from gliotrail.imaging.geometry import Box, Vox3, by_mm, same_spacing, spacing_mm, to_ras, vox3
 from gliotrail.imaging.header import check_channels, check_same_grid, odd_in, read_header
-from gliotrail.imaging.labels import voxels_per_label
+from gliotrail.imaging.labels import of_classes, voxels_per_label
 from gliotrail.imaging.nifti import Scan, read_channels, read_image, read_labels
 from gliotrail.imaging.prepared import (
     FORMAT,
@@ -186,7 +186,7 @@ def _intensities(task: Task, folder: Path, training: Sequence[str]) -> dict[str,
         for name in training:
             image_IJK = np.load(folder / name / "image.npy", mmap_mode="r")[..., c]
             labels_IJK = np.load(folder / name / "labels.npy", mmap_mode="r")
-            inside = (labels_IJK > 0) & (labels_IJK != IGNORED)
+            inside = of_classes(labels_IJK)
             values = image_IJK[inside if inside.any() else image_IJK != 0].astype(np.float64)
             air = json.loads((folder / name / "case.json").read_text())["air_C"][c]
             samples.append(values[:: max(1, len(values) // _SAMPLED)] + air)

@@ -61,7 +61,7 @@ _STANDARD: Final = (-4.0, 6.0)
 class _Seen(NamedTuple):
     """What the pictures of the whole data set need of a case.
 
-    grey, labels: its axial slice with the most tumour, within the brain's box.
+    grey, labels: its axial slice with the most labelled voxels, within the box.
     counts_CRB: of each channel, the brain's voxels by raw and by standardised value.
     volumes_ml: by class; None where it is unlabelled.
     """
@@ -79,9 +79,9 @@ def draw_data(
 ) -> None:
     """Write the pictures of `prepare`'s output to the folder `out`, the same bytes every time.
 
-    `cases/NAME.png` is three planes of four channels through the largest tumour slices, NAME.gif
+    `cases/NAME.png` is three planes of its channels through the classes' largest slices, NAME.gif
     goes through the slices; `contact_sheet_1.png` and so on are all cases, `intensities.png` is
-    each channel before and after standardising, `volumes.png` and `volumes.csv` are the tumours.
+    each channel before and after standardising, `volumes.png` and `volumes.csv` are the classes.
     A case's pictures are kept in `memory` for the next run (see `imaging.case_cache`).
     """
     cases, part, task = (
@@ -119,7 +119,7 @@ def part_of(split: Split, name: str) -> str:
 
 
 def volumes_ml(case: PreparedCase, task: Task) -> dict[str, float] | None:
-    """The tumour's volume by class; None where a case is unlabelled."""
+    """The volume of each class; None where a case is unlabelled."""
     if case.voxels_per_label is None:
         return None
     voxel_ml = float(np.prod(case.spacing_mm)) / 1000
@@ -163,7 +163,7 @@ def _write_pictures(
     image_CIJK, labels_IJK = case.image_CIJK, known_labels(case.labels_IJK)
     ml, part = volumes_ml(case, task), part_of(split, case.name)
     title = f"{case.name}, {part or 'in no part of the split'}"
-    told = f"{title}: tumour {sum(ml.values()):.1f} ml" if ml else title
+    told = f"{title}: {sum(ml.values()):.1f} ml labelled" if ml else title
     start_vox = case.box.start_vox
     drawing = draw_case(
         image_CIJK, labels_IJK, case.spacing_mm, told, first_vox=start_vox, task=task
@@ -185,8 +185,8 @@ def look_at(case: PreparedCase, most_C: npt.NDArray[np.float64], task: Task) -> 
         task.channel_names.index(shown_channels(task)[0]),
     )
     brain = (image_CIJK != 0).any(axis=0)
-    tumour = brain if labels_IJK is None or not labels_IJK.any() else labels_IJK > 0
-    k = int(tumour.sum(axis=(0, 1)).argmax())
+    labelled = brain if labels_IJK is None or not labels_IJK.any() else labels_IJK > 0
+    k = int(labelled.sum(axis=(0, 1)).argmax())
     plane = cut(image_CIJK[shown], "axial", k)
     inside = cut(brain, "axial", k)
     labels = np.zeros(plane.shape, np.uint8)
@@ -204,7 +204,7 @@ def look_at(case: PreparedCase, most_C: npt.NDArray[np.float64], task: Task) -> 
 
 
 def draw_contact_sheet(seen: Sequence[_Seen], part: Callable[[str], str], task: Task) -> Figure:
-    """Each case's axial slice with the most tumour, labels outlined, all at one scale."""
+    """Each case's axial slice with the most labelled voxels, outlined, all at one scale."""
     columns = min(len(seen), 8)
     sizes_mm = [
         (one.grey.shape[1] * one.pixel_size_mm[0], one.grey.shape[0] * one.pixel_size_mm[1])
@@ -215,7 +215,7 @@ def draw_contact_sheet(seen: Sequence[_Seen], part: Callable[[str], str], task: 
     figure, panels = new_sheet(
         widths_mm=[wide_mm] * columns,
         heights_mm=[high_mm] * n_rows,
-        title=f"{' to '.join(dict.fromkeys((seen[0].name, seen[-1].name)))}: most tumour",
+        title=f"{' to '.join(dict.fromkeys((seen[0].name, seen[-1].name)))}: most labelled voxels",
         row_names=[shown_channels(task)[0], *[""] * (n_rows - 1)],
         column_names=[""] * columns,
         legends=[class_legend(task)],
@@ -284,7 +284,7 @@ def draw_volumes(seen: Sequence[_Seen], part: Callable[[str], str], task: Task) 
         whole = [(p, sum(ml[name] for name in parts)) for p, ml in labelled]
         groups.append(Group(region.name, colours[region.name], whole))
     figure = new_figure(max(7.0, 1.2 * len(groups)), 4.4)
-    add_title(figure, 0.2, 4.14, f"Tumour volumes of {len(labelled)} labelled cases")
+    add_title(figure, 0.2, 4.14, f"Volumes in {len(labelled)} labelled cases")
     axes = figure.add_axes((0.11, 0.16, 0.86, 0.66))
     draw_spread(axes, groups, "volume (ml)")
     axes.set_ylim(bottom=0)

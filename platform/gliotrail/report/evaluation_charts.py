@@ -50,7 +50,7 @@ _MARKERS: Final = "osDv^P"
 
 
 class Look(NamedTuple):
-    """A case as a row of the montage: its axial slice with the most tumour or prediction."""
+    """A case as a row of the montage: the axial slice with most labelled or found."""
 
     greys: Mapping[str, Plane]
     labels: Plane
@@ -136,7 +136,7 @@ def draw_montage(
     figure, panels = new_sheet(
         widths_mm=[wide_mm] * len(columns),
         heights_mm=[height for _, height in sizes_mm],
-        title="Held-out cases, the worst first: the axial slice with the most tumour",
+        title="Held-out cases, the worst first: the axial slice with most labelled voxels",
         row_names=[_told(name, scores[name]) for name in names],
         column_names=columns,
         legends=prediction_legends(task),

@@ -5,8 +5,8 @@ from typing import Final
 
 import numpy as np
 
-from gliotrail.dataset.task import IGNORED
 from gliotrail.imaging.geometry import Box, vox3
+from gliotrail.imaging.labels import known_labels
 from gliotrail.imaging.patch import PatchIndex
 from gliotrail.imaging.prepared import Prepared, read_labels_patch, read_patch
 from gliotrail.param_types import format_size
@@ -30,10 +30,9 @@ def draw_sample(prepared: Prepared, index: PatchIndex, out: Path) -> None:
         box = Box.at(vox3(index.corner_vox[row]), index.size_vox)
         share = 1 - index.voxels[row, 0] / n_voxels
         image_CIJK = read_patch(case, box, "none")
-        labels_IJK = read_labels_patch(case, box)
-        labels_IJK = np.where(labels_IJK == IGNORED, np.uint8(0), labels_IJK)
+        labels_IJK = known_labels(read_labels_patch(case, box))
         patches.append((image_CIJK, labels_IJK, f"{case.name}, {share:.0%}"))
     size = format_size(index.size_vox)
-    title = f"{len(rows)} of {len(index)} patches of {size}, with their share of tumour"
+    title = f"{len(rows)} of {len(index)} patches of {size}, with their share of labelled voxels"
     drawing = draw_patches(patches, case.spacing_mm, title, task=prepared.task)
     save_figure(drawing, out / f"{size}.png")

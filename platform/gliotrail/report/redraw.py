@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from gliotrail.dataset.task import IGNORED, Task
+from gliotrail.dataset.task import Task
 from gliotrail.errors import DataError
 from gliotrail.files import csv_rows
 from gliotrail.imaging.geometry import Box
+from gliotrail.imaging.labels import known_labels
 from gliotrail.imaging.nifti import in_ras, read_labels
 from gliotrail.imaging.prepared import Prepared, read_labels_patch, read_patch
 from gliotrail.report.curves import draw_run
@@ -60,8 +60,7 @@ def redrawn(results: Path, prepared: Prepared) -> Iterator[tuple[str, Figure]]:
 def _prediction(mask: Path, prepared: Prepared, name: str, task: Task) -> Figure:
     case = prepared.cases[name]
     whole = Box((0, 0, 0), case.ras_shape_vox)
-    truth = read_labels_patch(case, whole)
-    truth = np.where(truth == IGNORED, np.uint8(0), truth)
+    truth = known_labels(read_labels_patch(case, whole))
     predicted = in_ras(read_labels(mask, codes=task.labels_of_codes)).array
     return draw_prediction(
         read_patch(case, whole, "none"), truth, predicted, pick_slices(truth, 4),

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gliotrail.dataset.brats import BRATS
-from gliotrail.dataset.task import IGNORED, Task
+from gliotrail.dataset.task import Task
 from gliotrail.imaging.geometry import Affine
-from gliotrail.imaging.labels import Labels
+from gliotrail.imaging.labels import Labels, known_labels
 from gliotrail.imaging.prepared import PreparedCase
 from gliotrail.report.colours import ERROR_COLOURS, colours_of, spoken
 from gliotrail.report.overlays import centre_voxel, error_codes
@@ -75,8 +75,7 @@ def _page(
     def seen(labels_IJK: Labels | None) -> Labels | None:
         if labels_IJK is None:
             return None
-        labels = labels_IJK[case.box.slices][::step, ::step, ::step]
-        return np.where(labels == IGNORED, np.uint8(0), labels)
+        return known_labels(labels_IJK[case.box.slices][::step, ::step, ::step])
 
     truth, predicted = seen(truth_IJK), seen(predicted_IJK)
     colours = colours_of(task)

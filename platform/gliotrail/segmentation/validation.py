@@ -14,7 +14,7 @@ import torch
 from gliotrail.dataset.brats import BRATS
 from gliotrail.dataset.task import Task
 from gliotrail.errors import TrainingError
-from gliotrail.imaging.labels import Labels
+from gliotrail.imaging.labels import Labels, of_classes
 from gliotrail.imaging.prepared import PreparedCase, read_labels_patch
 from gliotrail.imaging.split import Region
 from gliotrail.progress import say
@@ -64,6 +64,19 @@ def validate(
             watch(region, pred_IJK)
     model.train()
     return means_of_rows(_of_all(rows, world), task)
+
+
+def check_regions(task: Task, cases: Mapping[str, PreparedCase], regions: Sequence[Region]) -> None:
+    """Refuse, before anything is trained, what `validate` would refuse after an epoch.
+
+    Raises:
+        TrainingError: no region has any class.
+    """
+    for region in regions:
+        case = cases[region.case]
+        if of_classes(read_labels_patch(case, region.box_in(case.ras_shape_vox))).any():
+            return
+    raise no_class(task)
 
 
 def row_of_region(
@@ -144,6 +157,15 @@ def _of_all(rows_here: torch.Tensor, world: World) -> torch.Tensor:
     return on_device.cpu()
 
 
+def no_class(task: Task) -> TrainingError:
+    """Validation data that measure nothing."""
+    return TrainingError(
+        "validation data: no class in them",
+        wanted=f"at least one scan or block with {' or '.join(task.class_names)}",
+        do="choose others in prepare.split.validation",
+    )
+
+
 def means_of_rows(rows_here: torch.Tensor, task: Task, part: str = "val") -> dict[str, float]:
     """Means over regions, a row each; `part` is what the keys start with.
 
@@ -153,11 +175,7 @@ def means_of_rows(rows_here: torch.Tensor, task: Task, part: str = "val") -> dic
     rows = rows_here.numpy()
     tables = rows[:, :-1].astype(np.int64).reshape(-1, task.n_labels, task.n_labels)
     if not tables[:, 1:].any():
-        raise TrainingError(
-            "validation data: no class in them",
-            wanted=f"at least one scan or block with {' or '.join(task.class_names)}",
-            do="choose others in prepare.split.validation",
-        )
+        raise no_class(task)
     metrics: dict[str, float | None] = {f"{part}/soft_dice_loss": float(rows[:, -1].mean())}
     for name, labels in {**task.class_labels, **task.region_labels}.items():
         counts = [counts_of(table, labels) for table in tables]

@@ -12,6 +12,7 @@ from gliotrail.params import Model, Train
 from gliotrail.progress import say
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.unet import check_size, receptive_radius_vox, stride
+from gliotrail.segmentation.validation import check_regions
 from gliotrail.training.driver import data_of, spacing_of, window_of
 from gliotrail.training.inputs import VALIDATION_DO, Training
 from gliotrail.training.own_check import check_own
@@ -25,6 +26,7 @@ def check(trainings: Sequence[Training]) -> None:
             to choose weights or trials by, or data that the network sees while it is trained;
             synthetic tumours or parts of your own that don't fit.
         DataError: as `load_prepared`.
+        TrainingError: validation data without any class.
         WeightsError: first weights of another network, other channels or classes, or other scans.
     """
     prepared = data_of(trainings[0])
@@ -34,6 +36,8 @@ def check(trainings: Sequence[Training]) -> None:
                 do = f"{VALIDATION_DO}, or take train.{key}: {instead}"
                 raise ParamsError(f"train.{key}: {asks}: no validation data", do=do)
         say("no validation data: the training is not measured")
+    elif prepared:
+        check_regions(prepared.task, prepared.cases, prepared.split.validation)
     for training in trainings:
         check_own(training.section, training.size_vox, training.task)
         depth = training.section.model.depth

@@ -1,9 +1,6 @@
 """The picture that a training leaves of its validation: truth, prediction, and where they part."""
 
-import numpy as np
-
-from gliotrail.dataset.task import IGNORED
-from gliotrail.imaging.labels import Labels
+from gliotrail.imaging.labels import Labels, known_labels
 from gliotrail.imaging.prepared import Prepared, read_labels_patch, read_patch
 from gliotrail.imaging.split import Region
 
@@ -16,8 +13,8 @@ def draw_validation(prepared: Prepared, region: Region, predicted_IJK: Labels, t
 
     case = prepared.cases[region.case]
     box = region.box_in(case.ras_shape_vox)
-    image_CIJK, labels_IJK = read_patch(case, box, "foreground"), read_labels_patch(case, box)
-    labels_IJK = np.where(labels_IJK == IGNORED, np.uint8(0), labels_IJK)
+    image_CIJK = read_patch(case, box, "foreground")
+    labels_IJK = known_labels(read_labels_patch(case, box))
     drawing = draw_prediction(
         image_CIJK,
         labels_IJK,

@@ -56,7 +56,7 @@ def exported(prepared_demo: Prepared, tmp_path_factory: pytest.TempPathFactory) 
         corner_vox=np.array([box.start_vox for _, box in corners]),
         classes=prepared_demo.task.class_names,
         voxels=np.zeros((2, 4), np.int64),
-        tumour_centred=np.zeros(2, bool),
+        class_centred=np.zeros(2, bool),
     )
     return export_patches(prepared_demo, index, tmp_path_factory.mktemp("course") / "out")
 
