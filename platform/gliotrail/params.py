@@ -164,6 +164,8 @@ class Model(Section):
     scans by a network of your own, `my_package.module:Class`.
 
     heads: what the outputs are: the `classes`, or the nested `regions` of REGIONS.
+    deep_supervision: of `dynunet`: in training its coarser levels are judged, too, each with half
+        the weight of the one above (nnU-Net, arXiv:1904.08128).
     residual: of `dynunet`: blocks with a shortcut (He et al., 2016, arXiv:1512.03385).
     space_to_depth: cubes of so many voxels a side become one voxel with as many more channels
         before the network, and back after it (Shi et al., 2016, arXiv:1609.05158): a network at
@@ -176,14 +178,16 @@ class Model(Section):
     # these came later: weights files that don't tell them have networks without
     heads: Literal["classes", "regions"] = "classes"
     residual: bool = False
+    deep_supervision: bool = False
     space_to_depth: Literal[1, 2] = 1
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.name == "dynunet" and self.depth < 3:
             raise ValueError(f"depth: dynunet wants 3 or more, got {self.depth}")
-        if self.residual and self.name != "dynunet":
-            raise ValueError(f"residual: true is for dynunet, got {self.name}")
+        for what in ("residual", "deep_supervision"):
+            if getattr(self, what) and self.name != "dynunet":
+                raise ValueError(f"{what}: true is for dynunet, got {self.name}")
         if self.space_to_depth > 1 and self.name not in {"dynunet", "segresnet"}:
             raise ValueError(f"space_to_depth: 2 is for dynunet and segresnet, got {self.name}")
         if self.name == "segresnet" and self.base_filters % 8:

@@ -23,7 +23,9 @@ def test_it_is_trained_resumed_frozen_loaded_and_packed(
     name: str, crops: Crops, tmp_path: Path
 ) -> None:
     network = {
-        "train__model__name": name, "train__model__depth": 3, "train__model__base_filters": 8,
+        "train__model": {
+            "name": name, "depth": 3, "base_filters": 8, "deep_supervision": name == "dynunet",
+        },
         "train__epochs": 2, "train__epoch_voxels": 2 * 4 * 16**3,
     }  # fmt: skip
     training = crops.training(**network)
@@ -37,6 +39,7 @@ def test_it_is_trained_resumed_frozen_loaded_and_packed(
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(whole)
     model, description = load(weights)
+    assert not [key for key in model.state_dict() if "supervision" in key]
     assert description.window == (16, 16, 16)
     case = load_prepared(crops.prepared).cases["BRATS_119"]
     probabilities = predict_case(model, case, description.standardize)

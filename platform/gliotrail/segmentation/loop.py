@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from gliotrail.errors import TrainingError
 from gliotrail.param_types import Size
 from gliotrail.segmentation.losses import loss_key, loss_named
+from gliotrail.segmentation.network import Network
 from gliotrail.segmentation.optimizers import (
     REMEMBERED,
     average_into,
@@ -325,15 +326,19 @@ def gradients_and_losses(
         reduced = plan.precision in {"bfloat16", "float16"}
         with convolutions_in(plan.precision):
             with torch.autocast(world.device.type, DTYPES[plan.precision], enabled=reduced):
-                logits = model(image)
+                given = model.supervised(image) if isinstance(model, Network) else [model(image)]
             # where the truth is not known the prediction counts as right, and nothing is learnt
-            logits = logits.masked_fill(targets.isnan(), _SURELY_NOT)
+            levels = [logits.masked_fill(targets.isnan(), _SURELY_NOT) for logits in given]
             targets = targets.nan_to_num(0)
             if getattr(model, "heads", "classes") == "regions":
                 # each class' mask and those of all classes inside it
                 targets = targets.flip(1).cumsum(1).flip(1)
-            told = torch.stack([loss_named(n)(logits, targets).sum() for n in plan.losses])
-            scaler.scale(told[0] / plan.batch_size).backward()
+            told = torch.stack([loss_named(n)(levels[0], targets).sum() for n in plan.losses])
+            judged = told[0]
+            for depth, logits in enumerate(levels[1:], start=1):
+                judged = judged + loss_named(plan.loss)(logits, targets).sum() / 2**depth
+            of_all = 2 - 0.5 ** (len(levels) - 1)  # 1 + 1/2 + 1/4 + ...
+            scaler.scale(judged / (plan.batch_size * of_all)).backward()
         sums = told.detach() if first == 0 else sums + told.detach()
     # one flat tensor, one sum: the same order of additions whatever the timing of the workers
     pieces = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]

@@ -14,9 +14,9 @@ from gliotrail.segmentation.unet import check_size
 class Normalised(Network):
     """Image (B, in_channels, I, J, K) -> logits (B, out_channels, I, J, K), base * 2^d filters.
 
-    `dynunet` is nnU-Net's network (instance normalisation, arXiv:1904.08128) without deep
-    supervision, `segresnet` Myronenko's (group normalisation, arXiv:1810.11654) without its
-    autoencoder. `residual` and `space_to_depth` are described in `params.Model`.
+    `dynunet` is nnU-Net's network (instance normalisation, arXiv:1904.08128), `segresnet`
+    Myronenko's (group normalisation, arXiv:1810.11654) without its autoencoder.
+    `deep_supervision`, `residual` and `space_to_depth` are described in `params.Model`.
 
     Raises:
         ParamsError: MONAI isn't installed.
@@ -53,8 +53,11 @@ class Normalised(Network):
             self.net = DynUNet(
                 3, in_channels, out_channels, kernel_size=[3] * depth, strides=[1, *halving],
                 upsample_kernel_size=halving, filters=[base_filters * 2**n for n in range(depth)],
-                res_block=model.residual,
+                res_block=model.residual, deep_supervision=model.deep_supervision,
+                deep_supr_num=depth - 2,
             )  # fmt: skip
+            if model.deep_supervision:
+                self.training_only = ("net.deep_supervision_heads.",)
             # MONAI registers each block here again, so that its weights would be stored twice
             skips = self.net.skip_layers
             del self.net.skip_layers
@@ -73,17 +76,28 @@ class Normalised(Network):
         Raises:
             ParamsError: a side that is not a multiple of the stride.
         """
-        n = self.cube_vox
-        check_size(tuple(image_BCIJK.shape[2:]), self.depth, n)
-        if n == 1:
-            return self.net(image_BCIJK)  # type: ignore[no-any-return]
-        cubes = image_BCIJK.unflatten(2, (-1, n)).unflatten(4, (-1, n)).unflatten(6, (-1, n))
-        image = cubes.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
-        logits = self.net(image.contiguous(memory_format=torch.channels_last_3d))
-        cubes = logits.unflatten(1, (-1, n, n, n)).permute(0, 1, 5, 2, 6, 3, 7, 4)
-        return cubes.flatten(6, 7).flatten(4, 5).flatten(2, 3)  # type: ignore[no-any-return]
+        return self.supervised(image_BCIJK)[0]
+
+    def supervised(self, image_BCIJK: Tensor) -> list[Tensor]:
+        """Logits, with deep supervision also of coarser levels while the network is training."""
+        n, image = self.cube_vox, image_BCIJK
+        check_size(tuple(image.shape[2:]), self.depth, n)
+        if n > 1:
+            cubes = image.unflatten(2, (-1, n)).unflatten(4, (-1, n)).unflatten(6, (-1, n))
+            image = cubes.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+            image = image.contiguous(memory_format=torch.channels_last_3d)
+        logits = self.net(image)
+        levels = logits.unbind(1) if logits.ndim > image.ndim else [logits]  # as MONAI stacks them
+        return [_from_cubes(level, n) for level in levels]
 
     @property
     def encoder(self) -> Sequence[nn.Module]:
         """The way down."""
         return [self.net.get_submodule(name) for name in self._down]
+
+
+def _from_cubes(logits: Tensor, n: int) -> Tensor:
+    if n == 1:
+        return logits
+    cubes: Tensor = logits.unflatten(1, (-1, n, n, n)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return cubes.flatten(6, 7).flatten(4, 5).flatten(2, 3)

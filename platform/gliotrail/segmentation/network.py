@@ -25,6 +25,7 @@ class Network(nn.Module):
     first, head_name: the names of the weights that are fed the channels (each channel as
         `voxels_each` in a row), and of the layer that gives the outputs likewise (it has a bias).
     heads: what the outputs are, see `params.Model`.
+    training_only: how the names of weights begin that only `supervised` uses.
     window_vox: None where an output depends on its surroundings only (see
         `unet.receptive_radius_vox`); with normalisation what is predicted at once: the size of the
         patches that it was trained on.
@@ -33,6 +34,7 @@ class Network(nn.Module):
     first: tuple[str, ...]
     head_name: str
     heads: str = "classes"
+    training_only: tuple[str, ...] = ()
     voxels_each: int = 1
     depth: int
     base_filters: int
@@ -41,6 +43,10 @@ class Network(nn.Module):
     @abstractmethod
     def forward(self, image_BCIJK: Tensor) -> Tensor:
         """Logits of the same spatial size."""
+
+    def supervised(self, image_BCIJK: Tensor) -> Sequence[Tensor]:
+        """What a training judges: the logits, and those of coarser levels at the same size."""
+        return [self(image_BCIJK)]
 
     @property
     def networks(self) -> Mapping[str, "Network"]:

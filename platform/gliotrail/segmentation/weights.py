@@ -225,6 +225,7 @@ def _fitting(
 ) -> dict[str, Tensor]:
     """The weights in the network's type and order; its own where the names are new."""
     wanted = model.state_dict()
+    aside = {name: wanted.pop(name) for name in [*wanted] if name.startswith(model.training_only)}
     head = [f"{model.head_name}.{part}" for part in ("weight", "bias")]
     of_names = {
         **dict.fromkeys(model.first, (1, description.channels, task.channel_names)),
@@ -254,7 +255,7 @@ def _fitting(
                 for place, one in enumerate(want)
             ]
             fitting[name] = torch.cat(chosen, axis)
-    return fitting
+    return fitting | aside
 
 
 def reordered(task: Task, channels: Sequence[str], classes: Sequence[str]) -> Task:

@@ -349,15 +349,17 @@ def result(training: Training, run: RunFolder, postprocess: bool = False) -> tup
         got = f"{state.step if state else 0} of {steps} steps"
         raise TrainingError("training stopped early", got=got, do="run it again: it goes on")
     section, prepared = training.section, data_of(training)
+    used = section.model.model_copy(update={"deep_supervision": False})
     description = weights.Description(
-        model=section.model,
+        model=used,
         window=window_of(training),
         standardize=section.standardize,
         spacing_mm=spacing_of(prepared),
         task=training.task,
         intensities=dict(prepared.intensities) if prepared else {},
     )
-    kept = state.weights("kept")
+    wanted = weights.build(used, training.task).state_dict()
+    kept = {name: t for name, t in state.weights("kept").items() if name in wanted}
     if postprocess and prepared and section.postprocess == "validation":
         helps = _rules(training, prepared, kept)
         description = description.model_copy(update={"postprocess": helps})
@@ -367,7 +369,8 @@ def result(training: Training, run: RunFolder, postprocess: bool = False) -> tup
 def _rules(
     training: Training, prepared: Prepared, kept: Mapping[str, Tensor]
 ) -> Postprocess | None:
-    model = weights.build(training.section.model, training.task)
+    used = training.section.model.model_copy(update={"deep_supervision": False})
+    model = weights.build(used, training.task)
     model.load_state_dict(kept)
     model.window_vox = window_of(training)
     standardize, regions = training.section.standardize, prepared.split.validation
