@@ -5,9 +5,12 @@ import pytest
 import torch
 
 from gliotrail.errors import GliotrailError, ParamsError, WeightsError
+from gliotrail.imaging.split import read_split
 from gliotrail.runs.journal import RunFolder
+from gliotrail.runs.lineage import Origin
 from gliotrail.segmentation.loop import World
-from gliotrail.segmentation.weights import load
+from gliotrail.segmentation.weights import load, read, to_bytes
+from gliotrail.training.description import describe_training
 from gliotrail.training.driver import first_network, result, run_training
 from gliotrail.training.first_weights import PRETRAINED, initial_weights
 from gliotrail.training.inputs import Training
@@ -154,3 +157,24 @@ def test_the_shipped_weights_are_the_default_network(crops: Crops) -> None:
     assert (ROOT / PRETRAINED).is_file()
     training = crops.training(train__init="pretrained", train__model__base_filters=32)
     assert sum(p.numel() for p in first_network(training).parameters()) == 833_507
+
+
+def test_a_weights_file_tells_whom_it_saw_and_judging_by_them_is_told(
+    crops: Crops, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    description = read(trained)[1]
+    cases = read_split(crops.prepared).training
+    phantoms = crops.training().phantoms
+    seen = {*cases, *phantoms.anatomies, *phantoms.shapes}
+    assert description.trained_on == tuple(sorted(seen))
+    judged = [region.case for region in read_split(crops.prepared).validation]
+    of_judged = description.model_copy(update={"trained_on": (judged[0],)})
+    known = tmp_path / "known.safetensors"
+    known.write_bytes(to_bytes(read(trained)[0], of_judged))
+    for file, is_told in ((known, True), (trained, judged[0] in seen)):
+        check([crops.training(train__init=str(file), train__epochs=1)])
+        told = f"the first weights were trained on {judged[0]}, at least in part"
+        assert (told in capsys.readouterr().err) == is_told
+    started = crops.training(train__init=str(known), train__epochs=1)
+    described = describe_training(started, Origin({}, {}), "tests", "train")
+    assert described["split"].endswith(f"the first weights were trained on {judged[0]}")

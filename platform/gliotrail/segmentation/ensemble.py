@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from torch import Tensor
 
 from gliotrail.errors import WeightsError
 from gliotrail.segmentation.weights import read, to_bytes
+
+_OF_EACH: Final = {"postprocess", "trained_on"}
+"""What members need not have alike."""
 
 
 def join(files: Sequence[Path]) -> bytes:
@@ -27,7 +31,9 @@ def join(files: Sequence[Path]) -> bytes:
             raise WeightsError("members", where=file, wanted="one", got=description.members)
         for what, wanted in first:
             got = getattr(description, what)
-            if what != "postprocess" and got != wanted:
+            if what not in _OF_EACH and got != wanted:
                 raise WeightsError(what, where=file, wanted=f"{wanted}, as {files[0]}", got=got)
         state |= {f"members.{n}.{name}": tensor for name, tensor in tensors.items()}
-    return to_bytes(state, first.model_copy(update={"members": len(files)}))
+    seen = {name for _, _, description in read_all for name in description.trained_on}
+    joined = {"members": len(files), "trained_on": tuple(sorted(seen))}
+    return to_bytes(state, first.model_copy(update=joined))

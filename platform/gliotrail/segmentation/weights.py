@@ -44,6 +44,8 @@ class Description(Section):
     intensities: of the CT channels.
     postprocess: what is done to label maps, if anything.
     members: how many networks of this kind it holds, see `ensemble`.
+    trained_on: the cases that it saw, its own first weights' among them, and the scans and shapes
+        of synthetic ones; nothing where that is not known.
     """
 
     model: Model
@@ -54,6 +56,7 @@ class Description(Section):
     intensities: dict[str, Intensity] = Field(default_factory=dict)
     postprocess: Postprocess | None = None
     members: Annotated[int, Field(ge=1, le=64)] = 1
+    trained_on: tuple[str, ...] = ()
 
     @property
     def channels(self) -> tuple[str, ...]:

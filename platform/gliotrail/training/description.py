@@ -13,6 +13,7 @@ from gliotrail.segmentation.unet import count_parameters
 from gliotrail.segmentation.weights import build
 from gliotrail.training.driver import plan_of
 from gliotrail.training.inputs import Training, data_paths
+from gliotrail.training.preflight import TOO_GOOD, seen_before
 
 
 def describe_training(
@@ -49,6 +50,7 @@ def _split_of(training: Training) -> str:
     split = read_split(training.prepared)
     if training.fold is not None:
         split = fold_of(split, *training.fold)
+    known = seen_before(training, split)
     blocks = [region.case for region in split.validation if region.box]
     parts = {
         "training": split.training,
@@ -56,7 +58,8 @@ def _split_of(training: Training) -> str:
         "held out": split.test,
     }
     told = [f"{name} {_few(cases)}" for name, cases in parts.items() if cases]
-    return "; ".join([*told, *(f"validation a block of {case}" for case in blocks)])
+    told += [f"validation a block of {case}" for case in blocks]
+    return "; ".join([*told, *([f"{TOO_GOOD} {_few(known)}"] if known else [])])
 
 
 def _few(cases: Sequence[str]) -> str:

@@ -264,17 +264,25 @@ def source_of(training: Training, prepared: Prepared | None) -> Source:
         )
         if not section.rehearsal:
             return real
-    # a fold's validation patients lend it no shapes either
-    judged = [region.case for region in prepared.split.validation] if prepared else []
-    known = of_same_patients(judged, (*phantoms.anatomies, *phantoms.shapes))
-    names = [
-        tuple(name for name in of if name not in known)
-        for of in (phantoms.anatomies, phantoms.shapes)
-    ]
+    names = _rehearsed(training, prepared)
     anatomies, shapes = _synthetic(training.synthetic, *names)
     style, size_vox = Style(phantoms.spans), training.size_vox
     synthetic = Phantoms(anatomies, shapes, style, phantoms.healthy, size_vox, section.seed)
     return Mixture(real, synthetic, section.rehearsal) if prepared else synthetic
+
+
+def _rehearsed(
+    training: Training, prepared: Prepared | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The scans and shapes of synthetic tumours; a fold's validation patients lend it none."""
+    phantoms = training.phantoms
+    judged = [region.case for region in prepared.split.validation] if prepared else []
+    known = of_same_patients(judged, (*phantoms.anatomies, *phantoms.shapes))
+    anatomies, shapes = (
+        tuple(name for name in of if name not in known)
+        for of in (phantoms.anatomies, phantoms.shapes)
+    )
+    return anatomies, shapes
 
 
 def synthetic_scans(training: Training) -> list[tuple[Floats, Labels, Mask]]:
@@ -357,6 +365,7 @@ def result(training: Training, run: RunFolder, postprocess: bool = False) -> tup
         spacing_mm=spacing_of(prepared),
         task=training.task,
         intensities=dict(prepared.intensities) if prepared else {},
+        trained_on=seen_by(training, prepared),
     )
     wanted = weights.build(used, training.task).state_dict()
     kept = {name: t for name, t in state.weights("kept").items() if name in wanted}
@@ -364,6 +373,15 @@ def result(training: Training, run: RunFolder, postprocess: bool = False) -> tup
         helps = _rules(training, prepared, kept)
         description = description.model_copy(update={"postprocess": helps})
     return state, weights.to_bytes(kept, description)
+
+
+def seen_by(training: Training, prepared: Prepared | None) -> tuple[str, ...]:
+    """The cases, and the scans and shapes of synthetic ones, that a training's weights saw."""
+    before = weights.read(training.init)[1].trained_on if training.init else ()
+    cases = prepared.split.training if prepared else ()
+    anatomies, shapes = _rehearsed(training, prepared)
+    synthetic = (*anatomies, *shapes) if training.section.rehearsal or not prepared else ()
+    return tuple(sorted({*before, *cases, *synthetic}))
 
 
 def _rules(

@@ -1,12 +1,15 @@
 """What can't be trained rightly, refused before anything starts."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from gliotrail.dataset.brats import BRATS, is_brats
+from gliotrail.dataset.patients import of_same_patients
 from gliotrail.dataset.task import Task
 from gliotrail.errors import ParamsError, WeightsError
 from gliotrail.imaging.geometry import by_mm, same_spacing
 from gliotrail.imaging.prepared import Prepared
+from gliotrail.imaging.split import Split
 from gliotrail.param_types import format_size
 from gliotrail.params import Model, Train
 from gliotrail.progress import say
@@ -16,6 +19,8 @@ from gliotrail.segmentation.validation import check_regions
 from gliotrail.training.driver import data_of, spacing_of, window_of
 from gliotrail.training.inputs import VALIDATION_DO, Training
 from gliotrail.training.own_check import check_own
+
+TOO_GOOD: Final = "the first weights were trained on"
 
 
 def check(trainings: Sequence[Training]) -> None:
@@ -38,6 +43,11 @@ def check(trainings: Sequence[Training]) -> None:
         say("no validation data: the training is not measured")
     elif prepared:
         check_regions(prepared.task, prepared.cases, prepared.split.validation)
+    if prepared:
+        split = prepared.split
+        known = dict.fromkeys(name for one in trainings for name in seen_before(one, split))
+        if known:
+            say(f"{TOO_GOOD} {', '.join(known)}, at least in part: figures may be too good")
     for training in trainings:
         check_own(training.section, training.size_vox, training.task)
         depth = training.section.model.depth
@@ -55,6 +65,14 @@ def check(trainings: Sequence[Training]) -> None:
         if prepared:
             _check_margin(training, prepared)
             _check_rehearsal(training.section, spacing_of(prepared), training.task)
+
+
+def seen_before(training: Training, split: Split) -> tuple[str, ...]:
+    """The validation and test cases whose patients the first weights were trained on."""
+    if training.init is None:
+        return ()
+    judged = [*(region.case for region in split.validation), *split.test]
+    return of_same_patients(weights.read(training.init)[1].trained_on, dict.fromkeys(judged))
 
 
 def _check_heads(model: Model, task: Task) -> None:
