@@ -196,6 +196,15 @@ def test_the_cluster_launchers_files_are_valid_take_a_token_and_name_no_address_
     assert all("RAY_AUTH_MODE=token" in command for command in starts)
 
 
+def test_skypilot_s_task_is_valid_and_holds_no_secret():
+    (task,) = documents(INFRA / "vm/skypilot.yaml")
+    schema = json.loads((ROOT / "tests/infra/skypilot/task.json").read_text())
+    jsonschema.validate(task, schema)
+    assert set(task["secrets"].values()) == {None}  # given by the shell
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(task | {"setups": ""}, schema)
+
+
 def test_shell_scripts_can_be_read():
     for path in [*INFRA.glob("**/*.sh"), INFRA / "slurm/gliotrail.sbatch"]:
         assert subprocess.run(["bash", "-n", path]).returncode == 0
