@@ -95,7 +95,7 @@ def mlflow(settings: Settings) -> Service:
     auth, where = settings.folder / "mlflow-auth.ini", f"http://{settings.at('mlflow')}"
     write_private(
         auth,
-        "[mlflow]\ndefault_permission = READ\nauth_cache_ttl_seconds = 60\n"
+        "[mlflow]\ndefault_permission = READ\nauth_cache_ttl_seconds = 600\n"
         f"database_uri = {postgres.uri(settings, 'mlflow_auth')}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
     )

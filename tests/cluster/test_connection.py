@@ -212,14 +212,17 @@ def test_an_address_where_no_cluster_answers_is_one_line(address: str) -> None:
     assert line.startswith(f"error: RAY_ADDRESS={address}: no Ray cluster answers: got ")
 
 
-def test_a_cluster_of_this_machine_that_does_not_start_is_one_line() -> None:
+def test_a_cluster_of_this_machine_that_does_not_start_is_tried_again_and_told() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CONNECT],
         cwd=ROOT, env=os.environ | {"RAY_TMPDIR": "/proc/none"}, capture_output=True, text=True,
         timeout=60,
     )  # fmt: skip
     assert done.returncode == 1
-    *_, line = done.stderr.splitlines()  # the tries before are told as well
+    *tries, line = done.stderr.splitlines()
+    assert len(tries) == 2
+    assert all(told.startswith("Ray did not start (") for told in tries)
+    assert all(told.endswith("); it is tried again") for told in tries)
     assert line.startswith("error: Ray does not start: got ")
 
 

@@ -2,11 +2,15 @@
 
 import inspect
 import re
+import shutil
+import subprocess
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
-from ray._private import node, ray_constants, worker
+from ray._private import node, ray_constants, services, worker
 from ray.job_submission import JobSubmissionClient
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
@@ -35,6 +39,9 @@ def test_it_is_as_we_expect_it() -> None:
     }
     assert hasattr(ray._private.worker, "_global_node")
     assert "self.all_processes" in inspect.getsource(node.Node.__init__)
+    limits = inspect.getsource(node)
+    assert "RAY_gcs_server_port_wait_time_s" in limits  # which is raised
+    assert "ray._private.services.get_node(" in limits  # which waits 30 s, and is made to wait
     ray_internals.read_token_again()
     for owner, names in {
         TorchTrainer: ("_create_default_callbacks", "_initialize_and_run_controller",
@@ -64,3 +71,36 @@ def test_a_death_is_told_in_one_line_and_workers_own_lines_as_ray_tells_them(
     assert told.err == "Ray: A worker died or was killed\n"
     assert told.out == "loss. 0.1\n"
     assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
+
+
+def test_a_raylet_that_lives_is_waited_for_and_what_a_failed_start_left_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "get_node", services.get_node)
+    asked = []
+
+    def get_node(*_: str) -> dict[str, str]:
+        asked.append(time.monotonic())
+        if len(asked) < 4:
+            raise RuntimeError("not yet")
+        return {"node": "here"}
+
+    monkeypatch.setattr(ray_internals, "_RAYS_GET_NODE", get_node)
+    ray_internals.wait_longer_for_a_raylet(60)
+    with pytest.raises(RuntimeError):  # there is none: nothing is waited for
+        services.get_node("address", "id")
+    of_ray = str(Path(ray.__file__).parent / "core/src/ray/raylet/raylet")
+    for name in ("raylet", "other"):
+        shutil.copy(shutil.which("sleep") or "", tmp_path / name)
+    raylet = subprocess.Popen([of_ray, "600"], executable=tmp_path / "raylet")
+    other = subprocess.Popen([tmp_path / "other", "600"])
+    try:
+        assert services.get_node("address", "id") == {"node": "here"}
+        assert len(asked) == 4
+        ray_internals.end_what_a_start_left()
+        assert not psutil.pid_exists(raylet.pid)
+        assert other.poll() is None
+    finally:
+        for process in (raylet, other):
+            process.kill()
+            process.wait()

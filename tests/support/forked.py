@@ -16,6 +16,7 @@ LOADED = [
     "mlflow.store.tracking.sqlalchemy_store",
     "gliotrail.cli.app",
     "gliotrail.tracking.sync",
+    "tests.support.database",
     "tests.tracking.tracked_process",
 ]
 

@@ -85,10 +85,15 @@ class Service(ABC):
 
 
 class Postgres(Service):
-    """A PostgreSQL of its own; where this is root, it runs as the user `postgres`."""
+    """A PostgreSQL of its own; where this is root, it runs as the user `postgres`.
 
-    def __init__(self, log: Path) -> None:
+    Args:
+        settings: more of its settings, such as `fsync=off`.
+    """
+
+    def __init__(self, log: Path, *settings: str) -> None:
         super().__init__(log)
+        self._settings = [word for setting in settings for word in ("-c", setting)]
         bin_folder = postgres_bin()
         assert bin_folder is not None
         self._bin, self.port = bin_folder, free_port()
@@ -121,6 +126,7 @@ class Postgres(Service):
         return [
             str(self._bin / "postgres"), "-D", f"{folder}/data", "-p", str(self.port),
             "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}",
+            *self._settings,
         ]  # fmt: skip
 
     def is_ready(self) -> bool:

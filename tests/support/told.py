@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # MLflow takes seconds to import
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh SQLite file, to copy as `mlflow.db`; to make one takes seconds."""
+    import tests.support.database  # noqa: F401 - makes SQLite faster
     from gliotrail.tracking.client import client
 
     state = tmp_path_factory.mktemp("state")

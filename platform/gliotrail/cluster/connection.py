@@ -20,9 +20,11 @@ from tempfile import gettempdir
 import ray
 
 from gliotrail.cluster.ray_internals import (
+    end_what_a_start_left,
     leave_sigterm_to_us,
     read_token_again,
     tell_deaths_in_one_line,
+    wait_longer_for_a_raylet,
 )
 from gliotrail.cluster.ray_watch import while_ray_lives
 from gliotrail.errors import ClusterError, ParamsError
@@ -50,7 +52,7 @@ _LOCAL_SETTINGS = {
 }
 _SHM = "/dev/shm"  # noqa: S108 - Ray's place for it
 _STARTS = 3
-"""A busy machine may need more than the 30 s that Ray allows for one."""
+"""Of a busy machine one of Ray's own parts may be too late for another."""
 _RAY_LOGS = "GLIOTRAIL_RAY_LOGS"
 WORKERS = "GLIOTRAIL_WORKERS"
 GPUS = "GLIOTRAIL_GPUS"
@@ -124,6 +126,7 @@ def _connect(address: str | None) -> None:
         check_answer(address)
     else:
         os.environ["RAY_TMPDIR"] = os.environ.get("RAY_TMPDIR") or short_temp()
+        wait_longer_for_a_raylet(start_limit_s())
     for left in reversed(range(_STARTS)):
         try:
             _init(address)
@@ -137,6 +140,7 @@ def _connect(address: str | None) -> None:
                 raise _no_start(error) from None
             say(f"Ray did not start ({error}); it is tried again")
             ray.shutdown()
+            end_what_a_start_left()
         else:
             return
 

@@ -5,17 +5,22 @@ Beside it only `fixed_scaling` and `workers._Trainer` lean on more than Ray's pu
 
 import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from subprocess import Popen
 from typing import Any, Final
 
+import psutil
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from gliotrail.progress import say
 
 _RAYS_PRINT: Final = ray._private.worker.print_to_stdstream
+_RAYS_GET_NODE: Final[Callable[..., Any]] = services.get_node
 _NO_ABORT: Final = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
 
 
@@ -50,6 +55,41 @@ def read_token_again() -> None:
     """Ray read how to authenticate when it was imported."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def wait_longer_for_a_raylet(most_s: float) -> None:
+    """Before `ray.init`, which gives its raylet 30 s to be known: a busy machine takes longer."""
+
+    def get_node(*words: Any, **more: Any) -> Any:
+        ends_s = time.monotonic() + most_s
+        while True:
+            try:
+                return _RAYS_GET_NODE(*words, **more)
+            except RuntimeError:  # it is not known yet
+                if time.monotonic() > ends_s or not _of_ray("raylet"):
+                    raise
+                time.sleep(0.2)
+
+    services.get_node = get_node
+
+
+def _of_ray(name: str = "") -> list[psutil.Process]:
+    """Ray's own processes below this one that live."""
+    package, found = str(Path(ray.__file__).parent), []
+    for each in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # a zombie has no command line
+            if any(package in word for word in each.cmdline()) and name in {"", each.name()}:
+                found.append(each)
+    return found
+
+
+def end_what_a_start_left() -> None:
+    """After an `ray.init` that failed: Ray leaves its processes to themselves, and they go on."""
+    left = _of_ray()
+    for each in left:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    psutil.wait_procs(left, 10)
 
 
 def own_processes() -> dict[str, "Popen[bytes]"]:
