@@ -31,6 +31,7 @@ from tests.support.crops import train_in_this_process, try_here
 from tests.support.data_sets import (
     BASE,
     NAMES,
+    PARAMS_AT_CROP_SIZE,
     Change,
     brats_folders,
     ct,
@@ -42,21 +43,6 @@ from tests.support.data_sets import (
 from tests.support.projects import ROOT, set_params
 
 SIZE = (16, 16, 16)
-CHANGES = {
-    "prepare.split": {"seed": 7, "test": ["SYN_004"], "validation": ["SYN_003"]},
-    "patch.sizes": ["16x16x16"],
-    "patch.per_case": 6,
-    "patch.background_below": 1.0,
-    "sweep.space": {"learning_rate": {"choice": [3e-3]}, "patch_size": {"choice": ["16x16x16"]}},
-    "sweep.epoch_voxels": 4 * 16**3,
-    "train.learning_rate": 3e-3,
-    "train.patch_size": "16x16x16",
-    "train.model.base_filters": 2,
-    "train.init": "scratch",
-    "train.rehearsal": 0,
-    "train.epochs": 2,
-    "train.epoch_voxels": 4 * 16**3,
-}
 
 
 @dataclass(frozen=True)
@@ -98,7 +84,7 @@ def pipeline(
         change(tmp_path / "raw")
         path = tmp_path / "params.yaml"
         shutil.copyfile(ROOT / "params.yaml", path)
-        changes = {"fetch.source": str(tmp_path / source), **CHANGES, **values}
+        changes = {"fetch.source": str(tmp_path / source), **PARAMS_AT_CROP_SIZE, **values}
         set_params(path, changes)
         return Pipeline(tmp_path, tmp_path / source, params.load(path))
 

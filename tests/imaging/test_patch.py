@@ -216,7 +216,9 @@ def test_a_size_or_case_without_a_patch_is_refused_by_name(
 ) -> None:
     section, out = patch_section(), tmp_path / "patch"
     both = trained_on(prepared_crops, "BRATS_009", "BRATS_119")
-    message = "BRATS_119: patch size: wanted at most 64x64x16, its scan, got 16x16x20"
+    message = (
+        "BRATS_119: patch size: wanted at most 64x64x16, its scan, got 16x16x20; take others in "
+    )
     refused(section, both, (16, 16, 20), out, message)
     everywhere = trained_on(prepared_crops, "BRATS_009", kept_out=Box((0, 0, 5), (64, 64, 30)))
     message = "BRATS_009: patches of 8x8x8: wanted one clear of the validation block"

@@ -5,7 +5,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,22 @@ from tests.support.scans import edit_json
 BASE = ROOT / "tests/cases/base"
 NAMES = ("SYN_001", "SYN_002", "SYN_003", "SYN_004")
 Change = Callable[[Path], None]
+
+PARAMS_AT_CROP_SIZE: Mapping[str, Any] = {
+    "prepare.split": {"seed": 7, "test": ["SYN_004"], "validation": ["SYN_003"]},
+    "patch.sizes": ["16x16x16"],
+    "patch.per_case": 6,
+    "patch.background_below": 1.0,
+    "sweep.space": {"learning_rate": {"choice": [3e-3]}, "patch_size": {"choice": ["16x16x16"]}},
+    "sweep.epoch_voxels": 4 * 16**3,
+    "train.learning_rate": 3e-3,
+    "train.patch_size": "16x16x16",
+    "train.model.base_filters": 2,
+    "train.init": "scratch",
+    "train.rehearsal": 0,
+    "train.epochs": 2,
+    "train.epoch_voxels": 4 * 16**3,
+}
 
 
 def rewritten(path: Path, change: Callable[[Any], Any], spacing_mm: tuple[float, ...] = ()) -> None:

@@ -8,6 +8,9 @@ import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.projects import ROOT
 
 TAG = re.compile(r"<!-- (run|run-long|not-run)(?:: (\S.*))? -->")
 FENCE = re.compile(r"[\s>]*(`{3,}|~{3,})\s*([\w+-]*)")
@@ -60,6 +63,17 @@ def blocks(text: str, document: str = "") -> list[Block]:
     if fence:
         raise ValueError(f"{document}:{start + 1}: the block is not closed")
     return found
+
+
+def write_own_parts(folder: Path) -> None:
+    """Write the parts that the how-to pages make, into a folder."""
+    pages = ("network", "loss", "augmentation", "measure")
+    for page in pages:
+        text = (ROOT / f"docs/how-to/add-{page}.md").read_text(encoding="utf-8")
+        for block in blocks(text):
+            if found := re.search(r"cat >own/(\S+) <<'END'\n(.*?\n)END\n", block.text, re.DOTALL):
+                (folder / found[1]).write_text(found[2])
+    assert len(list(folder.glob("*.py"))) == len(pages)
 
 
 def commands(script: str) -> Iterator[list[str]]:

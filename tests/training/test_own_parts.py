@@ -1,6 +1,5 @@
 """Parts of your own, as the how-to pages have them: trained, known by their source, packed."""
 
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,10 +22,8 @@ from gliotrail.tracking.registry import save_pyfunc
 from gliotrail.training.driver import result, run_training
 from gliotrail.training.preflight import check
 from tests.support.crops import Crops
-from tests.support.documents import blocks
-from tests.support.projects import ROOT
+from tests.support.documents import write_own_parts
 
-PAGES = ("network", "loss", "augmentation", "measure")
 ALL = {
     "train__model__name": "my_nets:Small",
     "train__loss": "my_losses:tversky",
@@ -39,12 +36,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of one's own parts: those of the how-to pages."""
     folder = tmp_path / "own"
     folder.mkdir()
-    for page in PAGES:
-        path = f"docs/how-to/add-{page}.md"
-        for block in blocks((ROOT / path).read_text(), path):
-            if found := re.search(r"cat >own/(\S+) <<'END'\n(.*?\n)END\n", block.text, re.DOTALL):
-                (folder / found[1]).write_text(found[2])
-    assert len(list(folder.iterdir())) == len(PAGES)
+    write_own_parts(folder)
     monkeypatch.setattr("gliotrail.own_parts.own_folder", lambda: folder)
     monkeypatch.setattr("gliotrail.tracking.registry.own_folder", lambda: folder)
     before, path = set(sys.modules), list(sys.path)

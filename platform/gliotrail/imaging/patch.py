@@ -175,6 +175,7 @@ def _draw(
             f"patches of {format_size(size)}", where=case.name,
             wanted=f"a background share below {section.background_below:g}",
             got=f"at least {background.min() / n_voxels:.4g} everywhere",
+            do="raise patch.background_below: 1.0 takes every patch with a class",
         )  # fmt: skip
     if kept_out is not None:
         # the corners from which a patch reaches a voxel of the box
@@ -228,7 +229,8 @@ def _without_class(
 def _check_fits(case: PreparedCase, size: Size) -> None:
     if any(s > n for n, s in zip(case.ras_shape_vox, size, strict=True)):
         wanted = f"at most {format_size(case.ras_shape_vox)}, its scan"
-        raise DataError("patch size", where=case.name, wanted=wanted, got=format_size(size))
+        do = "take others in patch.sizes and sweep.space.patch_size"
+        raise DataError("patch size", where=case.name, wanted=wanted, got=format_size(size), do=do)
 
 
 def _classless_corners(
