@@ -47,6 +47,7 @@ def test_it_is_trained_resumed_frozen_loaded_and_packed(
     assert starting_artifacts(training)["network.png"].startswith(b"\x89PNG")
 
     frozen = crops.training(**network, train__init=str(weights), train__freeze="encoder")
+    check([frozen])  # what deep supervision adds is in no weights file
     run_training(frozen, RunFolder(tmp_path / "frozen"), World(), until=1)
     before, state = first_network(frozen).state_dict(), restore(RunFolder(tmp_path / "frozen"))
     assert state is not None

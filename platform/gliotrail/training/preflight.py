@@ -20,6 +20,8 @@ from gliotrail.training.driver import data_of, spacing_of, window_of
 from gliotrail.training.inputs import VALIDATION_DO, Training
 from gliotrail.training.own_check import check_own
 
+_OF_TRAINING: Final = {"deep_supervision"}
+"""Keys of `train.model` that leave no mark in a weights file."""
 TOO_GOOD: Final = "the first weights were trained on"
 
 
@@ -116,8 +118,10 @@ def _check_init(training: Training, own_mm: tuple[float, float, float]) -> None:
     network = weights.build(told.model, training.task)
     if changed := weights.load_into(network, state, told, training.task, training.init):
         say(f"first weights of {section.init}: {'; '.join(changed)}")
-    if told.model != section.model:
-        wanted, got = _shown(section.model), _shown(told.model)
+    own, theirs = (model.model_dump(exclude=_OF_TRAINING) for model in (section.model, told.model))
+    if own != theirs:
+        unlike = [key for key in own if own[key] != theirs[key]]
+        wanted, got = (", ".join(f"{key} {of[key]}" for key in unlike) for of in (own, theirs))
         do = f"change train.model, {or_not}"
     elif told.standardize != section.standardize:
         wanted, got = f"standardize {section.standardize}", told.standardize
@@ -146,7 +150,3 @@ def _check_rehearsal(section: Train, own_mm: tuple[float, float, float], task: T
             wanted=f"0: synthetic tumours are of {by_mm(weights.CUBE_MM)}, standardize foreground",
             got=f"{section.rehearsal:g} beside scans of {by_mm(own_mm)}, {section.standardize}",
         )
-
-
-def _shown(model: Model) -> str:
-    return f"{model.name}, depth {model.depth}, base_filters {model.base_filters}"
