@@ -76,7 +76,7 @@ def kill_everywhere(
     """Deliver run after run, each killed some calls later; see that the next delivery mends it.
 
     Args:
-        every: 1 kills before each call; 8 before each eighth, from one of the first eight on.
+        every: 1 kills before each call; 4 before each fourth, from one of the first four on.
 
     Returns:
         the last call before which a delivery was killed.

@@ -2,9 +2,9 @@
 
     python -m tests.tracking.many_runs [RUNS] [sqlite|postgres]
 
-SQLite in this process; or MLflow's server before PostgreSQL. The runs are copies of one that was
-delivered, by SQL: each has its params, tags and metrics, and each twentieth has the others below
-it, as a sweep. Beside the seconds: processor time, here and of the two servers, and what was asked.
+MLflow's own store works in this process: no server of it lies between. The runs are copies of one
+that was delivered, by SQL: each has its params, tags and metrics, and each twentieth has the others
+below it, as a sweep. Beside the seconds: processor time, here and PostgreSQL's, and what was asked.
 """
 
 import os
@@ -29,7 +29,7 @@ from gliotrail.tracking.delivery import deliver
 from gliotrail.tracking.reaper import close_there, own_ids, was_closed
 from gliotrail.tracking.sync import close_twins, sync_all
 from tests.support.environment import in_state
-from tests.support.services import MlflowServer, Postgres
+from tests.support.services import Postgres
 from tests.support.tracked_runs import finished
 
 HERE, TRIALS = 20, 20
@@ -76,8 +76,8 @@ def fill(engine: Engine, run_id: str, own_id: str, runs: int) -> None:
 
 
 @dataclass
-class Servers:
-    """Where MLflow is; `asked` counts statements, and rows as the database itself does."""
+class Store:
+    """Where MLflow's data are; `asked` counts statements and rows as the database itself does."""
 
     engine: Engine
     processes: dict[str, int]
@@ -103,43 +103,40 @@ class Servers:
 
 
 @contextmanager
-def started(kind: str, place: Path) -> Iterator[Servers]:
+def started(kind: str, place: Path) -> Iterator[Store]:
     """SQLite needs none."""
     if kind == "sqlite":
         client()
-        yield Servers(create_engine(f"sqlite:///{state_dir()}/mlflow.db"), {})
+        yield Store(create_engine(f"sqlite:///{state_dir()}/mlflow.db"), {})
         return
     database = Postgres(place / "postgres.log", "shared_preload_libraries=pg_stat_statements")
-    server = MlflowServer(place / "mlflow.log", database.uri, place / "artifacts")
     try:
-        server.wait()
-        os.environ["MLFLOW_TRACKING_URI"] = server.uri
+        os.environ["MLFLOW_TRACKING_URI"] = database.uri
+        client()
         engine = create_engine(database.uri)
         with engine.begin() as db:
             db.execute(text("create extension pg_stat_statements"))
-        assert server.process
         assert database.process
-        yield Servers(engine, {"server": server.process.pid, "postgres": database.process.pid})
+        yield Store(engine, {"postgres": database.process.pid})
     finally:
-        server.kill()
         database.remove()
 
 
-def timed(what: str, work: Callable[[], object], servers: Servers) -> None:
+def timed(what: str, work: Callable[[], object], store: Store) -> None:
     """Twice, the second of which counts: the first imports."""
     work()
     statements: list[str] = []
-    if servers.engine.dialect.name == "sqlite":
+    if store.engine.dialect.name == "sqlite":
 
         @event.listens_for(Engine, "before_cursor_execute")
         def _note(_c: object, _cu: object, statement: str, *_: object) -> None:
             statements.append(statement)
 
-    before_s, asked = servers.used_s(), servers.asked()
+    before_s, asked = store.used_s(), store.asked()
     started_s = time.perf_counter()
     work()
     took_s = time.perf_counter() - started_s
-    used, asked = servers.used_s() - before_s, servers.asked() - asked
+    used, asked = store.used_s() - before_s, store.asked() - asked
     told = ", ".join(f"{name} {s:.2f} s" for name, s in used.items())
     counted = (
         ", ".join(f"{n} {name}" for name, n in asked.items()) or f"{len(statements)} statements"
@@ -151,11 +148,11 @@ def main(runs: int, kind: str) -> None:
     """Tell how long each takes."""
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
         in_state(Path(place), patch)
-        with started(kind, Path(place)) as servers:
+        with started(kind, Path(place)) as store:
             here = [finished(state_dir() / f"runs/{n}") for n in range(HERE)]
             ids = [deliver(run, client()) for run in here]
             own_id, server = here[0].describe()["id"], client()
-            fill(servers.engine, ids[0], own_id, runs)
+            fill(store.engine, ids[0], own_id, runs)
             experiment = server.get_run(ids[0]).info.experiment_id
             sweep = f"tags.`mlflow.parentRunId` = '{TRIALS:032x}'"
             print(f"{kind}: {runs} runs in one experiment, {HERE} of them of this checkout")
@@ -168,7 +165,7 @@ def main(runs: int, kind: str) -> None:
                 "a look after others": lambda: close_there(server, Watch(), own_ids()),
                 "whether one of ours was closed": lambda: was_closed(server),
             }.items():
-                timed(what, work, servers)
+                timed(what, work, store)
     os._exit(0)
 
 

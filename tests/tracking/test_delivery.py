@@ -224,7 +224,7 @@ def test_nested_params_are_flat_and_no_longer_than_mlflow_takes() -> None:
     assert flat == {"a.b.c": "1", "a.d": "[1, 'x']", "e": "None"}
 
 
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.long)])
 def test_what_is_killed_between_any_two_calls_to_mlflow_loses_and_doubles_nothing(
     every: int, tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
