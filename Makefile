@@ -46,7 +46,7 @@ echo "$$key" >"$(1)/.installed"
 echo "installation took $$SECONDS s"
 endef
 
-.PHONY: help setup demo pictures ui docs test coverage demo-test chaos hostile browser-test cluster-images cluster-test reproduce-test tracking-cost sweep-cost scale-test gpu-check bench check deps fmt services peers audit resolve sbom clean python
+.PHONY: help setup demo pictures ui docs test coverage demo-test chaos hostile browser-test cluster-images cluster-test reproduce-test integrations-test tracking-compared tracking-cost sweep-cost scale-test gpu-check bench check deps fmt services peers audit resolve sbom clean python
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -106,6 +106,14 @@ part_all := tests/cluster tests/infra
 
 reproduce-test: setup ## the demo's model on small crops, made again from the remotes alone
 	@pytest -m long -s tests/spine/test_reproduce.py $(ARGS)
+
+integrations-test: setup ## gliotrail.track within other libraries' trainers; installs Lightning and transformers first
+	@python -m pip install --quiet -c constraints.txt -e '.[integrations]'
+	pytest -m long -s tests/integrations $(ARGS)
+
+tracking-compared: setup ## KIND=loop tracks the same loop in several ways, and kills it; results go on in .gliotrail/compared.jsonl
+	@mkdir -p .gliotrail
+	python -m tests.tracking.compared $(or $(KIND),table) --to .gliotrail/compared.jsonl $(ARGS)
 
 tracking-cost: setup ## time that tracking takes of a training's loop, with servers up, down and hanging
 	@python -m tests.tracking.loop_cost $(ARGS)

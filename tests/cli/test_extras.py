@@ -1,4 +1,4 @@
-"""What `pip install gliotrail` alone can do, and what it says of the rest.
+"""What each extra can do without the others, and what it says of them.
 
 Libraries of the extras are hidden from a Python of its own, which imports as if they were absent.
 """
@@ -13,6 +13,7 @@ import pytest
 
 from tests.cli.conftest import Ended
 from tests.cli.test_scans import SCAN, TRUTH, weights  # noqa: F401 - a fixture
+from tests.support.environment import in_state
 
 HIDING = """
 import json, sys
@@ -49,7 +50,7 @@ def run(*commands: str, hidden: Sequence[str] = EXTRAS, cwd: Path) -> Ended:
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-def test_segment_score_and_show_need_no_extra(weights: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_segment_score_and_show_need_the_extra_segment_alone(weights: Path, tmp_path: Path) -> None:  # noqa: F811
     ended = run(
         f"segment {SCAN} --out mask.nii.gz --model {weights}",
         f"score {TRUTH} mask.nii.gz",
@@ -60,10 +61,24 @@ def test_segment_score_and_show_need_no_extra(weights: Path, tmp_path: Path) -> 
     assert {path.name for path in tmp_path.iterdir()} == {"mask.nii.gz", "picture.png"}
 
 
+def test_runs_need_the_extra_track_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_state(tmp_path / "state", monkeypatch)
+    tracked = [name for name in EXTRAS if name not in {"mlflow", "requests", "pyarrow"}]
+    hidden = [*tracked, "torch", "nibabel", "h5py", "imagecodecs", "safetensors"]
+    ended = run("runs status", hidden=hidden, cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    assert "0.0 MB of at most" in ended.out
+
+
 @pytest.mark.parametrize(
     ("command", "hidden", "said"),
     [
         ("sweep", ["ray"], "error: ray is not installed: `pip install 'gliotrail[train]'`\n"),
+        (
+            f"segment {SCAN} --out mask.nii.gz",
+            ["torch"],
+            "error: torch is not installed: `pip install 'gliotrail[segment]'`\n",
+        ),
         ("trace abc", EXTRAS, "error: mlflow is not installed: `pip install 'gliotrail[track]'`\n"),
         (
             f"segment {SCAN} --out mask.nii.gz --model models:/gliotrail-unet3d@champion",

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,11 @@ NEEDS = {
     "needs_root": Need("root", lambda: os.geteuid() == 0, "sudo make test"),
     "needs_netns": Need(
         "network namespaces", _can_make_namespaces, "make services, then sudo make test"
+    ),
+    "needs_trainers": Need(
+        "Lightning and transformers",
+        lambda: all(map(find_spec, ("lightning", "transformers", "accelerate"))),
+        "make integrations-test",
     ),
     "peers": Need("the peers", (ROOT / ".venv-bench/.installed").is_file, "make peers"),
 }

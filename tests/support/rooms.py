@@ -34,6 +34,7 @@ ROOM_OF_FOLDER = {
     "training": "training, search, cluster",
     "search": "training, search, cluster",
     "cluster": "training, search, cluster",
+    "integrations": "training, search, cluster",
     "report": "report and browser",
     "browser": "report and browser",
     "cli": "cli and docs",

@@ -1,3 +1,4 @@
+import math
 import re
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from PIL import Image
 
 from gliotrail.errors import TrackingError
 from gliotrail.runs.journal import MODEL_FILE, RunFolder
+from gliotrail.runs.tracked_run import TrackedRun
 from gliotrail.runs.writer import Writer
 from gliotrail.tracking.client import ID_TAG, experiment_id, find_run
 from gliotrail.tracking.delivery import deliver, flatten
@@ -256,3 +258,21 @@ def test_a_run_of_which_an_older_version_told_less_is_delivered(
     assert (of["status"], of["times"], of["points"]) == ("FINISHED", (1000, 2000), [])
     assert [status for _, status, _ in of["models"]] == ["READY"]
     assert len([name for name in of["files"] if name.startswith("images/")]) == 2
+
+
+def test_numbers_of_any_name_time_and_size_arrive_once(
+    tmp_path: Path, server: MlflowClient
+) -> None:
+    folder = begun(tmp_path / "run")
+    run = TrackedRun(folder)
+    many = {f"layer {n}/norm": float(n) for n in range(2500)}
+    odd = {"schön [%]": 1.0, "x" * 300: 2.0, "loss": math.nan, "norm": math.inf}
+    run.report(1, many, time_ms=1234)
+    run.report(1, odd, time_ms=1235)
+    run.finish()
+    run.close()
+    of = told(server, deliver(folder, server))
+    assert len({key for key, _, _, _ in of["points"]}) == len(of["points"]) == 2504
+    assert {(key, 1, value, 1234) for key, value in many.items()} <= set(of["points"])
+    assert {time for _, _, _, time in of["points"]} == {1234, 1235}
+    assert of["tags"]["gliotrail.not_finite"] == "norm inf at step 1; loss nan at step 1"

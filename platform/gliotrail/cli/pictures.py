@@ -2,23 +2,24 @@
 
 import webbrowser
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-import numpy as np
 import typer
 
 from gliotrail.cli import complete
 from gliotrail.cli.output import Json, tell
 from gliotrail.dataset.task import Task
 from gliotrail.errors import DataError, ParamsError
-from gliotrail.imaging.labels import Labels, known_labels
-from gliotrail.imaging.prepared import PreparedCase, load_prepared, read_task
+
+if TYPE_CHECKING:  # of the extra `segment`, without which the other commands work
+    from gliotrail.imaging.labels import Labels
+    from gliotrail.imaging.prepared import PreparedCase
 
 PREPARED: Final = Path("data/prepare")
 ThemeOption = Annotated[Literal["dark", "light"], typer.Option(help="The ground of a .png.")]
 
 
-def case_named(name: str, or_else: str = "") -> PreparedCase:
+def case_named(name: str, or_else: str = "") -> "PreparedCase":
     """A prepared case.
 
     Args:
@@ -27,6 +28,8 @@ def case_named(name: str, or_else: str = "") -> PreparedCase:
     Raises:
         DataError: there is no such case; some that are there are named.
     """
+    from gliotrail.imaging.prepared import load_prepared
+
     cases = load_prepared(PREPARED).cases
     if name not in cases:
         known = ", ".join(sorted(cases)[:5]) + (", .." if len(cases) > 5 else "")
@@ -62,6 +65,9 @@ def show(
     """Draw a case: three planes of its channels, the classes outlined; or an animation."""
     if slices not in {"largest", "random"} and not _is_voxel(slices):
         raise ParamsError("--slice", wanted="largest, random or a voxel I,J,K", got=repr(slices))
+    from gliotrail.imaging.labels import known_labels
+    from gliotrail.imaging.prepared import read_task
+
     if Path(case).is_file():
         found, labels_IJK, task = _of_file(Path(case), labels)
     else:
@@ -108,8 +114,10 @@ def _is_voxel(text: str) -> bool:
     return len(text.split(",")) == 3 and all(n.strip().isdecimal() for n in text.split(","))
 
 
-def _of_file(path: Path, mask: Path | None) -> tuple[PreparedCase, Labels | None, Task]:
+def _of_file(path: Path, mask: Path | None) -> "tuple[PreparedCase, Labels | None, Task]":
     """A file's channels are brain tumours' where there are four, else numbered."""
+    import numpy as np
+
     from gliotrail.dataset.brats import BRATS
     from gliotrail.dataset.task import Channel, Class
     from gliotrail.imaging.nifti import in_ras, read_image, read_labels
@@ -138,6 +146,7 @@ def pictures(
     as_json: Json = False,
 ) -> None:
     """Draw the pictures of results/ again: curves, sweep, measures, held-out cases."""
+    from gliotrail.imaging.prepared import load_prepared
     from gliotrail.report.figures import save_figure
     from gliotrail.report.redraw import redrawn
     from gliotrail.report.themes import in_theme
@@ -170,10 +179,12 @@ def view(
 
     The page is one file that loads nothing from elsewhere; `dvc repro` makes one of each test case.
     """
+    import numpy as np
+
     from gliotrail.files import replacing
     from gliotrail.imaging.geometry import Box
     from gliotrail.imaging.nifti import in_ras, read_labels
-    from gliotrail.imaging.prepared import read_labels_patch
+    from gliotrail.imaging.prepared import read_labels_patch, read_task
     from gliotrail.paths import state_dir
     from gliotrail.report.viewer import viewer_html
 

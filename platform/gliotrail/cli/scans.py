@@ -11,7 +11,6 @@ import gliotrail
 from gliotrail.cli.data import task_at
 from gliotrail.cli.output import Json, number, print_json, print_table, table_of, tell
 from gliotrail.errors import ParamsError
-from gliotrail.imaging.header import is_packed
 from gliotrail.progress import say
 from gliotrail.runs.addresses import tracking_uri
 
@@ -113,6 +112,8 @@ def segment(
         got = [path.name for path in (scan, *given.values()) if path] or "none"
         raise ParamsError("scan", wanted=wanted, got=got)
     paths = [path for path in (scan, *given.values()) if path]
+    from gliotrail.imaging.header import is_packed
+
     outputs = [path for path in (out, probabilities) if path]
     for path in outputs:
         is_packed(path)  # a wrong name is told before the work

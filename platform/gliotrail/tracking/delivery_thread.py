@@ -22,6 +22,8 @@ from gliotrail.runs.webhook import alerting
 from gliotrail.tracking.heartbeat import Heartbeat
 
 _AT_A_TIME_S = 5.0
+_AGAIN_S = 5.0
+"""From when a delivery's process is killed until another is started."""
 
 Hold = Callable[[RunFolder], None]
 """Holds and delivers one more run, as a part."""
@@ -109,15 +111,25 @@ class DeliveryThread:
 
 
 class DeliveryProcess:
-    """Delivers runs from a process of its own: see `delivery_process`."""
+    """Delivers runs from a process of its own: see `delivery_process`.
+
+    One that is killed, by a machine short of memory, say, is started again: it delivers all that
+    there is.
+    """
 
     def __init__(self, runs: Sequence[RunFolder]) -> None:
+        self._runs, self._closing = list(runs), threading.Event()
+        self._lock = threading.Lock()  # of `_runs` and `_process`
+        self._process = self._start()
+        threading.Thread(target=self._start_again, name="delivery", daemon=True).start()
+
+    def _start(self) -> subprocess.Popen[str]:
         # -P: no module of the current folder is taken for one of Python's own
         words = [sys.executable, "-P", "-m", "gliotrail.tracking.delivery_process"]
-        words += [str(run.root) for run in runs]
+        words += [str(run.root) for run in self._runs]
         package = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
+        return subprocess.Popen(
             words,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -126,15 +138,29 @@ class DeliveryProcess:
             env={**os.environ, "GLIOTRAIL_STATE": str(state_dir()), "PYTHONPATH": path},
         )
 
+    def _start_again(self) -> None:
+        while not self._closing.is_set() and self._process.wait() < 0:
+            if self._closing.wait(_AGAIN_S):
+                return
+            with self._lock:
+                if not self._closing.is_set():
+                    self._process = self._start()
+
     def add(self, run: RunFolder) -> None:
         """One more."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it is gone: `close` tells
-            self._process.stdin.write(f"{run.root}\n")
-            self._process.stdin.flush()
+        with self._lock:
+            self._runs.append(run)
+            assert self._process.stdin is not None
+            with suppress(BrokenPipeError):  # it is gone: it is started again with all
+                self._process.stdin.write(f"{run.root}\n")
+                self._process.stdin.flush()
 
     def close(self, timeout_s: float = 30.0) -> str | None:
         """As `DeliveryThread.close`."""
+        with self._lock:
+            self._closing.set()
+            if self._process.poll() is not None and self._process.returncode < 0:
+                self._process = self._start()
         try:
             told, _ = self._process.communicate("all\n", timeout=timeout_s)
         except subprocess.TimeoutExpired:  # it outlives this process

@@ -1,0 +1,1 @@
+"""`gliotrail.track` within trainers of others: a file each."""
