@@ -99,6 +99,11 @@ def test_twins_are_told_and_closed(server: MlflowClient, by_sql: Database) -> No
     (recorded,) = by_sql.runs(says["id"])
     one = server.get_model_version(MODEL, "1")
     server.create_model_version(MODEL, one.source, one.run_id, tags=one.tags)
+    of = server.get_run(recorded.run_id)
+    (model,) = of.outputs.model_outputs
+    tags = server.get_logged_model(model.model_id).tags
+    experiment = of.info.experiment_id
+    late = server.create_logged_model(experiment, "model", recorded.run_id, tags=tags)
     run = finished(state_dir() / "runs/other")
     run_id = deliver(run, server)
     twin = server.create_run(
@@ -110,12 +115,14 @@ def test_twins_are_told_and_closed(server: MlflowClient, by_sql: Database) -> No
     assert told == [finding.told for finding in findings]
     assert told == [
         f"run {twin.info.run_id}, a twin of {run_id}",
+        f"model {late.model_id}, a twin of {model.model_id}",
         f"versions 1, 2 of {MODEL}, of one run",
     ]
     assert close_twins(server) == []
     assert [finding.state for finding in server_checks.twins()] == ["ok"]
     assert len(by_sql.runs(run.describe()["id"])) == 1
     assert by_sql.runs(says["id"])[0].versions == [1]
+    assert by_sql.runs(says["id"])[0].models == [READY]
     assert by_sql.champion() == recorded.run_id
 
 

@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Final, TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, Run, RunTag
+from mlflow.entities import LoggedModel, LoggedModelStatus, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -93,13 +93,24 @@ def the_model(
     server: MlflowClient, experiment_id: str, run_id: str, digest: str
 ) -> LoggedModel | None:
     """The logged model of a run with these weights, its twins deleted."""
-    found = server.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
-    ours = [model for model in found if model.tags.get(SHA256_TAG) == digest]
-    ours.sort(key=lambda m: (str(m.status) != "READY", m.creation_timestamp, m.model_id))
+    ours = _models(server, experiment_id, run_id, digest)
     for twin in ours[1:]:
-        if str(twin.status) != "READY":
+        if not _is_ready(twin):
             server.delete_logged_model(twin.model_id)
     return ours[0] if ours else None
+
+
+def _models(
+    server: MlflowClient, experiment_id: str, run_id: str, digest: str
+) -> list[LoggedModel]:
+    """The one that counts, then its twins."""
+    found = server.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    ours = [model for model in found if model.tags.get(SHA256_TAG) == digest]
+    return sorted(ours, key=lambda m: (not _is_ready(m), m.creation_timestamp, m.model_id))
+
+
+def _is_ready(model: LoggedModel) -> bool:
+    return str(model.status) == "READY"
 
 
 def the_version(server: MlflowClient, name: str, run_id: str, digest: str) -> ModelVersion | None:
@@ -134,6 +145,15 @@ def twins_left(server: MlflowClient, name: str) -> Iterator[tuple[str, Callable[
         if first.info.run_id != run.info.run_id and OWNER_TAG not in run.data.tags:
             told = f"run {run.info.run_id}, a twin of {first.info.run_id}"
             yield told, partial(close_if_twin, server, run, own_id)
+
+    experiments = [e.experiment_id for e in server.search_experiments(max_results=1000)]
+    pending = f"status = '{LoggedModelStatus.PENDING.to_int()}'"  # as MLflow's database has it
+    for model in server.search_logged_models(experiments, pending):
+        number, weights = str(model.experiment_id), str(model.tags.get(SHA256_TAG))
+        same_models = _models(server, number, str(model.source_run_id), weights)
+        if same_models and _is_ready(same_models[0]):
+            told = f"model {model.model_id}, a twin of {same_models[0].model_id}"
+            yield told, partial(the_model, server, number, str(model.source_run_id), weights)
 
     def of(version: ModelVersion) -> tuple[str, str]:
         return str(version.run_id), str(version.tags.get(SHA256_TAG))

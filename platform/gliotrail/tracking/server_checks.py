@@ -233,7 +233,7 @@ def twins() -> Iterator[Finding]:
     for told in found:
         yield Finding("twins", "warning", told, "`gliotrail runs sync` closes them")
     if not found:
-        yield Finding("twins", "ok", "each run and version is there once")
+        yield Finding("twins", "ok", "each run, model and version is there once")
 
 
 def is_loopback(address: str) -> bool:
