@@ -14,8 +14,8 @@ from gliotrail import params
 from gliotrail.imaging.patch import patch
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import load_prepared
+from gliotrail.segmentation.batches import Patches
 from gliotrail.segmentation.loop import SCORE, fit
-from gliotrail.segmentation.sampling import Patches
 from gliotrail.segmentation.unet import UNet3d, initialize
 from tests.support.training_loop import PLAN
 

@@ -23,11 +23,11 @@ from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.stop import asked_by
 from gliotrail.runs.writer import Writer
 from gliotrail.segmentation import unet
+from gliotrail.segmentation.batches import Sample
 from gliotrail.segmentation.inference import predict_case
 from gliotrail.segmentation.loop import SCORE, Plan, fit
 from gliotrail.segmentation.losses import LOSSES
 from gliotrail.segmentation.metrics import confusion, counts_of
-from gliotrail.segmentation.sampling import Sample
 from gliotrail.segmentation.segment import segment
 from gliotrail.segmentation.surface_distance import hd95_mm
 from gliotrail.segmentation.weights import Description

@@ -20,7 +20,7 @@ import torch
 from gliotrail import params
 from gliotrail.imaging.patch import read_index
 from gliotrail.imaging.prepared import load_prepared
-from gliotrail.segmentation.sampling import Mixture, Patches, Phantoms, batches
+from gliotrail.segmentation.batches import Mixture, Patches, Phantoms, batches
 from gliotrail.synthesis.tumours import Style, read_anatomy, read_shape, shape_path
 
 ROOT = Path(__file__).parents[2]

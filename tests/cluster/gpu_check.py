@@ -21,10 +21,10 @@ from torch import Tensor
 from gliotrail.cluster.connection import cluster, nodes
 from gliotrail.cluster.trials import resources
 from gliotrail.errors import ParamsError
+from gliotrail.segmentation.batches import Batch, Sample, batches
 from gliotrail.segmentation.inference import forward
 from gliotrail.segmentation.loop import SCORE, Plan, State, World, fit, gradients_and_losses
 from gliotrail.segmentation.precision import convolutions_in
-from gliotrail.segmentation.sampling import Batch, Sample, batches
 from gliotrail.segmentation.unet import UNet3d, initialize
 from gliotrail.training.driver import check_precision
 

@@ -12,7 +12,7 @@ from gliotrail.errors import ParamsError
 from gliotrail.imaging.patch import patch
 from gliotrail.imaging.prepare import prepare
 from gliotrail.imaging.prepared import load_prepared
-from gliotrail.segmentation.sampling import Patches
+from gliotrail.segmentation.batches import Patches
 from gliotrail.training.driver import data_of, source_of
 from gliotrail.training.inputs import Training
 from gliotrail.training.preflight import check

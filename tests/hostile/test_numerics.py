@@ -21,8 +21,8 @@ from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.webhook import NOT_FINITE_FILE
 from gliotrail.search.proposals import Trial
 from gliotrail.segmentation import weights
+from gliotrail.segmentation.batches import Patches
 from gliotrail.segmentation.loop import SCORE, Plan, World, fit
-from gliotrail.segmentation.sampling import Patches
 from gliotrail.segmentation.score import score_files
 from gliotrail.segmentation.unet import initialize
 from gliotrail.tracking.client import client, existing_run

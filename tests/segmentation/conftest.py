@@ -15,7 +15,7 @@ from tests.support.scans import CASES, augmented, patch_section
 
 if TYPE_CHECKING:
     from gliotrail.imaging.prepared import Prepared
-    from gliotrail.segmentation.sampling import Patches
+    from gliotrail.segmentation.batches import Patches
     from tests.support.gloo import Workers
 
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def patches(prepared_crops: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Patches:
     """14 patches of 16x16x8 from both crops, augmented as in the demo."""
     from gliotrail.imaging.patch import patch
-    from gliotrail.segmentation.sampling import Patches
+    from gliotrail.segmentation.batches import Patches
 
     both = replace(prepared_crops, split=replace(prepared_crops.split, training=CASES))
     folder = tmp_path_factory.mktemp("patches")

@@ -11,7 +11,7 @@ from gliotrail.segmentation.augment import (
     source_box,
     warp,
 )
-from gliotrail.segmentation.sampling import Patches
+from gliotrail.segmentation.batches import Patches
 from tests.support.scans import augmented
 
 INTENSITIES = ("noise", "blur", "brightness", "contrast", "low_resolution", "gamma")

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from gliotrail.dataset.brats import BRATS
 from gliotrail.params import Model
+from gliotrail.segmentation.batches import Patches, batches
 from gliotrail.segmentation.loop import World, gradients_and_losses
 from gliotrail.segmentation.losses import loss_named
 from gliotrail.segmentation.network import Network
-from gliotrail.segmentation.sampling import Patches, batches
 from gliotrail.segmentation.unet import initialize
 from gliotrail.segmentation.weights import Description, build, load_into, read, to_bytes
 from tests.support.training_loop import PLAN

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from gliotrail.segmentation.batches import Patches, batches
 from gliotrail.segmentation.loop import (
     SCORE,
     State,
@@ -15,7 +16,6 @@ from gliotrail.segmentation.loop import (
     gradients_and_losses,
 )
 from gliotrail.segmentation.losses import LOSSES
-from gliotrail.segmentation.sampling import Patches, batches
 from tests.support.gloo import Workers
 from tests.support.training_loop import (
     PLAN,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gliotrail.errors import TrainingError
+from gliotrail.segmentation.batches import Patches, Sample, batches
 from gliotrail.segmentation.loop import (
     SCORE,
     World,
@@ -13,7 +14,6 @@ from gliotrail.segmentation.loop import (
     gradients_and_losses,
 )
 from gliotrail.segmentation.precision import peak_flops, training_flops
-from gliotrail.segmentation.sampling import Patches, Sample, batches
 from gliotrail.segmentation.unet import UNet3d
 from tests.support.gloo import Workers
 from tests.support.training_loop import PLAN, Seen, error_there, network, train

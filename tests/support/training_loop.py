@@ -12,6 +12,7 @@ from gliotrail.dataset.brats import BRATS
 from gliotrail.errors import TrainingError
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.split import Region
+from gliotrail.segmentation.batches import Patches
 from gliotrail.segmentation.loop import (
     SCORE,
     Plan,
@@ -19,7 +20,6 @@ from gliotrail.segmentation.loop import (
     World,
     fit,
 )
-from gliotrail.segmentation.sampling import Patches
 from gliotrail.segmentation.unet import UNet3d, initialize
 from gliotrail.segmentation.validation import validate
 from tests.support.scans import augmented

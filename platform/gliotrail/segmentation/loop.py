@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gliotrail.errors import TrainingError
 from gliotrail.param_types import Size
+from gliotrail.segmentation.batches import Batch, Source, batches
 from gliotrail.segmentation.losses import loss_key, loss_named
 from gliotrail.segmentation.network import Network
 from gliotrail.segmentation.optimizers import (
@@ -29,7 +30,6 @@ from gliotrail.segmentation.optimizers import (
     set_learning_rate,
 )
 from gliotrail.segmentation.precision import DTYPES, convolutions_in, told_of_gpu
-from gliotrail.segmentation.sampling import Batch, Source, batches
 
 SCORE: Final = "val/dice_mean_regions"
 """What decides which weights are the best, and which trial and champion win."""

@@ -26,6 +26,13 @@ from gliotrail.runs.stop import asked_by
 from gliotrail.runs.tracked_run import CHECKPOINT_EVERY_S, TrackedRun
 from gliotrail.runs.webhook import NOT_FINITE_FILE
 from gliotrail.segmentation import weights
+from gliotrail.segmentation.batches import (
+    FUSED_FROM_VOXELS,
+    Mixture,
+    Patches,
+    Phantoms,
+    Source,
+)
 from gliotrail.segmentation.loop import (
     EPOCH_END,
     SCORE,
@@ -37,13 +44,6 @@ from gliotrail.segmentation.loop import (
 )
 from gliotrail.segmentation.network import Network
 from gliotrail.segmentation.postprocess import Postprocess
-from gliotrail.segmentation.sampling import (
-    FUSED_FROM_VOXELS,
-    Mixture,
-    Patches,
-    Phantoms,
-    Source,
-)
 from gliotrail.segmentation.unet import initialize
 from gliotrail.segmentation.validation import rules_of_validation, validate, validate_synthetic
 from gliotrail.synthesis.tumours import (

@@ -16,7 +16,7 @@ from gliotrail.errors import DataError
 from gliotrail.imaging import kernels
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.prepared import read_labels_patch, read_patch
-from gliotrail.segmentation.sampling import (
+from gliotrail.segmentation.batches import (
     SYNTHETIC,
     Batch,
     Mixture,
