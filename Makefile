@@ -74,8 +74,8 @@ test: setup ## all tests but the long ones; ARGS="tests/imaging -x" chooses
 coverage: setup ## which lines of the package `make test` runs: a table, and pages in htmlcov/
 	@pytest $(PROCESSES) --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
 
-demo-test: setup ## the demo in a temporary clone, with its time and peak memory
-	@pytest -m long -s tests/spine/test_demo.py $(ARGS)
+demo-test: setup ## the demo in a temporary clone, with its time and peak memory; the first change to it
+	@pytest -m long -s tests/spine/test_demo.py tests/docs/test_change.py $(ARGS)
 
 chaos: setup ## KILLS=200 processes killed at random from SEED, for MINUTES=15 each time, on from where it was stopped; each kind of call to MLflow spoilt; a disk filled at each write
 	@python -m tests.tracking.kills --kills $(KILLS) --seed $(SEED) --minutes $(MINUTES)

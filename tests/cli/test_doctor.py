@@ -144,6 +144,19 @@ def test_mlflow_is_asked_through_the_users_proxy(serve, monkeypatch):
     assert (finding.state, "answers, by token" in finding.told) == ("ok", True)
 
 
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("http://127.0.0.1:9", "127.0.0.1:9: no answer: connection refused"),
+        ("htp://x", "wanted http"),
+    ],
+)
+def test_mlflow_that_is_away_or_at_no_address_is_one_finding(address, told, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    (finding,) = checks.mlflow()
+    assert (finding.state, told in finding.told, bool(finding.do)) == ("failed", True, True)
+
+
 def test_mlflow_with_certificates_that_are_not_there_is_one_finding(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://127.0.0.1:1")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/none/ca.pem")
@@ -171,7 +184,8 @@ def test_the_store_is_written_read_and_left_clean(tmp_path, monkeypatch):
 
 
 def test_versions_are_compared_with_the_pins(monkeypatch):
-    assert next(checks.machine()).state == "ok"
+    right = next(checks.machine())
+    assert (right.state, right.told.count("mlflow ")) == ("ok", 1)  # several extras have it
     monkeypatch.setattr(checks, "version", lambda name: "1.0")
     finding = next(checks.machine())
     assert finding.state == "failed"

@@ -1,6 +1,5 @@
 """Commands in README.md and docs/: tagged, naming only what exists, and run where tagged `run`."""
 
-import json
 import re
 import textwrap
 
@@ -10,7 +9,7 @@ from typer.main import get_command
 
 from gliotrail.plain_yaml import read_yaml
 from tests.support.documents import Block, blocks, commands
-from tests.support.known import SHELL, Known, known_in, problems
+from tests.support.known import Known, known_in, problems, run_block
 from tests.support.projects import ROOT
 
 DOCUMENTS = sorted(
@@ -46,15 +45,11 @@ WITH_BLOCKS_TO_RUN = [
 
 
 @pytest.mark.parametrize("document", WITH_BLOCKS_TO_RUN)
-@pytest.mark.timeout(600)  # the two longest train again
+@pytest.mark.timeout(600)  # the first waits for the session's `dvc repro`
 def test_blocks_tagged_run_do_run(document, request):
     for block in blocks_of(document):
         if block.tag == "run":
-            run(block, request.getfixturevalue("reproduced_copy"))
-    if document == "docs/how-to/change.md":  # its change changes something
-        project = request.getfixturevalue("reproduced_copy")
-        changed = json.loads(project.run("dvc", "metrics", "diff", "--json").stdout)
-        assert "results/evaluate/measures/mean_regions.json" in str(changed)
+            run_block(block, request.getfixturevalue("reproduced_copy"))
 
 
 def test_links_lead_somewhere():
@@ -73,14 +68,6 @@ def test_the_readme_is_short_and_names_the_two_commands():
     assert len(text.split()) <= 800
     assert "make demo" in text
     assert "make test" in text
-
-
-def run(block, project):
-    # the pipeline itself is run by two workers elsewhere; one starts sooner
-    if block.language in SHELL:
-        project.run("bash", "-euo", "pipefail", "-c", block.script, GLIOTRAIL_WORKERS="1")
-    elif block.language == "python":
-        project.run("python", "-c", block.text, GLIOTRAIL_WORKERS="1")
 
 
 # The checker itself, on a small document and on each fault it must see.
@@ -119,7 +106,7 @@ def test_the_sample_document_has_no_fault(sample):
 def test_the_sample_document_runs(clone):
     for block in blocks((ROOT / "tests/data/sample.md").read_text(), "sample.md"):
         if block.tag == "run":
-            run(block, clone)
+            run_block(block, clone)
 
 
 @pytest.mark.parametrize(

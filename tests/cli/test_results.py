@@ -1,3 +1,4 @@
+import http.server
 import json
 import os
 import pty
@@ -6,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,41 @@ Gliotrail = Callable[..., Ended]
 def test_the_pages_of_a_server_that_runs_are_named(
     gliotrail: Gliotrail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hush@127.0.0.1:9")
-    ended = gliotrail("ui")
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        at = f"127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hush@{at}")
+        ended = gliotrail("ui")
     assert ended.code == 0
-    assert "127.0.0.1:9 (a server that runs already)" in ended.out
+    assert f"{at} (a server that runs already)" in ended.out
     assert "hush" not in ended.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("ui",), ("models",), ("runs", "sync"), ("trace", "a"), ("runs", "reap")],
+    ids=" ".join,
+)
+def test_a_server_that_is_away_is_one_line_that_says_why(
+    words: tuple[str, ...], gliotrail: Gliotrail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hush@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    ended = gliotrail(*words)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert ended.err.startswith("error: http://...@127.0.0.1:9: ")
+    assert "no answer" in ended.err
+    assert len(ended.err) < 150
+    assert "hush" not in ended.err
+
+
+def test_an_address_of_no_server_is_one_line(
+    gliotrail: Gliotrail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://me:hush@x")
+    wanted = "MLFLOW_TRACKING_URI: wanted http://, https:// or a database's address"
+    for words in (("models",), ("ui",), ("runs", "sync")):
+        assert gliotrail(*words).err == f"error: {wanted}, got 'htp://...@x'\n"
 
 
 def test_measures_that_are_not_there_are_one_line(

@@ -1,6 +1,8 @@
+from itertools import pairwise
+
 import pytest
 
-from gliotrail.report.figures import figure_png, new_figure
+from gliotrail.report.figures import figure_array, figure_png, new_figure
 from gliotrail.report.spread import Group, draw_spread
 
 
@@ -42,3 +44,14 @@ def test_parts_have_markers_and_a_legend_where_there_are_several():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train", "test"]
     assert len({line.get_marker() for line in points(axes)}) == 2
     assert drawn(group(0.1))[1].get_legend() is None
+
+
+@pytest.mark.parametrize(("groups", "upright"), [(3, False), (6, False), (13, True)])
+def test_names_of_few_and_many_groups_never_print_over_each_other(groups, upright):
+    figure, axes = drawn(*(group(0.5, name=f"non_enhancing_{n}") for n in range(groups)))
+    figure_array(figure)
+    names = axes.get_xticklabels()
+    boxes = [name.get_window_extent() for name in names]
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+    assert {name.get_rotation() == 90 for name in names} == {upright}
+    assert min(name.get_fontsize() for name in names) >= 6

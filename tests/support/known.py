@@ -18,7 +18,7 @@ from gliotrail import params
 from gliotrail.errors import ParamsError
 from gliotrail.plain_yaml import read_yaml
 from tests.support.documents import Block, commands
-from tests.support.projects import ROOT
+from tests.support.projects import ROOT, Project
 
 SHELL = {"sh", "bash", "console"}
 COMMANDS = SHELL | {"python", "yaml"}
@@ -215,3 +215,16 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
         nested = key != "space" and isinstance(old, Mapping) and isinstance(value, Mapping)
         out[key] = merged(old, value) if nested else value  # type: ignore[arg-type]
     return out
+
+
+def run_block(block: Block, project: Project, timeout_s: float = 120) -> None:
+    """Run a block in a project; YAML is not run.
+
+    Raises:
+        AssertionError: a command failed.
+    """
+    words = {"python": ("python", "-c", block.text)}
+    words |= dict.fromkeys(SHELL, ("bash", "-euo", "pipefail", "-c", block.script))
+    if command := words.get(block.language):
+        # the pipeline itself is run by two workers elsewhere; one starts sooner
+        project.run(*command, timeout_s=timeout_s, GLIOTRAIL_WORKERS="1")

@@ -35,7 +35,7 @@ def test_four_processes_at_once_on_a_fresh_sqlite_file(
     in_state(tmp_path, monkeypatch)
     start_s = time.monotonic() + 0.5
     four = [Forked(tmp_path / f"{n}.txt", log_at, start_s, n) for n in range(4)]
-    assert [(each.wait(60), each.printed()) for each in four] == [(0, "")] * 4
+    assert [(each.wait(240), each.printed()) for each in four] == [(0, "")] * 4
     server = client()
     found = server.search_runs([experiment_id(server, "tests")])
     assert sorted(run.data.metrics["n"] for run in found) == [0, 1, 2, 3]

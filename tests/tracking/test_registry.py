@@ -213,7 +213,7 @@ def test_weights_are_fetched_by_alias_and_by_number(server: MlflowClient, tmp_pa
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        (f"models:/{MODEL}@{CHAMPION}", "no such model; train one with `dvc repro`"),
+        (f"models:/{MODEL}@{CHAMPION}", "no such model; `gliotrail models` lists"),
         (f"models:/{MODEL}/7", "no such model"),
         ("models:/nobody@champion", "no such model"),
         ("models:/a/b/c", "model URI: wanted models:/NAME@ALIAS or models:/NAME/VERSION, got"),

@@ -74,7 +74,13 @@ def export(
     from gliotrail.imaging.patch import read_index
     from gliotrail.imaging.prepared import load_prepared
 
-    index = read_index(Path("data/patch") / size / "index.parquet")
+    sizes = Path("data/patch")
+    if not (sizes / size).is_dir() and (there := complete.sizes("")):
+        do = "add it to patch.sizes in params.yaml, then `dvc repro patch`"
+        raise ParamsError(
+            "patch size", where=sizes, wanted=f"one of {', '.join(there)}", got=size, do=do
+        )
+    index = read_index(sizes / size / "index.parquet")
     kind = "standardized" if standardized else "raw"
     written = export_patches(load_prepared(Path("data/prepare")), index, out, limit, kind)
     values = {"patches": len(written), "folder": str(out)}

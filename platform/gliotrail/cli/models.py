@@ -16,7 +16,7 @@ from rich.table import Table
 
 from gliotrail.cli import complete
 from gliotrail.cli.output import Json, number, print_json, print_table, table_of
-from gliotrail.errors import DataError, ParamsError
+from gliotrail.errors import DataError, ParamsError, TrackingError
 
 Name = Annotated[
     str,
@@ -164,6 +164,7 @@ def ui(
     from gliotrail.runs.addresses import shown, tracking_uri
 
     if tracking_uri().startswith(("http://", "https://")):
+        check_answers(tracking_uri())
         print(f"MLflow's pages: {shown(tracking_uri())} (a server that runs already)")
         return
     check_port(port)
@@ -177,8 +178,27 @@ def ui(
         open_when_there(port, address)
     words = ["-W", "ignore", "-m", "mlflow", "server", "--backend-store-uri", tracking_uri()]
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the server's own processes
-    where = ["--host", "127.0.0.1", "--port", str(port)]
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # nothing here has jobs
+    # one process: of several, those that are slow to start are killed and started for ever
+    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, *words, *where])
+
+
+def check_answers(address: str) -> None:
+    """Look whether a server answers, whatever it says.
+
+    Raises:
+        TrackingError: it does not.
+    """
+    import requests
+
+    from gliotrail.runs.addresses import shown
+
+    try:
+        requests.get(address, timeout=20)
+    except (requests.RequestException, OSError):
+        do = "start it, or mend MLFLOW_TRACKING_URI; `gliotrail doctor` tells more"
+        raise TrackingError("no answer", where=shown(address), do=do) from None
 
 
 def check_port(port: int) -> None:

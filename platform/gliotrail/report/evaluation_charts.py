@@ -23,6 +23,7 @@ from gliotrail.report.figures import (
     add_text,
     add_title,
     dark_axes,
+    fit_names,
     new_figure,
     save_figure,
 )
@@ -180,7 +181,8 @@ def draw_measures(scores: Mapping[str, Score], task: Task = BRATS) -> Figure:
         ]
         draw_spread(axes, groups, axis_name(measure))
         short = [f"{name.replace('_', '-')}\nn = {len(of)}" for name, _, of in groups]
-        axes.set_xticks(range(len(short)), short, fontsize=7.5)
+        axes.set_xticks(range(len(short)), short, fontsize=7.5, rotation=0)
+        fit_names(axes)
         if measure == "hd95_mm":
             axes.set_ylim(bottom=0)
         elif measure == "specificity":
@@ -261,6 +263,7 @@ def draw_confusion(confusion_rp: npt.NDArray[np.int64], task: Task = BRATS) -> F
     names = [spoken(name) for name in ("background", *task.class_names)]
     axes.set_xticks(range(len(names)), names, color=FOREGROUND, fontsize=8.5)
     axes.set_yticks(range(len(names)), names, color=FOREGROUND, fontsize=8.5)
+    fit_names(axes)
     axes.set_xlabel("prediction", color=FOREGROUND, fontsize=9)
     axes.set_ylabel("truth", color=FOREGROUND, fontsize=9)
     note = "A row is a true label; percentages are shares of it, and so are the colours."

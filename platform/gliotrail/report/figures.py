@@ -23,6 +23,7 @@ from gliotrail.report.colours import BACKGROUND, FAINT, FOREGROUND
 
 DPI = 110
 _N_GREYS = 64
+_LEAST_PT = 6.0
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:
@@ -74,6 +75,26 @@ def dark_axes(axes: Axes) -> None:
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_major_formatter(plain)
     axes.yaxis.set_major_formatter(plain)
+
+
+def fit_names(axes: Axes, gap_px: float = 4) -> None:
+    """Make names of groups at 0, 1, .. smaller where they would touch, or turn them upright.
+
+    Args:
+        gap_px: left free between two of them.
+    """
+    names, figure = axes.get_xticklabels(), axes.get_figure(root=True)
+    if not names or figure is None:
+        return
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    widest_px = max(name.get_window_extent(renderer).width for name in names)
+    room_px = axes.bbox.width / float(np.ptp(axes.get_xlim())) - gap_px
+    if widest_px <= room_px:
+        return
+    fitting_pt = float(names[0].get_fontsize()) * room_px / widest_px
+    for name in names:
+        name.set_fontsize(max(_LEAST_PT, fitting_pt))
+        name.set_rotation(0 if fitting_pt >= _LEAST_PT else 90)
 
 
 def figure_array(figure: Figure) -> npt.NDArray[np.uint8]:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from gliotrail.report.colours import FAINT, FOREGROUND, spoken
-from gliotrail.report.figures import add_legend, dark_axes
+from gliotrail.report.figures import add_legend, dark_axes, fit_names
 
 MARKERS: Final[Mapping[str, str]] = {"train": "o", "val": "s", "test": "D", "": "^"}
 """Of the parts of a split; the last is of cases in none."""
@@ -54,6 +54,7 @@ def draw_spread(axes: Axes, groups: Sequence[Group], y_name: str) -> None:
     ]
     axes.set_xticks(range(len(groups)), names, color=FOREGROUND, parse_math=False)
     axes.set_xlim(-0.6, len(groups) - 0.4)
+    fit_names(axes)
     parts = dict.fromkeys(part for group in groups for part, _ in group.points)
     if len(parts) > 1:
         entries = [

@@ -151,8 +151,8 @@ def draw_parallel(
         axes.axvline(x, color=FAINT, linewidth=0.8, zorder=0.5)
         for y, name in scale.ticks:
             axes.text(x + 0.03, y, name, color=FOREGROUND, fontsize=8, va="center",
-                      parse_math=False, bbox={"facecolor": BACKGROUND, "alpha": 0.6,
-                      "edgecolor": "none", "pad": 0.6})  # fmt: skip
+                      parse_math=False, bbox={"facecolor": BACKGROUND, "edgecolor": "none",
+                      "pad": 0.6})  # fmt: skip
     _legend(axes, entries)
     return figure
 

@@ -1,14 +1,29 @@
 """Where MLflow is. To know it takes no MLflow, which takes seconds to import."""
 
 import os
+import re
 from pathlib import Path
+from typing import Final
 
+from gliotrail.errors import ParamsError
 from gliotrail.paths import state_dir
+
+_SCHEMES: Final = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+_UNREACHED: Final = re.compile(r"API request to \S+ failed with (?:timeout )?exception (.*)")
+_ERRNO: Final = re.compile(r"\[Errno -?\d+\] ([\w ]+)")
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else a SQLite file in this checkout's `.gliotrail/`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or database_uri(state_dir())
+    """MLFLOW_TRACKING_URI, else a SQLite file in this checkout's `.gliotrail/`.
+
+    Raises:
+        ParamsError: it names neither a server nor a database.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri and uri.partition(":")[0].partition("+")[0] not in _SCHEMES:
+        wanted = "http://, https:// or a database's address"
+        raise ParamsError("MLFLOW_TRACKING_URI", wanted=wanted, got=repr(shown(uri)))
+    return uri or database_uri(state_dir())
 
 
 def database_uri(state: Path) -> str:
@@ -22,3 +37,13 @@ def shown(uri: str) -> str:
     scheme, _, rest = uri.partition("://")
     server, slash, path = rest.partition("/")
     return f"{scheme}://...@{server.rpartition('@')[2]}{slash}{path}" if "@" in server else uri
+
+
+def reason(error: Exception) -> str:
+    """What MLflow raised, in one line; of a server that can't be reached, why."""
+    told = f"{type(error).__name__}: {error}".split("\n")[0]
+    unreached = _UNREACHED.search(told)
+    if unreached is None:
+        return told
+    cause = _ERRNO.search(unreached[1])
+    return f"no answer: {cause[1].lower() if cause else unreached[1]}"

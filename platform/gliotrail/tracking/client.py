@@ -19,7 +19,7 @@ from gliotrail.errors import TrackingError
 from gliotrail.files import locked
 from gliotrail.paths import state_dir
 from gliotrail.progress import say
-from gliotrail.runs.addresses import database_uri, shown, tracking_uri
+from gliotrail.runs.addresses import database_uri, reason, shown, tracking_uri
 from gliotrail.runs.lineage import OWN_LOOP
 from gliotrail.tracking.experiment_page import BEST_FIRST, TRAINING, VIEW_TAGS, tags_of
 
@@ -102,7 +102,7 @@ def one_line() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        got = f"{type(error).__name__}: {error}".split("\n")[0]
+        got = reason(error)
         raise TrackingError("MLflow", where=shown(tracking_uri()), got=got) from error
 
 

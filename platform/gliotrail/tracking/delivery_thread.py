@@ -15,13 +15,14 @@ from pathlib import Path
 from gliotrail.errors import GliotrailError, Stopped
 from gliotrail.paths import state_dir
 from gliotrail.progress import say
+from gliotrail.runs.addresses import reason, tracking_uri
 from gliotrail.runs.journal import MODEL_FILE, RunFolder
 from gliotrail.runs.owner import Owner, claim, heartbeat_s, held, release
 from gliotrail.runs.stop import forget, stop_s, stopped_by_signals
 from gliotrail.runs.webhook import alerting
 from gliotrail.tracking.heartbeat import Heartbeat
 
-_AT_A_TIME_S = 5.0
+_AT_A_TIME_S = 1.0  # this much later may a new point be told
 _AGAIN_S = 5.0
 """From when a delivery's process is killed until another is started."""
 
@@ -33,7 +34,7 @@ class DeliveryThread:
     """Delivers runs from a thread beside the training.
 
     Runs are told in their order: a sweep before its trials; more may be added at the end. When all
-    is told, what other runs of this checkout left is delivered too, a few seconds at a time.
+    is told, what other runs of this checkout left is delivered too, a second at a time.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class DeliveryThread:
             try:
                 self._deliver_news()
             except Exception as error:  # noqa: BLE001 - whatever a server does, training goes on
-                self.problem = f"{type(error).__name__}: {error}".split("\n")[0]
+                self.problem = reason(error)
                 # not above a heartbeat's interval: that long after an outage all is as it was
                 pause_s = min(2 * pause_s, heartbeat_s())
             else:
@@ -193,7 +194,7 @@ def tracked(
     """
     runs: list[RunFolder] = []
     gone: set[Owner] = set()
-    heartbeat_s(), stop_s()  # wrong ones are told before anything starts
+    heartbeat_s(), stop_s(), tracking_uri()  # wrong ones are told before anything starts
     outermost = not held()
     with ExitStack() as closing:
 

@@ -345,5 +345,5 @@ def find_version(server: MlflowClient, uri: str) -> ModelVersion:
     except MlflowException as error:
         if error.error_code not in _ABSENT:
             raise
-        do = "train one with `dvc repro`, or name a weights file"
+        do = "`gliotrail models` lists what there is, `dvc repro` trains one"
         raise TrackingError(f"{uri}: no such model", where=shown(tracking_uri()), do=do) from None

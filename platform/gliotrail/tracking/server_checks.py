@@ -22,7 +22,7 @@ from mlflow.utils.rest_utils import MlflowHostCreds, http_request
 
 from gliotrail.errors import GliotrailError
 from gliotrail.paths import main_checkout, state_dir
-from gliotrail.runs.addresses import shown, tracking_uri
+from gliotrail.runs.addresses import reason, shown, tracking_uri
 from gliotrail.runs.store import Store
 from gliotrail.tracking.client import client, one_line
 
@@ -76,8 +76,9 @@ def _versions() -> Finding:
         right.append(f"{pin[1]} {there}")
         wrong += [f"{pin[1]}: wanted {pin[2]}, got {there}"] if public != pin[2] else []
     if wrong:
-        return Finding("versions", "failed", ", ".join(wrong), "`make setup` installs them")
-    return Finding("versions", "ok", ", ".join(right))
+        told = ", ".join(dict.fromkeys(wrong))
+        return Finding("versions", "failed", told, "`make setup` installs them")
+    return Finding("versions", "ok", ", ".join(dict.fromkeys(right)))
 
 
 def _disk() -> Iterator[Finding]:
@@ -97,7 +98,11 @@ def _disk() -> Iterator[Finding]:
 
 def mlflow() -> Iterator[Finding]:
     """Whether MLflow answers, to whom, and in which version; a database's schema."""
-    uri = tracking_uri()
+    try:
+        uri = tracking_uri()
+    except GliotrailError as error:
+        yield Finding("MLflow", "failed", str(error), "mend it, or unset it")
+        return
     if not uri.startswith("http"):
         yield _database(uri)
         return
@@ -107,9 +112,8 @@ def mlflow() -> Iterator[Finding]:
         open_to_all = _as_stranger(credentials, _ASK).status_code == 200
         known = _as_user(credentials, _ASK).status_code
     except (OSError, MlflowException) as error:  # requests' own are OSErrors
-        told = f"{_kind(error)}: {error}" if "CA certificate" in str(error) else _kind(error)
         do = "start it (`python -m infra.local start`), or mend MLFLOW_TRACKING_URI"
-        yield Finding("MLflow", "failed", f"{shown(uri)} does not answer: {told}", do)
+        yield Finding("MLflow", "failed", f"{shown(uri)}: {reason(error)}", do)
         return
     if answer.status_code == 403:
         do = "start the server with this name in --allowed-hosts"
@@ -243,7 +247,3 @@ def is_loopback(address: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _kind(error: Exception) -> str:
-    return type(error).__name__

@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from mlflow import MlflowClient
 
 from gliotrail.errors import TrackingError
+from gliotrail.runs.addresses import reason
 from gliotrail.runs.disk_budget import budget_bytes
 from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.local_runs import all_runs, look_at, make_room
 from gliotrail.runs.owner import Watch, owner_of
-from gliotrail.tracking.client import client
+from gliotrail.tracking.client import client, one_line
 from gliotrail.tracking.delivery import deliver
 from gliotrail.tracking.once import twins_left
 from gliotrail.tracking.reaper import close_here, reap
@@ -24,7 +25,13 @@ def sync_all() -> tuple[int, dict[str, str]]:
 
     Returns:
         how many runs the server knows now, and why others could not be delivered, by folder.
+
+    Raises:
+        TrackingError: the server can't be reached.
     """
+    with one_line():  # once, and not run by run
+        server = client()
+        server.search_experiments(max_results=1)
     close_here(Watch())
     known, problems = 0, {}
     for outputs in outputs_here():
@@ -33,18 +40,16 @@ def sync_all() -> tuple[int, dict[str, str]]:
         except TrackingError as error:
             problems[str(outputs)] = str(error)
     ids: dict[str, str] = {}
-    server = None
     for run in all_runs():
         try:
-            server = server or client()
             ids[run.describe()["id"]] = deliver(run, server, above=ids)
             known += 1
         except Exception as error:  # noqa: BLE001 - whatever one run's server says, the others go on
-            problems[run.root.name] = f"{type(error).__name__}: {error}".split("\n")[0]
+            problems[run.root.name] = reason(error)
     try:
-        close_twins(client())
+        close_twins(server)
     except Exception as error:  # noqa: BLE001 - as above
-        problems["twins"] = f"{type(error).__name__}: {error}".split("\n")[0]
+        problems["twins"] = reason(error)
     make_room(budget_bytes())
     return known, problems
 
