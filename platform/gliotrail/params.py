@@ -160,12 +160,10 @@ LossName = Annotated[str, PlainValidator(one_of_or_own("soft_dice", "dice_ce"))]
 class Model(Section):
     """The network. `unet3d, depth: 2, base_filters: 32` has exactly 833,507 parameters.
 
-    `dynunet` and `segresnet` are MONAI's, and want `pip install 'gliotrail[monai]'`; so do whole
-    scans by a network of your own, `my_package.module:Class`.
+    `dynunet`, `segresnet` and your own (`my_package.module:Class`) want gliotrail[monai].
 
     heads: what the outputs are: the `classes`, or the nested `regions` of REGIONS.
-    deep_supervision: of `dynunet`: in training its coarser levels are judged, too, each with half
-        the weight of the one above (nnU-Net, arXiv:1904.08128).
+    deep_supervision: of `dynunet`: coarser levels are judged, too (nnU-Net, arXiv:1904.08128).
     residual: of `dynunet`: blocks with a shortcut (He et al., 2016, arXiv:1512.03385).
     space_to_depth: cubes of so many voxels a side become one voxel with as many more channels
         before the network, and back after it (Shi et al., 2016, arXiv:1609.05158): a network at
@@ -190,10 +188,8 @@ class Model(Section):
                 raise ValueError(f"{what}: true is for dynunet, got {self.name}")
         if self.space_to_depth > 1 and self.name not in {"dynunet", "segresnet"}:
             raise ValueError(f"space_to_depth: 2 is for dynunet and segresnet, got {self.name}")
-        if self.name == "segresnet" and self.base_filters % 8:
-            raise ValueError(
-                f"base_filters: segresnet wants multiples of 8, got {self.base_filters}"
-            )
+        if self.name == "segresnet" and (n := self.base_filters) % 8:
+            raise ValueError(f"base_filters: segresnet wants multiples of 8, got {n}")
         return self
 
 

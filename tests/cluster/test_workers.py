@@ -172,7 +172,7 @@ def test_first_weights_that_one_machine_made_reach_a_worker_on_another(
     here, there = RunFolder(tmp_path / "here"), RunFolder(tmp_path / "there")
     run_training(training, here, World())
     assert training.init is not None
-    first = share(training.init)
+    first, content = share(training.init), training.init.read_bytes()
     training.init.unlink()
     monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path / "another"))
     monkeypatch.setattr(workers, "bring_inputs", dict)  # the job has no other data
@@ -181,4 +181,5 @@ def test_first_weights_that_one_machine_made_reach_a_worker_on_another(
     monkeypatch.setattr(workers, "ray_report", lambda metrics: None)
     workers._work({"training": training, "root": str(there.root), "until": None, "of_a_gpu": 0,
                    "first_weights": first, "judge_start": False})  # fmt: skip
+    training.init.write_bytes(content)  # the driver's machine has it
     assert result(training, there)[1] == result(training, here)[1]
