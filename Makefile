@@ -46,7 +46,7 @@ echo "$$key" >"$(1)/.installed"
 echo "installation took $$SECONDS s"
 endef
 
-.PHONY: help setup demo pictures ui docs test coverage demo-test chaos hostile browser-test cluster-images cluster-test reproduce-test integrations-test tracking-compared tracking-cost sweep-cost scale-test gpu-check bench check deps fmt services peers audit resolve sbom clean python
+.PHONY: help setup demo pictures ui docs test coverage demo-test chaos hostile dataset-test browser-test cluster-images cluster-test reproduce-test integrations-test tracking-compared tracking-cost sweep-cost scale-test gpu-check bench check deps fmt services peers audit resolve sbom clean python
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -83,6 +83,9 @@ chaos: setup ## KILLS=200 processes killed at random from SEED, for MINUTES=15 e
 
 hostile: setup ## thousands of spoilt files and faults, from a seed that is told; HOSTILE_SEED=1 chooses it
 	@pytest -m 'long or not long' -s tests/hostile $(ARGS)
+
+dataset-test: setup ## data sets of any kind by `dvc repro`, and docs/how-to/own-data.md to the letter
+	@pytest -m long -s tests/dataset $(ARGS)
 
 browser-test: setup ## viewer, MLflow's pages and documents, looked at in a real browser
 	@pytest -m long -s tests/browser $(ARGS)
