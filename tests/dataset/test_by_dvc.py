@@ -81,7 +81,7 @@ def test_from_files_to_the_mask_of_a_new_scan(
     metrics = metrics_of(project)
     assert [*metrics["classes"], *metrics["regions"]] == names
     assert metrics["cases"] == 1
-    assert model in project.run("gliotrail", "promote", f"{model}/1").stdout
+    assert "-> version 1" in project.run("gliotrail", "promote", f"{model}/1").stdout
     scans = sorted((project.root / "data/fetch/imagesTr").glob("SYN_004*"))
     given = [f"--channel={c}={path}" for c, path in zip(channels, scans, strict=True)]
     of_model = ("--model", f"models:/{model}@champion", "-o", "mask.nii.gz")
