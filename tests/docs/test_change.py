@@ -35,7 +35,7 @@ def test_each_plot_differs(changed: Project) -> None:
     names = [name for plot in read_yaml(ROOT / "dvc.yaml")["plots"] for name in plot]
     assert [name.rpartition("::")[2] for name in told] == names
     for (plot,) in told.values():
-        assert plot["revisions"] == ["HEAD", "workspace"]
+        assert sorted(plot["revisions"]) == ["HEAD", "workspace"]
         before, after = (plot["datapoints"][of] for of in plot["revisions"])
         assert [_values(row) for row in before] != [_values(row) for row in after]
 
