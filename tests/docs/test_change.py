@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from gliotrail.plain_yaml import read_yaml
 from tests.support.documents import blocks
 from tests.support.known import run_block
 from tests.support.projects import ROOT, Project
@@ -28,20 +27,6 @@ def test_each_row_of_the_measures_differs(changed: Project) -> None:
     differs = json.loads(changed.run("dvc", "metrics", "diff", "--json").stdout)
     rows = {path.name for path in (changed.root / "results/evaluate/measures").glob("*.json")}
     assert {path.rpartition("/")[2] for path in differs} == rows
-
-
-def test_each_plot_differs(changed: Project) -> None:
-    told = json.loads(changed.run("dvc", "plots", "diff", "--json").stdout)["data"]
-    names = [name for plot in read_yaml(ROOT / "dvc.yaml")["plots"] for name in plot]
-    assert [name.rpartition("::")[2] for name in told] == names
-    for (plot,) in told.values():
-        assert sorted(plot["revisions"]) == ["HEAD", "workspace"]
-        before, after = (plot["datapoints"][of] for of in plot["revisions"])
-        assert [_values(row) for row in before] != [_values(row) for row in after]
-
-
-def _values(row: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in row.items() if key not in {"rev", "dvc_data_version_info"}}
 
 
 def test_the_experiment_is_listed_with_what_it_changed(changed: Project) -> None:
