@@ -20,19 +20,14 @@ from gliotrail.imaging.patch import read_index
 from gliotrail.imaging.prepared import Prepared, load_prepared
 from gliotrail.imaging.split import Region, fold_of
 from gliotrail.param_types import Size
+from gliotrail.params import Model
 from gliotrail.runs.journal import RunFolder
 from gliotrail.runs.lineage import cpu_model
 from gliotrail.runs.stop import asked_by
 from gliotrail.runs.tracked_run import CHECKPOINT_EVERY_S, TrackedRun
 from gliotrail.runs.webhook import NOT_FINITE_FILE
 from gliotrail.segmentation import weights
-from gliotrail.segmentation.batches import (
-    FUSED_FROM_VOXELS,
-    Mixture,
-    Patches,
-    Phantoms,
-    Source,
-)
+from gliotrail.segmentation.batches import FUSED_FROM_VOXELS, Mixture, Patches, Phantoms, Source
 from gliotrail.segmentation.loop import (
     EPOCH_END,
     SCORE,
@@ -323,6 +318,11 @@ def first_network(training: Training) -> Network:
     return model
 
 
+def model_of_weights(training: Training) -> Model:
+    """What a weights file is of: without what is used in training alone."""
+    return training.section.model.model_copy(update={"deep_supervision": False})
+
+
 def window_of(training: Training) -> Size | None:
     """What a network that normalises is shown at a time: as much as in training."""
     return None if training.section.model.name == "unet3d" else training.size_vox
@@ -357,7 +357,7 @@ def result(training: Training, run: RunFolder, postprocess: bool = False) -> tup
         got = f"{state.step if state else 0} of {steps} steps"
         raise TrainingError("training stopped early", got=got, do="run it again: it goes on")
     section, prepared = training.section, data_of(training)
-    used = section.model.model_copy(update={"deep_supervision": False})
+    used = model_of_weights(training)
     description = weights.Description(
         model=used,
         window=window_of(training),
@@ -387,8 +387,7 @@ def seen_by(training: Training, prepared: Prepared | None) -> tuple[str, ...]:
 def _rules(
     training: Training, prepared: Prepared, kept: Mapping[str, Tensor]
 ) -> Postprocess | None:
-    used = training.section.model.model_copy(update={"deep_supervision": False})
-    model = weights.build(used, training.task)
+    model = weights.build(model_of_weights(training), training.task)
     model.load_state_dict(kept)
     model.window_vox = window_of(training)
     standardize, regions = training.section.standardize, prepared.split.validation

@@ -16,12 +16,10 @@ from gliotrail.progress import say
 from gliotrail.segmentation import weights
 from gliotrail.segmentation.unet import check_size, receptive_radius_vox, stride
 from gliotrail.segmentation.validation import check_regions
-from gliotrail.training.driver import data_of, spacing_of, window_of
+from gliotrail.training.driver import data_of, model_of_weights, spacing_of, window_of
 from gliotrail.training.inputs import VALIDATION_DO, Training
 from gliotrail.training.own_check import check_own
 
-_OF_TRAINING: Final = {"deep_supervision"}
-"""Keys of `train.model` that leave no mark in a weights file."""
 TOO_GOOD: Final = "the first weights were trained on"
 
 
@@ -118,7 +116,7 @@ def _check_init(training: Training, own_mm: tuple[float, float, float]) -> None:
     network = weights.build(told.model, training.task)
     if changed := weights.load_into(network, state, told, training.task, training.init):
         say(f"first weights of {section.init}: {'; '.join(changed)}")
-    own, theirs = (model.model_dump(exclude=_OF_TRAINING) for model in (section.model, told.model))
+    own, theirs = (model.model_dump() for model in (model_of_weights(training), told.model))
     if own != theirs:
         unlike = [key for key in own if own[key] != theirs[key]]
         wanted, got = (", ".join(f"{key} {of[key]}" for key in unlike) for of in (own, theirs))
