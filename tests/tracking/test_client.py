@@ -41,6 +41,19 @@ def test_four_processes_at_once_on_a_fresh_sqlite_file(
     assert sorted(run.data.metrics["n"] for run in found) == [0, 1, 2, 3]
 
 
+def test_a_database_whose_set_up_was_killed_is_set_up_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_state(tmp_path, monkeypatch)
+    one = Forked(tmp_path / "one.txt", log_at, 0, 1)
+    # from half of its tables on MLflow can't go on
+    while not any(path.stat().st_size > 5e5 for path in tmp_path.glob("**/mlflow.db")):
+        time.sleep(0.001)
+    one.kill()
+    assert client().search_experiments()
+    assert not list(tmp_path.glob("*/mlflow.db*"))
+
+
 def test_mlflow_is_where_the_environment_says_else_a_file_of_this_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 from urllib.parse import quote
 
@@ -28,6 +30,7 @@ OWNER_TAG: Final = "gliotrail.owner"
 """The process that holds the run, as JSON."""
 STATUS_TAG: Final = "gliotrail.status"
 """What the run's own process says of it."""
+_SET_UP: Final = "mlflow.set-up."
 _ADDRESSES: Final = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -52,15 +55,41 @@ def client() -> MlflowClient:
     if not uri.startswith("sqlite"):
         return MlflowClient(uri)
     with locked(state_dir() / "mlflow.lock"):
-        if uri == database_uri(state_dir()):
-            _follow_a_move(state_dir())
-        made = MlflowClient(uri)
-        made.search_experiments(max_results=1)
-        stray = Path(uri.removeprefix("sqlite:///")).parent
-        if uri == database_uri(state_dir()) and stray != state_dir():
-            with suppress(OSError):  # MLflow makes a folder of the name as it is in the address
-                os.removedirs(stray)
-        return made
+        if uri != database_uri(state_dir()):
+            return _opened(uri)
+        _set_up(state_dir())
+        _follow_a_move(state_dir())
+        return _opened_in(state_dir())
+
+
+def _opened(uri: str) -> MlflowClient:
+    made = MlflowClient(uri)
+    made.search_experiments(max_results=1)
+    return made
+
+
+def _opened_in(folder: Path) -> MlflowClient:
+    made = _opened(database_uri(folder))
+    stray = Path(database_uri(folder).removeprefix("sqlite:///")).parent
+    if stray != folder:
+        with suppress(OSError):  # MLflow makes a folder of the name as it is in the address
+            os.removedirs(stray)
+    return made
+
+
+def _set_up(state: Path) -> None:
+    """Make the checkout's own database in a folder of its own, and move it whole to its place.
+
+    MLflow never opens one again whose set-up was killed.
+    """
+    database = state / "mlflow.db"
+    if database.is_file() and database.stat().st_size:
+        return
+    for killed in state.glob(f"{_SET_UP}*"):
+        shutil.rmtree(killed, ignore_errors=True)
+    with TemporaryDirectory(prefix=_SET_UP, dir=state) as folder:
+        _opened_in(Path(folder))
+        (Path(folder) / database.name).replace(database)
 
 
 def _follow_a_move(state: Path) -> None:
