@@ -1,6 +1,5 @@
 """An animated GIF through a scan's axial slices, from below to above, labels outlined."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gliotrail.dataset.brats import BRATS
 from gliotrail.dataset.task import Task
+from gliotrail.files import replacing
 from gliotrail.report.colours import label_colours, rgb, spoken
-from gliotrail.report.figures import write_whole
 from gliotrail.report.overlays import check_fit, framed
 from gliotrail.report.panels import (
     Spacing,
@@ -78,11 +77,9 @@ def write_gif(
         heading = f"{title}   axial k = {k + box.start_vox[2] + first_k}"
         classes = task if labels_IJK is not None else None
         frames.append(_frame(panels, outline, heading, shown, px_per_mm, classes))
-    buffer = io.BytesIO()
-    frames[0].save(
-        buffer, format="GIF", save_all=True, append_images=frames[1:], duration=frame_ms, loop=0
-    )
-    write_whole(path, buffer.getvalue())
+    with replacing(path) as partial:
+        timing: dict[str, Any] = {"duration": frame_ms, "loop": 0}
+        frames[0].save(partial, "GIF", save_all=True, append_images=frames[1:], **timing)
 
 
 def _outlines(labels: npt.NDArray[Any], size_px: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -19,6 +19,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
+from gliotrail.files import replacing
 from gliotrail.report.colours import BACKGROUND, FAINT, FOREGROUND
 
 DPI = 110
@@ -78,11 +79,7 @@ def dark_axes(axes: Axes) -> None:
 
 
 def fit_names(axes: Axes, gap_px: float = 4) -> None:
-    """Make names of groups at 0, 1, .. smaller where they would touch, or turn them upright.
-
-    Args:
-        gap_px: left free between two of them.
-    """
+    """Make names of groups at 0, 1, .. smaller where less than a gap is free, or turn them."""
     names, figure = axes.get_xticklabels(), axes.get_figure(root=True)
     if not names or figure is None:
         return
@@ -128,12 +125,5 @@ def figure_png(figure: Figure) -> bytes:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write the figure as a PNG, whole or not at all."""
-    write_whole(path, figure_png(figure))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it, then rename it: never half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with replacing(path) as partial:
+        partial.write_bytes(figure_png(figure))

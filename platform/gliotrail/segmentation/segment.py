@@ -64,22 +64,13 @@ def segment(
         DataError: no brain in it, values that are not finite, a side that is too long, or
             networks that were trained at different spacings or on different channels and classes.
     """
+    _check_alike([description for _, description in networks])
     task, intensities = networks[0][1].task, networks[0][1].intensities
-    for _, description in networks:
-        for what in ("channels", "classes"):
-            first, other = getattr(task, what), getattr(description.task, what)
-            if [one.name for one in first] != [one.name for one in other]:
-                names = [", ".join(one.name for one in of) for of in (first, other)]
-                raise DataError(f"{what} of the networks", wanted=names[0], got=names[1])
     check_channels(scan.header, len(task.channels))
     if not allow_missing:
         do = "--allow-missing takes it as it is"
         check_informative(scan.array, task.channel_names, scan.header.path, do)
     trained_mm, heads = networks[0][1].spacing_mm, networks[0][0].heads
-    for _, description in networks:
-        if not same_spacing(description.spacing_mm, trained_mm):
-            spacings = by_mm(trained_mm), by_mm(description.spacing_mm)
-            raise DataError("spacing of the networks", wanted=spacings[0], got=spacings[1])
     ras = in_ras(scan)
     image_CIJK = np.moveaxis(ras.array, 3, 0)
     own_mm = spacing_mm(ras.affine)
@@ -107,6 +98,19 @@ def segment(
         from_ras(labels_IJK, scan.affine),
         from_ras(np.moveaxis(probabilities_CIJK, 0, 3), scan.affine),
     )
+
+
+def _check_alike(descriptions: Sequence[Description]) -> None:
+    """Refuse networks of different channels, classes or spacings."""
+    first = descriptions[0]
+    for other in descriptions[1:]:
+        if not same_spacing(other.spacing_mm, first.spacing_mm):
+            got = by_mm(other.spacing_mm)
+            raise DataError("spacing of the networks", wanted=by_mm(first.spacing_mm), got=got)
+        for what in ("channels", "classes"):
+            wanted, got = (", ".join(x.name for x in getattr(d.task, what)) for d in (first, other))
+            if wanted != got:
+                raise DataError(f"{what} of the networks", wanted=wanted, got=got)
 
 
 def _predict(case: PreparedCase, networks: Sequence[Trained], tta: bool) -> Floats:

@@ -4,20 +4,16 @@
 The name holds case, number and corner: `BRATS_009.nii.gz_1_x73_y11_z63.h5`.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
-from gliotrail.dataset.brats import BRATS
 from gliotrail.errors import DataError
 from gliotrail.files import replacing
 from gliotrail.imaging import kernels
 from gliotrail.imaging.geometry import Box
-from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.patch import PatchIndex
 from gliotrail.imaging.prepared import (
     Floats,
@@ -27,16 +23,6 @@ from gliotrail.imaging.prepared import (
     read_patch,
 )
 from gliotrail.progress import progress
-
-Doubles = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class CoursePatch:
-    """One file: the image (C, I, J, K) and the labels (I, J, K)."""
-
-    image_CIJK: Doubles
-    labels_IJK: Labels
 
 
 def export_patches(
@@ -114,24 +100,3 @@ def standardized_patch(case: PreparedCase, box: Box, fused: bool = False) -> Flo
     patch_CIJK -= mean_CK[:, None, None, :].astype(np.float32)
     patch_CIJK /= std_CK[:, None, None, :].astype(np.float32)
     return patch_CIJK
-
-
-def read_course_patch(path: Path) -> CoursePatch:
-    """Read one file of the course's layout.
-
-    Raises:
-        DataError: it is not there, or has not the `x` and `y` that are wanted.
-    """
-    try:
-        with h5py.File(path) as store:
-            image_CIJK, one_hot = store["x"][...], store["y"][...]
-    except (OSError, KeyError) as error:
-        raise DataError("course patch", where=path, got=str(error)) from None
-    wanted = (*image_CIJK.shape[1:], BRATS.n_labels)
-    n_channels = len(BRATS.channels)
-    if image_CIJK.ndim != 4 or len(image_CIJK) != n_channels or one_hot.shape != wanted:
-        got = f"x {image_CIJK.shape}, y {one_hot.shape}"
-        raise DataError("shape", where=path, wanted="x (4, I, J, K), y (I, J, K, 4)", got=got)
-    if not np.array_equal(one_hot.sum(axis=-1), np.ones(one_hot.shape[:3])):
-        raise DataError("y", where=path, wanted="one-hot labels")
-    return CoursePatch(image_CIJK.astype(np.float64), one_hot.argmax(axis=-1).astype(np.uint8))
