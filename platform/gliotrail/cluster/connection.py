@@ -23,6 +23,7 @@ from gliotrail.cluster.ray_internals import (
     end_what_a_start_left,
     leave_sigterm_to_us,
     read_token_again,
+    tell_a_raylet_its_agents_ports,
     tell_deaths_in_one_line,
     wait_longer_for_a_raylet,
 )
@@ -127,6 +128,7 @@ def _connect(address: str | None) -> None:
     else:
         os.environ["RAY_TMPDIR"] = os.environ.get("RAY_TMPDIR") or short_temp()
         wait_longer_for_a_raylet(start_limit_s())
+        tell_a_raylet_its_agents_ports()
     for left in reversed(range(_STARTS)):
         try:
             _init(address)

@@ -3,11 +3,13 @@
 Beside it only `fixed_scaling` and `workers._Trainer` lean on more than Ray's public interface.
 """
 
+import inspect
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from subprocess import Popen
 from typing import Any, Final
@@ -15,12 +17,23 @@ from typing import Any, Final
 import psutil
 import ray
 from ray._private import ray_constants, services
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray._raylet import (  # type: ignore[attr-defined]
+    AuthenticationTokenLoader,
+    Config,
+    persist_port,
+)
 
 from gliotrail.progress import say
 
 _RAYS_PRINT: Final = ray._private.worker.print_to_stdstream
 _RAYS_GET_NODE: Final[Callable[..., Any]] = services.get_node
+_RAYS_START: Final[Callable[..., Any]] = services.start_raylet
+_PORTS_OF_AGENTS: Final = (
+    "metrics_agent_port",
+    "metrics_export_port",
+    "dashboard_agent_listen_port",
+    "runtime_env_agent_port",
+)
 _NO_ABORT: Final = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
 
 
@@ -71,6 +84,32 @@ def wait_longer_for_a_raylet(most_s: float) -> None:
                 time.sleep(0.2)
 
     services.get_node = get_node
+
+
+def tell_a_raylet_its_agents_ports() -> None:
+    """Before `ray.init`: a raylet ends itself where an agent's port is not in a file within 15 s.
+
+    An agent is a Python process that writes that file once it has imported all it needs, which on
+    a busy machine takes longer. Here the ports are chosen, and written, before all start.
+    """
+    named = inspect.signature(_RAYS_START).bind
+
+    def start(*words: Any, **more: Any) -> Any:
+        of = named(*words, **more | dict(zip(_PORTS_OF_AGENTS, _free_ports(), strict=True)))
+        for name in _PORTS_OF_AGENTS:
+            persist_port(of.arguments["session_dir"], of.arguments["node_id"], name,
+                         of.arguments[name])  # fmt: skip
+        return _RAYS_START(*of.args, **of.kwargs)
+
+    services.start_raylet = start
+
+
+def _free_ports() -> list[int]:
+    with ExitStack() as held:  # at once: no port twice
+        sockets = [held.enter_context(socket.socket()) for _ in _PORTS_OF_AGENTS]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
 def _of_ray(name: str = "") -> list[psutil.Process]:
