@@ -116,6 +116,8 @@ def test_a_changed_value_is_checked_with_the_nearest_key(
     for change, told in {
         "train.learning_rat=1": "did you mean learning_rate?",
         "tran.learning_rate=1": "did you mean train?",
+        "learning_rate=1": "wanted train.learning_rate, got learning_rate",
+        "sweep.space.learning_rate.choice=[1e-4, abc]": "got 'abc'",
         "train.learning_rate": "wanted KEY=VALUE",
         "train.learning_rate=3e-4": "the sweep picked it",
         "train.seed=7": "train.seed is 7 already",

@@ -87,7 +87,7 @@ def test_on_a_light_ground_the_page_is_white_and_the_brain_the_same(show: Gliotr
     [
         (["BRATS_010"], "wanted one of BRATS_009, BRATS_119, or a NIfTI file, got"),
         (["BRATS_009", "--slice", "biggest"], "wanted largest, random or a voxel"),
-        (["BRATS_009", "--slice", "9,9,999"], "wanted within"),
+        (["BRATS_009", "--slice", "9,9,999"], "got (9, 9, 999)"),
         (["BRATS_009", "-o", "a.jpeg"], "wanted a .png or .gif"),
         (["BRATS_009", "-o", "a.gif", "--theme", "light"], "--theme light: wanted a .png"),
     ],

@@ -271,8 +271,9 @@ def test_a_voxel_outside_the_brain_is_shown_too_and_one_outside_the_scan_refused
     figure = overlays.draw_case(image, None, SPACING_MM, "x", at_vox=(1, 20, 0))
     axes = figure.axes[0]
     assert (axes.lines[0].get_xdata()[0], axes.lines[1].get_ydata()[0]) == (17 - 0.5, 3 + 0.5)
-    with pytest.raises(DataError, match=re.escape("x: voxel: wanted within (20, 24, 3), got (1")):
-        overlays.draw_case(image, None, SPACING_MM, "x", at_vox=(1, 20, -1))
+    told = "x: voxel: wanted 5 to 24, 0 to 23, 9 to 11, got (6, 20, 8)"
+    with pytest.raises(DataError, match=re.escape(told)):
+        overlays.draw_case(image, None, SPACING_MM, "x", at_vox=(1, 20, -1), first_vox=(5, 0, 9))
 
 
 def test_a_case_without_labels_or_tumour_is_drawn(crop, drawn):

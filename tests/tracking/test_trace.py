@@ -7,6 +7,7 @@ from mlflow import MlflowClient
 
 from gliotrail.errors import TrackingError
 from gliotrail.files import sha256, write_durably
+from gliotrail.runs.addresses import tracking_uri
 from gliotrail.runs.code_snapshot import CHANGES, code_dir
 from gliotrail.runs.journal import MODEL_FILE, RunFolder
 from gliotrail.runs.lineage import Origin, describe
@@ -118,8 +119,9 @@ def test_data_are_found_in_the_cache_and_at_remotes_without_their_passwords(
 
 
 def test_the_commands_begin_at_the_commit_that_others_have(
-    server: MlflowClient, tmp_path: Path
+    server: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     runs = []
     for name, tags in {
         "clean": {"gliotrail.code.base": "abc"},
@@ -133,7 +135,9 @@ def test_the_commands_begin_at_the_commit_that_others_have(
         runs.append(trace(deliver(run, server))["commands"])
     clean, changed, large = runs
     assert "git checkout abc" in clean
-    assert clean[-1] == "dvc repro train"
+    assert clean[0] == f"export MLFLOW_TRACKING_URI={tracking_uri()}"
+    cache = f"dvc cache dir --local {tmp_path}/.dvc/cache"
+    assert clean[-3:] == [cache, "dvc checkout --allow-missing", "dvc repro train"]
     assert not any("git apply" in command for command in clean)
     assert any("git apply" in command for command in changed)
     assert large == []

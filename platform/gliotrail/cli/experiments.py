@@ -59,6 +59,11 @@ def check_changes(
         key, separator, text = change.partition("=")
         if not separator:
             raise ParamsError("change", wanted="KEY=VALUE", got=repr(change))
+        of_that_name = [known for known in _flat(values) if known.endswith(f".{key}")]
+        if key.partition(".")[0] not in values and of_that_name:
+            least = min(known.count(".") for known in of_that_name)
+            wanted = " or ".join(known for known in of_that_name if known.count(".") == least)
+            raise ParamsError("key", where=file, wanted=wanted, got=key)
         *sections, last = key.split(".")
         section = values
         for name in sections:
@@ -72,9 +77,19 @@ def check_changes(
             same.append(f"{key} is {text} already")
         section[last] = value
     after = params.validate(values, where=file)
+    _check_space(after)
     _check_own_parts(after)
     if after == before or len(same) == len(changes):
         raise ParamsError("nothing changes", where=file, got="; ".join(same) or None)
+
+
+def _check_space(changed: params.Params) -> None:
+    """Raise ParamsError if a sweep would try what can't be."""
+    from gliotrail.search.space import Space, changes  # numpy takes long to import
+    from gliotrail.training.inputs import with_changes
+
+    for point in Space(changed).probes():
+        with_changes(changed, changes(changed, point), where="sweep.space")
 
 
 def _check_own_parts(changed: params.Params) -> None:

@@ -223,7 +223,10 @@ def draw_case(
     shape = image_CIJK.shape[1:]
     at = at_vox or centre_voxel(labels_IJK, image_CIJK)
     if not all(0 <= index < size for index, size in zip(at, shape, strict=True)):
-        raise DataError("voxel", where=title, wanted=f"within {shape}", got=at)
+        ends = zip(first_vox, shape, strict=True)
+        wanted = ", ".join(f"{first} to {first + size - 1}" for first, size in ends)
+        got = tuple(index + first for index, first in zip(at, first_vox, strict=True))
+        raise DataError("voxel", where=title, wanted=wanted, got=got)
     brain = brain_mask(image_CIJK)
     seen = brain.copy() if labels_IJK is None else brain | (labels_IJK > 0)
     seen[at] = True

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
@@ -224,7 +225,10 @@ def _commands(server: MlflowClient, run: Run) -> list[str]:
         return []
     get = f"mlflow artifacts download --run-id {run_id}"
     from_here = git("remote", "get-url", "origin") or "."
-    commands = [f"git clone {shown(from_here)} rebuilt", "cd rebuilt", f"git checkout {base}"]
+    commands = [
+        f"export MLFLOW_TRACKING_URI={quote(shown(tracking_uri()))}",
+        *(f"git clone {shown(from_here)} rebuilt", "cd rebuilt", f"git checkout {base}"),
+    ]
     if tags.get("gliotrail.code.files"):
         commands += [
             f"{get} --artifact-path code --dst-path .gliotrail/rebuild",
@@ -238,9 +242,18 @@ def _commands(server: MlflowClient, run: Run) -> list[str]:
         if recorded is None or name in recorded:
             commands.append(f"{get} --artifact-path {name} --dst-path .")
     if recorded is None or "dvc.lock" in recorded:
-        commands.append("dvc pull --allow-missing")
+        commands += _data_commands()
     commands.append(f"python {tags.get('env.command')}" if is_own else "dvc repro train")
     return commands
+
+
+def _data_commands() -> list[str]:
+    """Those that bring the data of dvc.lock: from a remote, or from this checkout's cache."""
+    config = dvc_config(main_checkout(Path.cwd()))
+    if _remotes(config):
+        return ["dvc pull --allow-missing"]
+    cache = quote(config["cache"]["dir"])
+    return [f"dvc cache dir --local {cache}", "dvc checkout --allow-missing"]
 
 
 def _facts(server: MlflowClient, run: Run) -> dict[str, dict[str, Any]]:
