@@ -19,6 +19,15 @@ from ray.scripts import scripts
 scripts.get_ray_client_dependency_error = lambda: "not wanted"
 scripts.main()
 """
+_RAYS_LIMITS = {
+    # a busy machine takes longer to start its processes than Ray's 30 to 60 s
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+    "RAY_gcs_server_port_wait_time_s": "300",
+    "RAY_worker_register_timeout_seconds": "300",
+    "RAY_agent_register_timeout_ms": "300000",
+    # there is no other node that could take over what runs here, so nothing to wait for
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+}
 
 
 def seaweedfs(settings: Settings) -> Service:
@@ -148,8 +157,7 @@ def ray_head(settings: Settings) -> Service:
             "--dashboard-agent-listen-port", str(ports["ray_agent"]), "--temp-dir", str(session),
         ],
         is_ready,
-        # there is no other node that could take over what runs here, so nothing to wait for
-        settings.node_env() | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"},
+        settings.node_env() | _RAYS_LIMITS,
     )  # fmt: skip
 
 

@@ -98,6 +98,14 @@ def test_pods_keep_to_pod_securitys_restricted_and_name_their_versions_and_limit
     assert count > 12
 
 
+def test_what_serves_is_asked_whether_it_does():
+    serves = [r for r in resources().values() if r["kind"] in {"Deployment", "StatefulSet"}]
+    containers = [each for r in serves for each in r["spec"]["template"]["spec"]["containers"]]
+    assert len(containers) == 4  # MLflow and PostgreSQL, in both overlays
+    asked = {"startupProbe", "readinessProbe", "livenessProbe"}
+    assert [each["name"] for each in containers if not asked <= set(each)] == []
+
+
 def test_what_is_deleted_with_an_overlay_holds_no_data():
     kept = {name.split()[1] for name in resources() if name.startswith("storage/")}
     assert kept == LEFT_ALONE
@@ -203,6 +211,15 @@ def test_skypilot_s_task_is_valid_and_holds_no_secret():
     assert set(task["secrets"].values()) == {None}  # given by the shell
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(task | {"setups": ""}, schema)
+
+
+def test_what_was_never_run_says_so_in_its_first_line_and_in_the_readme():
+    entries = [*INFRA.glob("kubernetes/**/kustomization.yaml"), *INFRA.glob("vm/*.yaml")]
+    entries += [INFRA / "slurm/gliotrail.def"]
+    assert len(entries) > 12
+    first = {path: path.read_text().partition("\n")[0] for path in entries}
+    assert [path for path, line in first.items() if "# Experimental, never " not in line] == []
+    assert "experimental, never run: [what was](infra/README.md" in (ROOT / "README.md").read_text()
 
 
 def test_shell_scripts_can_be_read():
