@@ -17,12 +17,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from gliotrail.errors import DataError
 from gliotrail.progress import say
 
 _NUMPYS_FULL_DISK: Final = re.compile(r"^\d+ requested and \d+ written$")
 _OLD, _HEX = ".old", "[0-9a-f]"
 T = TypeVar("T")
-_IN_THE_WAY: Final = (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
+_IN_THE_WAY: Final = (errno.ENOTEMPTY, errno.EEXIST)
+_OTHER_KIND: Final = (errno.EISDIR, errno.ENOTDIR)
 
 
 @contextmanager
@@ -34,7 +36,8 @@ def replacing(path: Path) -> Iterator[Path]:
     beside the others, and the last one wins.
 
     Raises:
-        OSError: the disk is full or read-only. The error names a file.
+        OSError: the disk is full or read-only, or a file would replace a folder or a folder a file.
+            The error names a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear(path)
@@ -53,6 +56,16 @@ def replacing(path: Path) -> Iterator[Path]:
         _give_back(own, path)
         shutil.rmtree(own, ignore_errors=True)
         os.close(lock)
+
+
+def check_free(folder: Path) -> None:
+    """Look whether a folder that a person names can be made: nothing of theirs is replaced.
+
+    Raises:
+        DataError: something is there, other than an empty folder.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise DataError("folder", where=folder, wanted="a new one", got="something that is there")
 
 
 def _own_folder(path: Path) -> tuple[Path, int]:
@@ -78,6 +91,8 @@ def _put(partial: Path, path: Path) -> None:
             partial.replace(path)
             return
         except OSError as error:
+            if error.errno in _OTHER_KIND:
+                raise OSError(error.errno, error.strerror, str(path)) from None
             if error.errno not in _IN_THE_WAY:
                 raise
         with suppress(FileNotFoundError):  # another writer took it out of the way

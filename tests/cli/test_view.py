@@ -50,11 +50,13 @@ def test_without_a_mask_it_shows_the_truth_alone_in_a_page_of_its_own(gliotrail,
     [
         (["BRATS_007"], "data/prepare: case: wanted one of BRATS_009, BRATS_119, got 'BRATS_007'"),
         ([CASE, "--mask", "other.nii.gz"], "other.nii.gz: grid: wanted that of BRATS_119"),
+        ([CASE, "-o", "other.nii.gz"], "output: wanted a .html, got other.nii.gz"),
+        ([CASE, "-o", "data"], "output: wanted a .html, got data"),
     ],
 )
 def test_what_it_cannot_show_is_one_line(gliotrail, here, words, message):
     save(here / "other.nii.gz", np.zeros((64, 64, 16), np.uint8), np.diag([2.0, 1, 1, 1]))
-    ended = gliotrail("view", *words, "--no-open", "-o", "page.html")
+    ended = gliotrail("view", "--no-open", "-o", "page.html", *words)
     assert (ended.code, ended.out) == (1, "")
     assert ended.err.startswith(f"error: {message}")
     assert ended.err.count("\n") == 1

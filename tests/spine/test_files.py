@@ -53,6 +53,18 @@ def test_on_an_error_what_was_there_stays(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_file_never_takes_a_folders_place_nor_a_folder_a_files(tmp_path: Path) -> None:
+    make(tmp_path / "folder", "one")
+    with pytest.raises(IsADirectoryError, match="folder'"), replacing(tmp_path / "folder") as new:
+        new.write_text("two")
+    assert content(tmp_path / "folder") == {"a": "one"}
+    (tmp_path / "file").write_text("one")
+    with pytest.raises(NotADirectoryError, match="file'"):
+        make(tmp_path / "file", "two")
+    assert (tmp_path / "file").read_text() == "one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_killed_between_the_renames_of_a_folder_the_next_one_finds_the_old_or_new(
     n: int, tmp_path: Path

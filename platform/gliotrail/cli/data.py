@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from gliotrail.cli import complete
-from gliotrail.cli.output import Json, print_json, print_table, table_of, tell
+from gliotrail.cli.output import Json, check_output, print_json, print_table, table_of, tell
 from gliotrail.dataset.brats import BRATS
 from gliotrail.dataset.task import Task
 from gliotrail.errors import ParamsError
@@ -131,6 +131,7 @@ def import_keras(
     from gliotrail.segmentation.keras import read_keras
     from gliotrail.segmentation.weights import to_bytes
 
+    check_output(out, ".safetensors")
     inputs = channels.split(",") if channels else None
     outputs = classes.split(",") if classes else None
     read = read_keras(file, inputs, outputs, standardize, task_at(dataset))
@@ -168,6 +169,7 @@ def join_weights(
     from gliotrail.files import replacing
     from gliotrail.segmentation.ensemble import join
 
+    check_output(out, ".safetensors")
     content = join(files)
     with replacing(out) as partial:
         partial.write_bytes(content)

@@ -144,6 +144,8 @@ def experiments(
         values = [str(row["changed"].get(key, "")) for key in changed]
         table.add_row(row["name"], *values, *(number(row["dice"].get(n)) for n in names))
     print_table(table)
+    if not any(rows[0]["dice"].values()):
+        print("the newest commit has no measures: `git add dvc.lock results`, then `git commit`")
     print("take one over: `dvc exp apply NAME`; differences: `dvc exp diff NAME`")
 
 

@@ -2,12 +2,15 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from gliotrail.errors import ParamsError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -26,6 +29,16 @@ def tell(as_json: bool, values: Any, *lines: str) -> None:
         print_json(values)
     else:
         print(*lines, sep="\n")
+
+
+def check_output(path: Path, suffix: str) -> None:
+    """Look at the name of a file to write, before any work.
+
+    Raises:
+        ParamsError: it is a folder's, or that of another kind of file.
+    """
+    if path.suffix != suffix or path.is_dir():
+        raise ParamsError("output", wanted=f"a {suffix}", got=str(path))
 
 
 def table_of(*columns: str, left: int = 1) -> Table:

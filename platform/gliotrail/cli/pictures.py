@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from gliotrail.cli import complete
-from gliotrail.cli.output import Json, tell
+from gliotrail.cli.output import Json, check_output, tell
 from gliotrail.dataset.task import Task
 from gliotrail.errors import DataError, ParamsError
 
@@ -188,6 +188,8 @@ def view(
     from gliotrail.paths import state_dir
     from gliotrail.report.viewer import viewer_html
 
+    if out:
+        check_output(out, ".html")
     case = case_named(name)
     labelled = case.voxels_per_label is not None
     truth = read_labels_patch(case, Box((0, 0, 0), case.ras_shape_vox)) if labelled else None

@@ -115,10 +115,13 @@ def test_the_first_patches_of_an_index_are_exported_once_each(
     raw = export_patches(prepared_crops, index, out, limit=5)
     assert [path.name.split("_")[2] for path in raw] == ["1", "2", "3", "4", "5"]
     assert sorted(raw) == sorted(out.iterdir())
-    again = export_patches(prepared_crops, index, out, limit=5, values="standardized")
-    assert again == raw
+    with pytest.raises(DataError, match="folder: wanted a new one, got something that is there"):
+        export_patches(prepared_crops, index, out)
+    other = tmp_path / "standardized"
+    again = export_patches(prepared_crops, index, other, limit=5, values="standardized")
+    assert [path.name for path in again] == [path.name for path in raw]
     case = prepared_crops.cases[index.cases[index.case_number[4]]]
     expected = standardized_patch(case, Box.at(index.corner_vox[4], index.size_vox))
-    assert np.array_equal(read(raw[4])[0], expected)
+    assert np.array_equal(read(again[4])[0], expected)
     with pytest.raises(DataError, match="values: wanted raw or standardized, got 'z'"):
-        export_patches(prepared_crops, index, out, values="z")
+        export_patches(prepared_crops, index, tmp_path / "z", values="z")

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from gliotrail.errors import DataError
-from gliotrail.files import replacing
+from gliotrail.files import check_free, replacing
 from gliotrail.imaging import kernels
 from gliotrail.imaging.geometry import Box
 from gliotrail.imaging.patch import PatchIndex
@@ -32,18 +32,19 @@ def export_patches(
     limit: int | None = None,
     values: Literal["raw", "standardized"] | str = "raw",
 ) -> list[Path]:
-    """Write patches in the course's layout; `out` is replaced at once or stays as it was.
+    """Write patches in the course's layout.
 
     Args:
         prepared: the output of `prepare`.
         index: which patches.
-        out: the folder to make.
+        out: the folder to make; it appears whole or not at all.
         limit: how many, the index' first; all if None.
         values: `raw`, or `standardized` as in the course, see `standardized_patch`.
 
     Raises:
-        DataError: another word for `values`, or a case that is not prepared.
+        DataError: `out` exists; another word for `values`, or a case that is not prepared.
     """
+    check_free(out)
     if values not in {"raw", "standardized"}:
         raise DataError("values", wanted="raw or standardized", got=repr(values))
     paths = []

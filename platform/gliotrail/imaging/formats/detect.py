@@ -7,7 +7,7 @@ from typing import Final
 from gliotrail.dataset.brats import SCHEMES
 from gliotrail.dataset.description import DESCRIPTION
 from gliotrail.errors import DataError, ParamsError
-from gliotrail.files import replacing
+from gliotrail.files import check_free, replacing
 from gliotrail.imaging.formats.bids import import_bids, is_bids
 from gliotrail.imaging.formats.brats import Cavity, import_brats
 from gliotrail.imaging.formats.decathlon import Dataset, read_dataset
@@ -47,8 +47,7 @@ def import_any(
 
 
 def _copied(dataset: Dataset, out: Path) -> Dataset:
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError("folder", where=out, wanted="a new one", got="something that is there")
+    check_free(out)
     with replacing(out) as partial:
         for path in dataset.files:
             target = partial / path.relative_to(dataset.root)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from gliotrail.dataset.description import DESCRIPTION
 from gliotrail.dataset.task import Task
 from gliotrail.errors import DataError
-from gliotrail.files import replacing
+from gliotrail.files import check_free, replacing
 from gliotrail.imaging.formats.decathlon import Dataset, check_case_name, read_dataset
 from gliotrail.imaging.header import check_same_grid
 from gliotrail.imaging.labels import to_labels
@@ -51,8 +51,7 @@ def write_found(
         DataError: `out` exists; a name that comes twice or could be no file's; files that can't be
             read or don't lie on one grid; unknown codes.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError("folder", where=out, wanted="a new one", got="something that is there")
+    check_free(out)
     found = sorted(found, key=lambda one: one.name)
     for one in found:
         check_case_name(one.name, where=one.channels[0].parent)
