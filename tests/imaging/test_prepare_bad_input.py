@@ -68,7 +68,7 @@ BAD = {
             with_values(raw / IMAGE, np.zeros_like),
             with_values(raw / LABEL, np.zeros_like),
         ),
-        f"{IMAGE}: voxel values: wanted a brain or other body, got zeros alone",
+        f"{IMAGE}: voxel values: wanted a body, got zeros alone",
     ),
 }
 

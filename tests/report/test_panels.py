@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gliotrail.report.panels import brain_mask, cut, grey_window, greys, scale_bar_mm, size_mm
+from gliotrail.report.panels import cut, foreground_mask, grey_window, greys, scale_bar_mm, size_mm
 
 SHAPE = (4, 5, 6)
 VOXEL = st.tuples(*(st.integers(0, n - 1) for n in SHAPE))
@@ -35,21 +35,21 @@ def test_the_brain_is_found_in_raw_and_in_standardised_intensities_alike(slab):
     mean = raw.mean(axis=(1, 2), keepdims=True)
     by_slice = (raw - mean) / raw.std(axis=(1, 2), keepdims=True)
     for image in (raw, raw.astype(np.int16), by_slice):
-        assert (brain_mask(image) == truth).all()
+        assert (foreground_mask(image) == truth).all()
 
 
 def test_a_crop_without_background_is_all_brain_and_one_with_a_corner_of_it_is_not():
     image = np.random.default_rng(0).normal(size=(4, 8, 9, 3))
-    assert brain_mask(image).all()
+    assert foreground_mask(image).all()
     image[:, :2, :3, 1] = -7
-    outside = ~brain_mask(image)
+    outside = ~foreground_mask(image)
     assert outside[:2, :3, 1].all()
     assert outside.sum() == 6
 
 
 def test_an_empty_image_does_not_fail():
     image = np.zeros((4, 3, 3, 3))
-    brain = brain_mask(image)
+    brain = foreground_mask(image)
     assert brain.all()
     low, high = grey_window(image[0], brain)
     assert high > low
@@ -57,7 +57,7 @@ def test_an_empty_image_does_not_fail():
 
 def test_greys_are_black_outside_the_brain_and_reach_from_black_to_white_in_it(slab):
     image = slab[0]
-    brain = brain_mask(image)
+    brain = foreground_mask(image)
     grey = greys(image[0], brain, grey_window(image[0], brain))
     assert (grey[~brain] == 0).all()
     assert grey[brain].min() == 0

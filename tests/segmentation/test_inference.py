@@ -273,7 +273,7 @@ def test_an_array_is_segmented_as_its_prepared_case(
         (lambda scan: scan[:3], "shape: wanted (4, I, J, K), got (3, 8, 8, 8)"),
         (lambda scan: scan[0], "shape: wanted (4, I, J, K), got (8, 8, 8)"),
         (lambda scan: scan[None], "shape: wanted (4, I, J, K), got (1, 4, 8, 8, 8)"),
-        (lambda scan: scan * 0, "voxel values: wanted a brain or other body, got zeros alone"),
+        (lambda scan: scan * 0, "voxel values: wanted a body, got zeros alone"),
         (lambda scan: scan * np.nan, "voxel values: wanted within float32, got nan"),
         (lambda scan: scan / 0.0, "voxel values: wanted within float32, got inf"),
         (lambda scan: scan > 1, "type: wanted numbers, got bool"),

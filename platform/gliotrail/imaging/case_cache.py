@@ -26,10 +26,10 @@ _RECORD: Final = "record.json"
 
 
 def key_of(module: str, *parts: Any) -> str:
-    """A hash of plain values and of the code that makes something of them.
+    """A hash of plain values and of the code that processes them.
 
     Args:
-        module: the dotted name of the one that does; what it imports counts as well.
+        module: the dotted name of that code; what it imports counts as well.
     """
     return hashlib.sha256(json.dumps([_code(module), *parts], sort_keys=True).encode()).hexdigest()
 

@@ -25,7 +25,7 @@ _BUSY = {408, 425, 429, 500, 502, 503, 504}
 
 
 def download(url: str, path: Path, md5: str, tries: int = 5, wait_s: float = 1.0) -> Path:
-    """Download `url` to `path`, unless it is there already and right.
+    """Download `url` to `path`, unless the file is there already and has the right md5.
 
     What has arrived stays in `PATH.part`, even if the process ends. The next call resumes there if
     the server understands Range, and starts again otherwise.
@@ -63,7 +63,7 @@ def download(url: str, path: Path, md5: str, tries: int = 5, wait_s: float = 1.0
     got = _md5(part)
     if got != md5:
         part.unlink()
-        do = "what came is thrown away; run again"
+        do = "the file was deleted; run again"
         raise DataError("md5 of the download", where=url, wanted=md5, got=got, do=do)
     part.replace(path)
     return path
@@ -86,7 +86,7 @@ def _go_on(url: str, part: Path) -> None:
     start = _size(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as answer:
-        if answer.status_code == 416:  # nothing after `start`: it is whole, or longer than whole
+        if answer.status_code == 416:  # nothing after `start`: the file is whole, or too long
             if answer.headers.get("Content-Range", "").endswith(f"/{start}"):
                 return
             part.unlink()
@@ -105,7 +105,7 @@ def _go_on(url: str, part: Path) -> None:
             part.open("ab" if start else "wb") as stream,
             progress(total, "download", "bytes", done=start) as advance,
         ):
-            while block := answer.raw.read1(_BLOCK_BYTES):  # what is there, so nothing is lost
+            while block := answer.raw.read1(_BLOCK_BYTES):  # what has arrived, so nothing is lost
                 stream.write(block)
                 advance(len(block))
     if total and _size(part) < total:
@@ -142,7 +142,7 @@ def unpack(archive: Path, folder: Path) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         got = f"{Path(error.filename).name!r} as a file and as a folder"
         raise DataError("archive", where=archive, got=got) from None
-    # what tarfile makes of headers whose numbers can't be: sizes below 0 or of exabytes
+    # what tarfile raises for headers with impossible numbers: sizes below 0 or of exabytes
     except (tarfile.TarError, EOFError, ValueError, MemoryError) as error:
         raise DataError("not a whole tar", where=archive, got=repr(error)) from None
 

@@ -61,7 +61,7 @@ def fetch(
 def _copy(dataset: Dataset, out: Path) -> Dataset:
     """What the description lists, and the notices. Copied, never linked: DVC protects outputs.
 
-    A scan may be a link to anything, and what is copied is pushed to remotes: so NIfTI it must be.
+    A scan may be a link to anything, and copies are pushed to remotes: each must be NIfTI.
     """
     notices = {path for pattern in _NOTICES for path in dataset.root.glob(pattern)}
     files = [*dataset.files, *sorted(path for path in notices if path.is_file())]
@@ -78,7 +78,7 @@ def _copy(dataset: Dataset, out: Path) -> Dataset:
 
 def _fetch_archive(out: Path, archive: Path) -> Dataset:
     with replacing(out) as partial:
-        unpacked = partial / ".unpacked"  # within it, so that whatever is left goes with it
+        unpacked = partial / ".unpacked"  # within it, so that both are removed together
         unpack(archive, unpacked)
         roots = [path.parent for path in unpacked.glob(f"*/{DESCRIPTION}")]
         if len(roots) != 1:

@@ -26,13 +26,13 @@ def case_fingerprint(
 
     Args:
         scan: as in its file.
-        image_IJKC: its brain box, resampled if it was, channels in the order of the task's.
+        image_IJKC: its foreground box, resampled if it was, channels in the order of the task's.
         spacing_mm: of that array.
         task: what is segmented.
-        statistics: of each channel over the brain, as `prepared.brain_statistics`.
+        statistics: of each channel over the foreground, as `prepared.foreground_statistics`.
         counts: voxels per label, None where there are no labels.
     """
-    brain_IJK = (image_IJKC != 0).any(axis=3)
+    foreground_IJK = (image_IJKC != 0).any(axis=3)
     means, stds = statistics["mean_C"].tolist(), statistics["std_C"].tolist()
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     classes = dict(zip(task.class_names, counts[1:], strict=True)) if counts else None
@@ -41,11 +41,11 @@ def case_fingerprint(
         "spacing_mm": list(scan.spacing_mm),
         "orientation": axis_codes(scan.affine),
         "data_type": scan.header.dtype.name,
-        "foreground_box_vox": list(brain_IJK.shape),
-        "foreground_ml": round(int(brain_IJK.sum()) * voxel_ml, 6),
+        "foreground_box_vox": list(foreground_IJK.shape),
+        "foreground_ml": round(int(foreground_IJK.sum()) * voxel_ml, 6),
         "voxels": classes,
         "intensity": {
-            name: {"mean": mean, "std": std} | _intensity(image_IJKC[..., channel][brain_IJK])
+            name: {"mean": mean, "std": std} | _intensity(image_IJKC[..., channel][foreground_IJK])
             for channel, (name, mean, std) in enumerate(
                 zip(task.channel_names, means, stds, strict=True)
             )
@@ -58,8 +58,8 @@ def _intensity(values: npt.NDArray[Any]) -> dict[str, float]:
     if not values.size:
         return {}
     percentiles = np.percentile(values, PERCENTILES, method="nearest")
-    told = {f"percentile_{p:g}": float(v) for p, v in zip(PERCENTILES, percentiles, strict=True)}
-    return {"min": float(values.min()), "max": float(values.max())} | told
+    shares = {f"percentile_{p:g}": float(v) for p, v in zip(PERCENTILES, percentiles, strict=True)}
+    return {"min": float(values.min()), "max": float(values.max())} | shares
 
 
 def dataset_fingerprint(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

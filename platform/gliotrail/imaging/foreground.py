@@ -16,9 +16,9 @@ _FILLS: Final = 0.5
 
 
 def air_value(image_IJK: npt.NDArray[Any]) -> float:
-    """The value of one channel's air: what at least half of its border has, 0 or its lowest.
+    """The value of one channel's air: 0 or its lowest, whichever at least half of its border has.
 
-    It is 0 where there is no such value; if no voxel is 0 then, every voxel is the body.
+    0 where neither has as much of the border; if no voxel is 0 then, every voxel is the body.
     """
     border = np.concatenate(
         [image_IJK.take(end, axis).ravel() for axis in range(3) for end in (0, -1)]

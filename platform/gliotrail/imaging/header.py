@@ -28,7 +28,7 @@ _DEFLATE_LIMIT = 1032  # zlib's largest compression ratio (zlib technical detail
 _FARTHEST_MM = 1e6  # a kilometre: no scanner is as large
 _SMALLEST_TRIPLE_PRODUCT = 1e-3  # of the three axes as unit vectors: below, they lie in a plane
 _MILLIMETRES_OR_UNKNOWN = (0, 2)
-_FORM_CODES = range(6)  # of qform and sform; nobody knows what others mean
+_FORM_CODES = range(6)  # of qform and sform; others have no meaning
 _QUATERNION_ROUNDING = 1e-5  # how far b, c, d's squares may exceed 1: each is a float32
 _FORMS_APART_VOX = 0.1
 
@@ -65,7 +65,7 @@ class Header:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the voxels as they are read: what is scaled becomes float64."""
+        """Bytes of the voxels as they are read: scaled ones become float64."""
         return math.prod(self.shape) * (8 if self.scale else self.dtype.itemsize)
 
 
@@ -74,7 +74,7 @@ def read_header(path: Path, limit_bytes: int = LARGEST_BYTES) -> Header:
 
     Raises:
         DataError: no such file, another format, dimensions, data type, units or an affine that
-            can't be, or voxels that take more than `limit_bytes` or than the file can hold.
+            are impossible, or voxels that take more than `limit_bytes` or than the file can hold.
     """
     with open_unpacked(path) as stream:
         return take_header(path, stream, limit_bytes)
@@ -86,7 +86,7 @@ def channels_of(header: Header) -> int:
 
 
 def check_channels(header: Header, channels: int) -> None:
-    """Refuse what is no image of so many channels; one channel needs no fourth axis.
+    """Refuse a file that is no image of so many channels; one channel needs no fourth axis.
 
     Raises:
         DataError: naming the file and its shape.
@@ -124,7 +124,7 @@ def is_packed(path: Path) -> bool:
 
 
 def open_unpacked(path: Path) -> BinaryIO:
-    """A stream of the unpacked bytes, having checked that the name tells the truth.
+    """A stream of the unpacked bytes, once the content was seen to be what the name says.
 
     Raises:
         DataError: no such file, or packed where its name says it isn't, or the reverse.
@@ -132,7 +132,7 @@ def open_unpacked(path: Path) -> BinaryIO:
     packed = is_packed(path)
     try:
         if not (path.is_file() or path.is_dir()) and path.exists():
-            # a pipe, say, which would be waited for
+            # reading a pipe, for example, would wait for ever
             raise DataError("can't be read", where=path, wanted="a file", got="something else")
         with path.open("rb") as stream:
             start = stream.read(2)
@@ -219,7 +219,7 @@ def take_header(path: Path, stream: BinaryIO, limit_bytes: int) -> Header:
 
 
 def _check_room(header: Header) -> None:
-    """Could the file on disk hold the voxels its header speaks of?"""
+    """Refuse a file that is too small to hold the voxels its header describes."""
     on_disk, wanted = header.path.stat().st_size, header.offset_bytes + header.array_bytes
     if is_packed(header.path):
         if wanted > on_disk * _DEFLATE_LIMIT:
@@ -286,7 +286,7 @@ def _affine(fields: Any, path: Path, shape: tuple[int, ...]) -> tuple[Affine, tu
         fields["pixdim"][0] = 1  # as the format has it
         odd.append("pixdim[0] is 0, which means 1")
     try:
-        with np.errstate(all="ignore"):  # what comes out is looked at below
+        with np.errstate(all="ignore"):  # the result is checked below
             affine = np.asarray(fields.get_best_affine(), np.float64)
             if int(fields["sform_code"]) and int(fields["qform_code"]):
                 apart_vox = _apart_vox(affine, fields, shape)
@@ -307,11 +307,11 @@ def _affine(fields: Any, path: Path, shape: tuple[int, ...]) -> tuple[Affine, tu
 
 
 def _apart_vox(affine: Affine, fields: Any, shape: tuple[int, ...]) -> float:
-    """How far the qform puts a corner from where the affine does; 0 where it says nothing."""
+    """How far apart qform and affine put a corner; 0 where there is no valid qform."""
     try:
         other = np.asarray(fields.get_qform(), np.float64)
     except (HeaderDataError, ValueError):
-        return 0.0  # nobody asks it
+        return 0.0  # the qform is not used
     apart_mm = np.abs((other - affine)[:3] @ _corners(shape)).max()
     return float(apart_mm / max(min(spacing_mm(affine)), 1e-6))
 
@@ -322,7 +322,7 @@ def _corners(shape: Sequence[int]) -> npt.NDArray[np.int64]:
 
 
 def odd_in(headers: Iterable[Header]) -> list[str]:
-    """A line for each kind of oddity: what it is, in how many files, and the first of them."""
+    """A line for each kind of oddity: the first file, how many more there are, what is odd."""
     found: dict[str, list[Path]] = {}
     for header in headers:
         for what in header.odd:

@@ -41,7 +41,7 @@ def compiled(kernel: Callable[..., None]) -> Callable[..., None] | None:
 
         jit: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
         return jit(kernel)  # type: ignore[no-any-return]
-    except (ImportError, RuntimeError):  # the latter: nowhere to keep what was compiled
+    except (ImportError, RuntimeError):  # the latter: no folder for the compiled code
         return None
 
 
@@ -55,8 +55,8 @@ def standardize(
         start: of the box in it, along i, j, k, as `size` and `at`.
         size: of the box.
         mean_CK: of each channel and each k of the box, as `std_CK`.
-        std_CK: infinite where nothing but 0 is to come out.
-        out: where it goes, (C, K, J, I).
+        std_CK: infinite where the result is to be 0.
+        out: receives the result, (C, K, J, I).
         at: the box' start in `out`.
     """
     n, some = size[0], np.empty(size[0], np.int16)
@@ -77,9 +77,9 @@ def standardize(
 
 
 def standardize_slices(image: Ints, start: Vox3, size: Vox3, out: Floats, at: Vox3) -> None:
-    """(v - mean) / std of each channel's slice k of `out`, of which a box lies in the image.
+    """(v - mean) / std of each channel's slice k of `out`, a box of which lies in the image.
 
-    The rest of `out` counts as 0. A slice of one value becomes 0. Arguments as of `standardize`.
+    The rest of `out` counts as 0. A slice of one value becomes 0. Arguments as for `standardize`.
     """
     n, n_slice = size[0], out.shape[2] * out.shape[3]
     for c in range(image.shape[0]):
@@ -148,9 +148,9 @@ def warp(
 
     Args:
         image: (C, K, J, I), as `out`.
-        labels: (K, J, I), of which the nearest is taken, as `out_labels`.
+        labels: (K, J, I), like `out_labels`; the nearest one is taken.
         matrix: offsets i, j, k from the middle of `out` -> offsets from `centre_vox`.
-        centre_vox: i, j, k in `image`. What is beyond its edge is as at the edge.
+        centre_vox: i, j, k in `image`. Beyond its edge, values are those at the edge.
     """
     channels, n_k, n_j, n_i = out.shape
     near, low, high = np.empty(3, np.int64), np.empty(3, np.int64), np.empty(3, np.int64)

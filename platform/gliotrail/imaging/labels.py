@@ -16,7 +16,7 @@ Labels = npt.NDArray[np.uint8]
 """A volume of labels (I, J, K)."""
 
 _ROUNDING: Final = 1e-3
-"""How far a code may be off where a file scales its values: 0.9999999 is 1."""
+"""How far a code may be from a whole number where a file scales its values."""
 
 
 def to_labels(values: npt.NDArray[Any], codes: Mapping[int, int], where: object = None) -> Labels:
@@ -96,6 +96,6 @@ def class_masks(labels: npt.NDArray[Any], n_classes: int) -> npt.NDArray[np.bool
 
 
 def voxels_per_label(labels: npt.NDArray[Any], n_classes: int) -> tuple[int, ...]:
-    """How many voxels are background and of each class; those that are ignored count nowhere."""
+    """How many voxels are background and of each class; ignored ones are not counted."""
     counts = np.bincount(labels.ravel(order="K"), minlength=IGNORED + 1)
     return tuple(int(n) for n in counts[: n_classes + 1])

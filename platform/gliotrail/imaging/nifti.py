@@ -1,4 +1,4 @@
-"""Scans and masks as NIfTI files: read with care, written on the same grid as they came from."""
+"""Scans and masks as NIfTI files: read with care, written on the grid that they came from."""
 
 import gzip
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ _PACKED_AT_ONCE_BYTES: Final = 2**28
 """A larger packed file is unpacked block by block, so that it isn't in memory beside its voxels."""
 
 
-_SYSTEMS: Final = {*range(14), 255}  # on which a gzip file was made
+_SYSTEMS: Final = {*range(14), 255}  # gzip's codes of the system that made a file
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,12 +127,13 @@ def read_channels(paths: Sequence[Path]) -> Scan:
         turned = in_ras(scan)
         check_same_grid(turned.header, in_ras(first).header)
         together[..., channel] = from_ras(turned.array[..., 0], first.affine)
-    told = shape if len(scans) > 1 else first.shape_vox  # as `read_image` tells of one channel
-    return Scan(together, replace(first.header, shape=told))
+    if len(scans) == 1:
+        return replace(first, array=together)
+    return Scan(together, replace(first.header, shape=shape))
 
 
 def in_ras(scan: Scan) -> Scan:
-    """The same in RAS+: its array is a view; the header tells this grid, its `raw` the file's."""
+    """The same in RAS+: the array is a view; the header has this grid, but `raw` the file's."""
     array, affine = to_ras(scan.array, scan.affine)
     return Scan(array, replace(scan.header, shape=array.shape, affine=affine))
 
@@ -222,8 +223,8 @@ def _read(path: Path, limit_bytes: int, check: Callable[[Header], None]) -> Scan
 def _unpacked_at_once(header: Header) -> npt.NDArray[Any] | None:
     """The voxels of a packed file, by libdeflate into memory that is taken once.
 
-    Only of a file of one gzip member that is just as long as its header says, so that there is
-    nothing to refuse. Any other is for `_streamed`, which tells what is wrong with it: None.
+    None unless the file is one gzip member exactly as long as its header says: `_streamed` reads
+    any other, and says what is wrong with it.
     """
     from imagecodecs import GzipError, gzip_decode  # not at import: it takes milliseconds
 

@@ -2,8 +2,8 @@
 
 The versioned data set of a size is an index of a few kilobytes: case, corner, size and voxels per
 class of each patch. Corners are in voxels of the RAS+ scan; a patch stays inside its scan, but may
-reach past the brain's box. Sampling is exact: the background share of every corner is known from
-running sums, and the corners below the threshold are drawn from without replacement.
+reach past the foreground's box. Sampling is exact: running sums give the background share at every
+corner, and corners below the threshold are drawn without replacement.
 """
 
 import math
@@ -89,8 +89,8 @@ def patch(
     fewer): first, of those with a class, `class_centred` of them whose centre is of a class,
     uniformly; then the rest, uniformly among all corners that are left; last the share
     `without_class` of all, whose centre is body and which hold no class, as far as there are such.
-    Of a case that has none of the classes all are of this last kind, and that is told. Their
-    order is random, so that the first n are a sample as well. Another size or case changes
+    A case without any class gives patches of this last kind alone, and its name is printed. The
+    order is random, so that the first n are a sample as well. Other sizes and cases change
     nothing: all comes from (seed, size, case name).
 
     Args:
@@ -98,7 +98,7 @@ def patch(
         prepared: the output of `prepare`.
         size: voxels along i, j, k.
         out: the folder of all sizes.
-        memory: where each case's patches are kept for the next run (see `kept`); nowhere if None.
+        memory: folder of each case's patches for the next run (see `case_cache`); none if None.
         threads: cases at a time; as many as there are cores and as memory allows if None.
 
     Raises:
@@ -213,7 +213,7 @@ def _draw(
 def _without_class(
     section: params.Patch, case: PreparedCase, size: Size, kept_out: Box | None, n_classes: int
 ) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
-    """As `_draw`, of a case without any class."""
+    """Like `_draw`, for a case without any class."""
     _check_fits(case, size)
     rng = np.random.default_rng([section.seed, *size, *case.name.encode()])
     corner_vox = _classless_corners(case, size, kept_out, rng)[: section.per_case]

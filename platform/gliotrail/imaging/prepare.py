@@ -50,7 +50,7 @@ from gliotrail.imaging.split import (
     make_split,
     split_to_json,
 )
-from gliotrail.imaging.voxel_values import body_of, brain_statistics, small_type
+from gliotrail.imaging.voxel_values import body_of, foreground_statistics, small_type
 from gliotrail.progress import progress, say
 
 Spacing = tuple[float, float, float]
@@ -65,9 +65,9 @@ def prepare(
     processes: int | None = None,
     memory: Path | None = None,
 ) -> None:
-    """Check every case in `raw` and write what it is to `out`, an array a case in `cases/`.
+    """Check every case in `raw` and write it to `out`, an array a case in `cases/`.
 
-    Headers of all cases first, so that most mistakes are told within seconds; then the voxels,
+    Headers of all cases first, so that most mistakes are reported within seconds; then the voxels,
     one case at a time in each process. Earlier output stays if a case is bad.
 
     Args:
@@ -75,7 +75,7 @@ def prepare(
         raw: a folder in the Decathlon's or nnU-Net's layout.
         out: the folder to make.
         processes: how many at a time; as many as there are cores and as memory allows if None.
-        memory: where each case is kept for the next run (see `kept`); nowhere if None.
+        memory: folder of each case's files for the next run (see `case_cache`); none if None.
 
     Raises:
         ParamsError: the split, as `make_split`.
@@ -104,7 +104,7 @@ def prepare(
 def _check_headers(
     dataset: Dataset, spacing: str | Sequence[float]
 ) -> tuple[dict[str, Vox3], int, Spacing | None]:
-    """Shapes in RAS+ of the labelled cases, the most values of a scan, the spacing to resample to.
+    """Shapes in RAS+ of the labelled cases, the largest scan's values, the spacing to resample to.
 
     The shapes are those after resampling.
     """
@@ -146,7 +146,7 @@ def _check_headers(
 
 
 def _check_same_spacing(cases: Sequence[Case], spacings_mm: Mapping[str, Spacing]) -> None:
-    """A network sees voxels, not mm."""
+    """Refuse cases of different spacings: a network sees voxels, not mm."""
     for case in cases:
         first_mm, own_mm = spacings_mm[cases[0].name], spacings_mm[case.name]
         if not same_spacing(first_mm, own_mm):
@@ -174,9 +174,9 @@ def _tell_bodies(fingerprints: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _intensities(task: Task, folder: Path, training: Sequence[str]) -> dict[str, Intensity]:
-    """Of the CT channels in the training cases' classes; in all of the body where there are none.
+    """The CT channels' values in the training cases' classes, or in the whole body without any.
 
-    Of a case at most _SAMPLED values count, evenly spread.
+    At most _SAMPLED values a case count, evenly spread.
     """
     found = {}
     for c, channel in enumerate(task.channels):
@@ -202,7 +202,7 @@ def _intensities(task: Task, folder: Path, training: Sequence[str]) -> dict[str,
 def _prepare_all(
     dataset: Dataset, to_mm: Spacing | None, folder: Path, processes: int, memory: Path | None
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Each case's name, key and fingerprint, as they are done."""
+    """Each case's name, key and fingerprint, as it is done."""
     jobs = []
     for case in dataset.cases:
         order = dataset.channel_order if len(case.images) == 1 else range(len(case.images))
@@ -217,7 +217,7 @@ def _prepare_all(
         for job in jobs:
             yield job.case.name, job.key, job.run()
         return
-    with pool, killed_is_told():
+    with pool, killed_as_error():
         running = {pool.submit(job.run): job for job in jobs}
         try:
             for done in as_completed(running):
@@ -228,7 +228,7 @@ def _prepare_all(
 
 @dataclass(frozen=True)
 class _Job:
-    """A case to prepare: into which files, and under which key they are kept."""
+    """A case to prepare: which files to write, and the key that they are kept under."""
 
     case: Case
     task: Task
@@ -263,8 +263,8 @@ def _job(
         "image_sha256": images[0] if len(images) == 1 else _digest(images),
         "label_sha256": sha256(case.label) if case.label else None,
     }
-    told = task.model_dump(mode="json", include={"channels", "classes", "ignore"})
-    key = key_of(__name__, case.name, list(channel_order), hashes, told, to_mm)
+    described = task.model_dump(mode="json", include={"channels", "classes", "ignore"})
+    key = key_of(__name__, case.name, list(channel_order), hashes, described, to_mm)
     names = ("image.npy", "case.json", *(["labels.npy"] if case.label else []))
     folder.mkdir(parents=True)
     files = [folder / name for name in names]
@@ -304,7 +304,7 @@ def _write_case(job: _Job, folder: Path) -> dict[str, Any]:
         inside |= labels_ras > 0
     box = Box.around(inside)
     image_IJKC = small_type(ras[box.slices], order, case.image, subtracted_C)
-    statistics = brain_statistics(image_IJKC)
+    statistics = foreground_statistics(image_IJKC)
     np.save(folder / "image.npy", image_IJKC)
     if labels_ras is not None:
         np.save(folder / "labels.npy", np.asfortranarray(labels_ras[box.slices]))
@@ -324,20 +324,20 @@ def _write_case(job: _Job, folder: Path) -> dict[str, Any]:
         **job.hashes,
     }
     write_json(folder / "case.json", values)
-    told = case_fingerprint(scan, image_IJKC, spacing_mm(affine_ras), task, statistics, counts)
+    found = case_fingerprint(scan, image_IJKC, spacing_mm(affine_ras), task, statistics, counts)
     air = dict(zip(task.channel_names, air_C.tolist(), strict=True))
-    return told | {"air": air, "whole": whole}
+    return found | {"air": air, "whole": whole}
 
 
 def read_scan(case: Case, channels: int) -> Scan:
-    """A case's scan (I, J, K, C), channels as its file or files have them. Raises as they do."""
+    """A case's scan (I, J, K, C), channels in its files' order. Raises as `read_image`."""
     if len(case.images) == 1:
         return read_image(case.image, channels)
     return read_channels(case.images)
 
 
 def pool_of(processes: int | None = None) -> ProcessPoolExecutor | None:
-    """So many processes, by default one a core; None without /dev/shm, which they need."""
+    """A pool of processes, by default one a core; None without /dev/shm, which they need."""
     context = multiprocessing.get_context("spawn")  # a fork would copy the progress bar's thread
     try:
         return ProcessPoolExecutor(processes, context)
@@ -346,11 +346,11 @@ def pool_of(processes: int | None = None) -> ProcessPoolExecutor | None:
 
 
 @contextmanager
-def killed_is_told() -> Iterator[None]:
-    """Tell that one of a pool was killed.
+def killed_as_error() -> Iterator[None]:
+    """Turn the end of a pool's process into an error of ours.
 
     Raises:
-        DataError: saying what to do.
+        DataError: a process was killed.
     """
     try:
         yield

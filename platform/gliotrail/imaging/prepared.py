@@ -1,9 +1,9 @@
-"""A prepared case: its scan's brain box as an array, and how its voxels are served.
+"""A prepared case: its scan's foreground box as an array, and how its voxels are served.
 
-A prepared case is its scan in RAS+, cropped to the brain's box, raw values, with what is needed to
-go back to the file's own grid. Standardising happens when voxels are served, so a whole scan and a
-patch of it get the same values. Axes are i, j, k of the scan in RAS+, c the channels; on disk i is
-the fastest. Boxes are in voxels of the whole RAS+ scan, whatever the brain's box.
+A prepared case is its scan in RAS+, cropped to the foreground's box, raw values, with the geometry
+of the file's own grid. Standardising happens when voxels are served, so a whole scan and a patch of
+it get the same values. Axes are i, j, k of the scan in RAS+, c the channels; on disk i is the
+fastest. Boxes are in voxels of the whole RAS+ scan, not of the foreground's box.
 """
 
 import errno
@@ -26,7 +26,7 @@ from gliotrail.imaging.foreground import air_values
 from gliotrail.imaging.geometry import Affine, Box, Vox3, spacing_mm, vox3
 from gliotrail.imaging.labels import Labels
 from gliotrail.imaging.split import Split, box_from_json, split_from_json
-from gliotrail.imaging.voxel_values import body_of, brain_statistics, small_type
+from gliotrail.imaging.voxel_values import body_of, foreground_statistics, small_type
 
 Floats = npt.NDArray[np.float32]
 FORMAT = 2
@@ -53,7 +53,7 @@ class Intensity(BaseModel):
 
 
 Intensities = Mapping[str, Intensity]
-"""Of each CT channel by its name."""
+"""By the CT channel's name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +63,11 @@ class PreparedCase:
     folder: holds `image.npy` and, where labelled, `labels.npy`.
     file_affine, file_shape_vox: the grid of its file; `geometry.from_ras` leads back to it.
     affine_ras, ras_shape_vox, spacing_mm: the grid of the scan in RAS+.
-    box: the brain's box in it, which the arrays cover.
+    box: the foreground's box in it, which the arrays cover.
     air_C: what was subtracted of each channel, so that air is 0 (see `foreground`).
-    mean_C, std_C: over the brain (voxels where any channel is not 0), population std; of CT and of
-        what is not standardised, what `by_kind` puts in their place.
-    slice_mean_CK, slice_std_CK: the same over the brain of each axial slice k of the box.
+    mean_C, std_C: over the foreground (voxels where any channel is not 0), population std; for CT
+        and for channels that are not standardised, `by_kind` replaces them.
+    slice_mean_CK, slice_std_CK: the same over the foreground of each axial slice k of the box.
     voxels_per_label: of the labels 0 to 3 in the whole scan; None where unlabelled.
     image_sha256, label_sha256: of the raw files.
     held_CIJK: the values of a case that was never written to a folder.
@@ -96,7 +96,7 @@ class PreparedCase:
 
     @property
     def resampled(self) -> bool:
-        """Whether the arrays' voxels are others than the file's."""
+        """Whether the arrays' voxels differ from the file's."""
         own_mm = sorted(spacing_mm(self.file_affine))
         return bool(np.abs(np.array(own_mm) - sorted(self.spacing_mm)).max() > SAME_MM) or sorted(
             self.file_shape_vox
@@ -119,7 +119,7 @@ class PreparedCase:
         return _mapped(self.folder / "labels.npy", self.box.size_vox)
 
     def __getstate__(self) -> dict[str, Any]:
-        # maps are opened anew by whoever gets the case
+        # the process that receives the case opens the maps anew
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
@@ -158,7 +158,7 @@ def case_of_array(
         box=box,
         channels=tuple(channel.name for channel in channels),
         air_C=air_C,
-        **brain_statistics(held_IJKC),
+        **foreground_statistics(held_IJKC),
         voxels_per_label=None,
         image_sha256="",
         label_sha256=None,
@@ -170,10 +170,10 @@ def case_of_array(
 def by_kind(
     case: PreparedCase, channels: Sequence[Channel], intensities: Intensities
 ) -> PreparedCase:
-    """The case with what its channels' kinds are standardised by in place of its own statistics.
+    """The case with the statistics that its channels' kinds are standardised by.
 
     Raises:
-        DataError: a CT channel whose intensities nobody knows.
+        DataError: a CT channel without known intensities.
     """
     if all(channel.kind == "MR" for channel in channels):
         return case
@@ -223,9 +223,9 @@ def read_patch(
     standardize: Literal["foreground", "slice", "none"] | str,
     fused: bool = False,
 ) -> Floats:
-    """The voxels of a box as float32 (C, I, J, K), which may reach past the brain and the scan.
+    """The voxels of a box as float32 (C, I, J, K); it may reach past foreground and scan.
 
-    Values are less each channel's air.
+    Each channel's air is subtracted.
 
     Args:
         case: of which case.
@@ -236,8 +236,8 @@ def read_patch(
             pays where hundreds of patches are read, for it takes a second to load.
 
     Returns:
-        Background (all channels 0 in the raw data, or outside the brain's box) is exactly 0, as is
-        a channel whose std is 0. In memory i is the fastest, as on disk.
+        Background (all channels 0 in the raw data, or outside the foreground's box) is exactly 0,
+        as is a channel whose std is 0. In memory i is the fastest, as on disk.
 
     Raises:
         DataError: another word for `standardize`; files that are missing or of another shape.
@@ -288,14 +288,14 @@ def _standardize(
     """(v - mean) / std, 0 where all channels are 0. `out_CKJI` is contiguous."""
     raw_CKJI = raw_CKJI.copy()
     whole_numbers = raw_CKJI.dtype.kind in "iu"
-    brain_KJI = (np.bitwise_or if whole_numbers else np.logical_or).reduce(raw_CKJI, axis=0) != 0
+    inside_KJI = (np.bitwise_or if whole_numbers else np.logical_or).reduce(raw_CKJI, axis=0) != 0
     out_CKJI[:] = raw_CKJI
     if clip_C2 is not None:
         np.clip(out_CKJI, *clip_C2.T[:, :, None, None, None], out=out_CKJI)
     out_CKn = out_CKJI.reshape(*out_CKJI.shape[:2], -1)  # numpy is twice as fast over two axes
     out_CKn -= mean_CK[:, :, None]
     out_CKn /= std_CK[:, :, None]
-    out_CKJI.view(np.int32)[:] &= -brain_KJI.astype(np.int32)  # all bits of a number, or none
+    out_CKJI.view(np.int32)[:] &= -inside_KJI.astype(np.int32)  # all bits of a number, or none
 
 
 def _raw(case: PreparedCase, box: Box) -> npt.NDArray[Any]:
@@ -305,7 +305,7 @@ def _raw(case: PreparedCase, box: Box) -> npt.NDArray[Any]:
 
 
 def read_labels_patch(case: PreparedCase, box: Box) -> Labels:
-    """The labels of a box as uint8 (I, J, K), 0 outside the brain's box.
+    """The labels of a box as uint8 (I, J, K), 0 outside the foreground's box.
 
     Args:
         case: of which case.
@@ -342,7 +342,7 @@ def load_prepared(folder: Path) -> Prepared:
 
 
 def read_task(folder: Path) -> Task:
-    """What the data that `prepare` wrote to a folder say is segmented.
+    """The task (channels, classes, regions) of the data that `prepare` wrote to a folder.
 
     Raises:
         DataError: the stage hasn't been run, or by another version.
@@ -355,7 +355,7 @@ def read_task(folder: Path) -> Task:
 
 
 def _let_open(files: int) -> None:
-    """Each map holds a file, and 1024 are the usual limit: raise it as far as that is allowed."""
+    """Raise the limit of open files as far as allowed: each map holds one, 1024 are usual."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         wanted = soft + files if hard == resource.RLIM_INFINITY else min(soft + files, hard)

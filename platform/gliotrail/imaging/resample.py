@@ -3,8 +3,8 @@
 Both grids have the same centre, so that a mirrored scan becomes the mirrored result. A new voxel is
 the mean of old ones, weighted by a triangle as wide as the coarser of the two voxels: linear
 interpolation where voxels get smaller, without aliasing where they get larger. Along the axis of
-thick slices it is the nearest old one, as in nnU-Net (arXiv:1904.08128, supplement): nobody has
-seen what lies between them.
+thick slices it is the nearest old one, as in nnU-Net (arXiv:1904.08128, supplement): there are no
+data between slices.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from gliotrail.imaging.geometry import Affine, Vox3, vox3
 
 Floats = npt.NDArray[np.float32]
 _ANISOTROPIC: Final = 3.0
-_MOSTLY: Final = 0.499  # of a voxel in the body; not 0.5, which rounding would decide
+_MOSTLY: Final = 0.499  # share of a voxel in the body; not 0.5, which rounding would decide
 
 
 def shape_at(
     shape_vox: Sequence[int], spacing_mm: Sequence[float], new_spacing_mm: Sequence[float]
 ) -> Vox3:
-    """How many voxels of `new_spacing_mm` cover what these voxels cover, to the nearest."""
+    """How many voxels of `new_spacing_mm` cover the same volume, to the nearest."""
     sides = zip(shape_vox, spacing_mm, new_spacing_mm, strict=True)
     return vox3([max(1, round(n * length / new)) for n, length, new in sides])
 
@@ -32,10 +32,10 @@ def shape_at(
 def target_spacing(
     spacings_mm: Sequence[Sequence[float]], shapes_vox: Sequence[Sequence[int]]
 ) -> tuple[float, float, float]:
-    """The median spacing of some scans; of an axis with thick slices the 10th percentile.
+    """The median spacing of some scans; along an axis of thick slices the 10th percentile.
 
-    The rule is nnU-Net's (arXiv:1904.08128, supplement): an axis is that if its voxels are over 3
-    times as long as along the others, and there are less than a third as many of them.
+    The rule is nnU-Net's (arXiv:1904.08128, supplement): slices are thick if voxels are over 3
+    times as long as along the other axes, and less than a third as many.
     """
     table_mm, sizes_vox = np.array(spacings_mm, float), np.array(shapes_vox, float)
     median_mm = np.median(table_mm, axis=0)
@@ -69,7 +69,7 @@ def resample_scan(
     spacing_mm: Sequence[float],
     new_spacing_mm: Sequence[float],
 ) -> Floats:
-    """Channels (I, J, K) whose air is 0 on another grid (C, I, J, K), 0 outside the body."""
+    """Channels (I, J, K), air 0, on another grid (C, I, J, K): 0 outside the body."""
     shape_vox = shape_at(channels[0].shape, spacing_mm, new_spacing_mm)
     body_IJK = np.logical_or.reduce([channel != 0 for channel in channels])
     outside_IJK = resample(body_IJK, spacing_mm, shape_vox, new_spacing_mm) < _MOSTLY
@@ -86,7 +86,7 @@ def resample_labels(
     new_shape_vox: Sequence[int],
     new_spacing_mm: Sequence[float],
 ) -> npt.NDArray[np.uint8]:
-    """Labels on another grid: of each voxel the label that has the largest share of it."""
+    """Labels on another grid: each voxel gets the label with the largest share of it."""
     best_IJK = np.zeros(tuple(new_shape_vox), np.uint8)
     most_IJK = np.zeros(tuple(new_shape_vox), np.float32)
     for label in np.unique(labels_IJK).tolist():
@@ -102,7 +102,7 @@ def resample(
     new_shape_vox: Sequence[int],
     new_spacing_mm: Sequence[float],
 ) -> Floats:
-    """One channel on another grid of the same centre; the border's values go on outside."""
+    """One channel on another grid of the same centre; outside, the border's values continue."""
     values = image_IJK.astype(np.float32)
     thick = thick_axis(spacing_mm)
     thick = thick_axis(new_spacing_mm) if thick is None else thick
@@ -119,9 +119,9 @@ def to_scan_grid(
     scan_shape_vox: Sequence[int],
     scan_spacing_mm: Sequence[float],
 ) -> Floats:
-    """A prediction back on its scan's own grid, in RAS+. Labels are taken of it there.
+    """A prediction back on its scan's own grid, in RAS+, where it is turned into labels.
 
-    `geometry.from_ras` then turns labels to the axes of the scan's file.
+    `geometry.from_ras` then turns the labels to the axes of the scan's file.
     """
     grids = spacing_mm, scan_shape_vox, scan_spacing_mm
     return np.stack([resample(p_IJK, *grids) for p_IJK in probabilities_CIJK])
@@ -138,9 +138,10 @@ def thick_axis(spacing_mm: Sequence[float]) -> int | None:
 def _weights(
     n: int, length_mm: float, new_n: int, new_length_mm: float, nearest: bool = False
 ) -> Floats:
-    """What each old voxel of a row gives to each new one (new, old); rows sum to 1.
+    """The weight of each old voxel of a row in each new one (new, old); rows sum to 1.
 
-    `nearest` is one old voxel alone, or two that are as near, so that mirror images stay such.
+    `nearest` takes one old voxel, or two that are equally near, so that a mirrored row gives the
+    mirrored result.
     """
     at_mm = (np.arange(n) - (n - 1) / 2) * length_mm
     new_at_mm = (np.arange(new_n) - (new_n - 1) / 2) * new_length_mm

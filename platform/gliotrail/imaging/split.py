@@ -1,4 +1,4 @@
-"""Who is for training, for validation and for testing: by patient, never by patch."""
+"""Which cases are for training, validation and testing: by patient, never by patch."""
 
 import json
 from collections import Counter
@@ -47,9 +47,9 @@ class Split:
 def make_split(section: params.Split, shapes_vox: Mapping[str, Vox3]) -> Split:
     """Divide the labelled cases.
 
-    A share counts of all labelled cases, rounded to the nearest number, at least one. Which they
-    are: the sorted names are shuffled by `seed` once; test takes from the front, validation next.
-    A share takes all known cases of a patient (`dataset.patients`) where it takes one.
+    A share is one of all labelled cases, rounded to the nearest number, at least one. The sorted
+    names are shuffled by `seed` once; test takes the first, validation the next. A share that
+    takes one case of a patient takes all known ones (`dataset.patients`).
 
     Args:
         section: the rule.
@@ -85,10 +85,10 @@ def make_split(section: params.Split, shapes_vox: Mapping[str, Vox3]) -> Split:
 
 
 def fold_of(split: Split, number: int, of: int) -> Split:
-    """One of several folds of the training cases: its own are for validation, whole.
+    """One of several folds of the training cases: its own are for validation, as whole scans.
 
-    Every training patient is in one fold, with all its known cases; their sorted names are dealt
-    out in turn, so that names that go by hospital are spread.
+    Every training patient is in one fold, with all its known cases. Sorted names are dealt out in
+    turn, which spreads hospitals over folds where names begin with the hospital.
 
     Args:
         number: from 1 to `of`.
@@ -121,7 +121,7 @@ def _part(
 
 
 def _check_patients(parts: Mapping[str, Sequence[str]]) -> None:
-    """Refuse a patient of whom one case is in one part and another in another."""
+    """Refuse a patient with cases in more than one part."""
     found: dict[str, tuple[str, str]] = {}
     for part, names in parts.items():
         for name in names:
@@ -165,7 +165,7 @@ def split_to_json(split: Split) -> dict[str, Any]:
 
 
 def read_split(folder: Path) -> Split:
-    """What the stage `prepare` decided.
+    """The split that the stage `prepare` made.
 
     Raises:
         DataError: it has not been run.

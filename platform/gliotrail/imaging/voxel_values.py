@@ -1,4 +1,4 @@
-"""A scan's values as they are kept: where the body is, their smallest type, their statistics."""
+"""A scan's values as they are stored: where the body is, the smallest type, the statistics."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ def body_of(
     """Where any channel is not air (I, J, K).
 
     Raises:
-        DataError: nowhere, or air is no number.
+        DataError: no voxel is, or air is no number.
     """
     if not np.isfinite(air_C).all():
         got = f"{air_C[~np.isfinite(air_C)][0]:g}"
@@ -24,7 +24,7 @@ def body_of(
     body = np.logical_or.reduce([c != air for c, air in zip(channels, air_C, strict=True)])
     if not body.any():
         got = "zeros alone" if not air_C.any() else "one value alone"
-        raise DataError("voxel values", where=where, wanted="a brain or other body", got=got)
+        raise DataError("voxel values", where=where, wanted="a body", got=got)
     return np.asarray(body)
 
 
@@ -36,7 +36,7 @@ def small_type(
 ) -> npt.NDArray[Any]:
     """A copy, channels in another order, i fastest; int16 where that loses nothing, else float32.
 
-    `air_C` is subtracted, of the channels in their new order.
+    `air_C`, of the channels in their new order, is subtracted.
 
     Raises:
         DataError: a value beyond float32, NaN or Inf.
@@ -65,17 +65,20 @@ def small_type(
     return small
 
 
-def brain_statistics(image_IJKC: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.float64]]:
-    """Mean and population std of each channel over the brain, whole and per axial slice.
+def foreground_statistics(image_IJKC: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.float64]]:
+    """Mean and population std of each channel over the foreground, whole and per axial slice.
 
-    The brain is where any channel is not 0. Keys are fields of `PreparedCase`.
+    The foreground is where any channel is not 0. Keys are fields of `PreparedCase`.
     """
-    brain_IJK = (image_IJKC != 0).any(axis=3)
+    foreground_IJK = (image_IJKC != 0).any(axis=3)
     channels = np.moveaxis(image_IJKC, 3, 0)
-    whole_C2 = np.array([_mean_std(channel[brain_IJK]) for channel in channels])
+    whole_C2 = np.array([_mean_std(channel[foreground_IJK]) for channel in channels])
     slices_CK2 = np.array(
         [
-            [_mean_std(channel[..., k][brain_IJK[..., k]]) for k in range(brain_IJK.shape[2])]
+            [
+                _mean_std(channel[..., k][foreground_IJK[..., k]])
+                for k in range(foreground_IJK.shape[2])
+            ]
             for channel in channels
         ]
     )
@@ -88,7 +91,7 @@ def brain_statistics(image_IJKC: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.f
 
 
 def _mean_std(values: npt.NDArray[Any]) -> tuple[float, float]:
-    """Mean and population std; of whole numbers exactly rounded, so on every machine the same."""
+    """Mean and population std; exact for whole numbers, so the same on every machine."""
     if not values.size:
         return 0.0, 0.0
     if values.dtype.kind == "f":

@@ -15,8 +15,8 @@ from gliotrail.report.colours import label_colours, rgb, spoken
 from gliotrail.report.overlays import check_fit, framed
 from gliotrail.report.panels import (
     Spacing,
-    brain_mask,
     cut,
+    foreground_mask,
     grey_window,
     greys,
     scale_bar_mm,
@@ -44,23 +44,23 @@ def write_gif(
     frame_ms: int = 120,
     first_k: int = 0,
 ) -> None:
-    """Write the animation. A whole scan takes about 2 MB; with many slices, every 2nd or 3rd.
+    """Write the animation, with every 2nd or 3rd slice of many. A whole scan takes about 2 MB.
 
     Radiological view, as in every picture: the patient's left is on the viewer's right.
 
     Args:
-        first_k: what the first slice is called, where the arrays are a box of a scan.
+        first_k: the number of the first slice, where the arrays are a box of a scan.
 
     Raises:
         DataError: shapes or channels don't fit.
     """
     channels, shown = task.channel_names, shown or shown_channels(task)
     check_fit(image_CIJK, channels, shown, labels_IJK)
-    brain = brain_mask(image_CIJK)
-    box = framed(brain if labels_IJK is None else brain | (labels_IJK > 0))
+    foreground = foreground_mask(image_CIJK)
+    box = framed(foreground if labels_IJK is None else foreground | (labels_IJK > 0))
     images = [image_CIJK[list(channels).index(name)] for name in shown]
-    windows = [grey_window(image, brain) for image in images]
-    inside = brain[box.slices]
+    windows = [grey_window(image, foreground) for image in images]
+    inside = foreground[box.slices]
     labels = labels_IJK[box.slices] if labels_IJK is not None else np.zeros(inside.shape, np.uint8)
     n_slices = inside.shape[2]
     px_per_mm = height_px / (inside.shape[1] * spacing_mm[1])

@@ -1,7 +1,7 @@
 """One colour for each class, region and kind of error, the same in every picture.
 
 Chosen to stay apart for the three common kinds of colour blindness, on the dark ground of all
-pictures and over grey brain; tests/report/test_colours.py holds the distances. The classes' colours
+pictures and over grey scans; tests/report/test_colours.py holds the distances. The classes' colours
 are among Okabe and Ito's (Color Universal Design, 2008).
 """
 
@@ -14,7 +14,7 @@ PALETTE = (
     "#56B4E9", "#D55E00", "#F0E442", "#9D7BFF", "#CC79A7", "#00A878",
     "#E69F00", "#5B5BFF", "#B5E48C", "#C44536", "#80DED9", "#FFC6FF",
 )  # fmt: skip
-"""Of classes and regions that have no colour of their own, in their order; more begin anew."""
+"""For classes and regions without colours of their own, in their order; then from the start."""
 ERROR_COLOURS: Mapping[str, str] = {
     "agreement": "#7BC043",
     "wrong_class": "#5B5BFF",
@@ -27,9 +27,9 @@ STATUS_COLOURS: Mapping[str, str] = {
     "STOPPED": "#98A1AD",
     "FAILED": "#D55E00",
 }
-"""Of a sweep's trials."""
+"""By how a sweep's trial ended."""
 SERIES_COLOURS = ("#56B4E9", "#D55E00", "#F0E442", "#5B5BFF")
-"""Of things that have no colour of their own, in their order; more begin anew."""
+"""For things without colours of their own, in their order; then from the start."""
 
 BACKGROUND = "#15181C"
 FOREGROUND = "#F2F4F7"
@@ -40,7 +40,7 @@ FILL_ALPHA = 0.4
 AGREEMENT_ALPHA = 0.5
 """How opaque agreement is; errors are opaque, so that none is overlooked."""
 ERROR_GROUND = 0.4
-"""How bright the brain is below the picture of errors, as a share of its usual brightness."""
+"""How bright the scan is below the picture of errors, as a share of its usual brightness."""
 
 _SPOKEN = {**SPOKEN, "mean_classes": "mean", "mean_regions": "mean"}
 
@@ -66,5 +66,5 @@ def label_colours(task: Task = BRATS) -> tuple[str, ...]:
 
 
 def spoken(name: str) -> str:
-    """A class, region or kind of error as a legend says it."""
+    """The name of a class, region or kind of error in a legend."""
     return _SPOKEN.get(name, name.replace("_", " "))

@@ -36,7 +36,7 @@ _NOT_DRAWN = {
 
 
 class Curve(NamedTuple):
-    """What a key says: `val/dice_edema` is (val, dice, edema, class)."""
+    """A key's parts: `val/dice_edema` is (val, dice, edema, class)."""
 
     split: str
     measure: str
@@ -82,12 +82,12 @@ def smoothed(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.flo
 
 
 def window_of(steps: int) -> int:
-    """How many steps a training's running mean is over: a twentieth of all."""
+    """The window of a training's running mean: a twentieth of its steps."""
     return max(1, steps // 20)
 
 
 def draw_run(points: Sequence[Point], title: str, task: Task) -> Figure:
-    """What a training's journal holds, as `draw_curves`, but how fast it was, step by step."""
+    """`draw_curves` of a training's journal, without the times of single steps."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for point in points:
         if point.key.startswith(("train/", "val/")) and point.key not in _NOT_DRAWN:
@@ -98,7 +98,7 @@ def draw_run(points: Sequence[Point], title: str, task: Task) -> Figure:
 def draw_curves(
     points: Mapping[str, Points], title: str, *, x_name: str = "step", task: Task = BRATS
 ) -> Figure:
-    """One panel for each measure, apart for classes, regions and the rest; a legend in each.
+    """A panel with a legend for each measure; classes, regions and the rest have separate ones.
 
     Training is drawn thin, with its running mean (a twentieth of its length) thick; validation and
     test with markers. Dice and its like are on a scale from 0 to 1 (specificity: up to 1), a

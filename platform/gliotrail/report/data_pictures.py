@@ -16,7 +16,7 @@ from gliotrail.dataset.task import Task
 from gliotrail.files import csv_bytes, replacing
 from gliotrail.imaging.case_cache import forget_others, key_of, made
 from gliotrail.imaging.labels import known_labels
-from gliotrail.imaging.prepare import killed_is_told, pool_of
+from gliotrail.imaging.prepare import killed_as_error, pool_of
 from gliotrail.imaging.prepared import Prepared, PreparedCase
 from gliotrail.imaging.split import Split
 from gliotrail.progress import progress
@@ -52,17 +52,17 @@ from gliotrail.report.panels import (
 from gliotrail.report.spread import Group, draw_spread
 
 _FEW_CASES: Final = 8
-"""So many are drawn in this process: others take a second to start."""
+"""As many are drawn in this process: a pool takes a second to start."""
 _PER_SHEET: Final = 40
 _BINS: Final = 64
 _STANDARD: Final = (-4.0, 6.0)
 
 
 class _Seen(NamedTuple):
-    """What the pictures of the whole data set need of a case.
+    """A case's part in the pictures of the whole data set.
 
     grey, labels: its axial slice with the most labelled voxels, within the box.
-    counts_CRB: of each channel, the brain's voxels by raw and by standardised value.
+    counts_CRB: of each channel, the foreground's voxels by raw and by standardised value.
     volumes_ml: by class; None where it is unlabelled.
     """
 
@@ -134,7 +134,7 @@ def _over(
     if pool is None:
         yield from map(work, cases)
         return
-    with pool, killed_is_told():
+    with pool, killed_as_error():
         yield from pool.map(work, cases)
 
 
@@ -149,9 +149,9 @@ def _draw_one(
 ) -> tuple[str, _Seen]:
     """Write a case's pictures, or link what an earlier run kept."""
     kinds = ("png", "gif") if animations else ("png",)
-    told = task.model_dump(mode="json", include={"channels", "classes"})
+    shown = task.model_dump(mode="json", include={"channels", "classes"})
     asked = [case.name, case.image_sha256, case.label_sha256, part_of(split, case.name), *kinds]
-    key = key_of(__name__, *asked, told, case.spacing_mm)
+    key = key_of(__name__, *asked, shown, case.spacing_mm)
     files = [folder / f"{case.name}.{kind}" for kind in kinds]
     made(memory, key, files, partial(_write_pictures, folder, split, task, animations, case))
     return key, look_at(case, most_C, task)
@@ -163,10 +163,10 @@ def _write_pictures(
     image_CIJK, labels_IJK = case.image_CIJK, known_labels(case.labels_IJK)
     ml, part = volumes_ml(case, task), part_of(split, case.name)
     title = f"{case.name}, {part or 'in no part of the split'}"
-    told = f"{title}: {sum(ml.values()):.1f} ml labelled" if ml else title
+    heading = f"{title}: {sum(ml.values()):.1f} ml labelled" if ml else title
     start_vox = case.box.start_vox
     drawing = draw_case(
-        image_CIJK, labels_IJK, case.spacing_mm, told, first_vox=start_vox, task=task
+        image_CIJK, labels_IJK, case.spacing_mm, heading, first_vox=start_vox, task=task
     )
     save_figure(drawing, folder / f"{case.name}.png")
     if animations:
@@ -178,26 +178,26 @@ def _write_pictures(
 
 
 def look_at(case: PreparedCase, most_C: npt.NDArray[np.float64], task: Task) -> _Seen:
-    """What the pictures of the whole data set need of a case; `most_C` is drawn of raw values."""
+    """A case's part in the pictures of the whole data set; `most_C` is where raw values end."""
     image_CIJK = case.image_CIJK
     labels_IJK, shown = (
         known_labels(case.labels_IJK),
         task.channel_names.index(shown_channels(task)[0]),
     )
-    brain = (image_CIJK != 0).any(axis=0)
-    labelled = brain if labels_IJK is None or not labels_IJK.any() else labels_IJK > 0
+    foreground = (image_CIJK != 0).any(axis=0)
+    labelled = foreground if labels_IJK is None or not labels_IJK.any() else labels_IJK > 0
     k = int(labelled.sum(axis=(0, 1)).argmax())
     plane = cut(image_CIJK[shown], "axial", k)
-    inside = cut(brain, "axial", k)
+    inside = cut(foreground, "axial", k)
     labels = np.zeros(plane.shape, np.uint8)
     if labels_IJK is not None:
         labels = np.ascontiguousarray(cut(labels_IJK, "axial", k))
     counts = []
     for channel, most, mean, std in zip(image_CIJK, most_C, case.mean_C, case.std_C, strict=True):
-        values, wide = channel[brain], std or 1.0
+        values, wide = channel[foreground], std or 1.0
         standard = tuple(mean + wide * at for at in _STANDARD)
         counts.append([np.histogram(values, _BINS, of)[0] for of in ((0, most), standard)])
-    window = grey_window(image_CIJK[shown], brain)
+    window = grey_window(image_CIJK[shown], foreground)
     grey = greys(plane, inside, window).astype(np.float32)
     pixel = pixel_mm(case.spacing_mm, "axial")
     return _Seen(case.name, grey, labels, pixel, np.array(counts), volumes_ml(case, task))
@@ -237,7 +237,7 @@ def draw_intensities(
     part: Callable[[str], str],
     task: Task,
 ) -> Figure:
-    """The brain's values of each channel, a line a case: as they are, and standardised."""
+    """The foreground's raw and standardised values in each channel, a line a case."""
     wide_in, high_in = max(5.4, 0.52 + 2.42 * len(task.channels)), 4.9
     figure = new_figure(wide_in, high_in)
     add_title(figure, 0.2, high_in - 0.26, "Intensities over the foreground, a line a case")

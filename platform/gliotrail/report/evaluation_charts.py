@@ -32,8 +32,8 @@ from gliotrail.report.panels import (
     CONVENTION,
     Plane,
     Spacing,
-    brain_mask,
     cut,
+    foreground_mask,
     grey_window,
     greys,
     mark_sides,
@@ -51,7 +51,7 @@ _MARKERS: Final = "osDv^P"
 
 
 class Look(NamedTuple):
-    """A case as a row of the montage: the axial slice with most labelled or found."""
+    """A case as a row of the montage: the axial slice with most labelled or predicted voxels."""
 
     greys: Mapping[str, Plane]
     labels: Plane
@@ -66,15 +66,15 @@ def look(
     spacing_mm: Spacing,
     task: Task = BRATS,
 ) -> Look:
-    """What a montage keeps of a case, cropped to the brain in this slice."""
-    brain = brain_mask(image_CIJK)
+    """A case's row of the montage, cropped to the foreground in its slice."""
+    foreground = foreground_mask(image_CIJK)
     k = int(((labels_IJK > 0) | (predicted_IJK > 0)).sum(axis=(0, 1)).argmax())
-    seen = Box.around(brain[:, :, k : k + 1]).grown(3)
-    i, j, _ = seen.meet(Box((0, 0, 0), vox3(brain.shape))).slices
+    seen = Box.around(foreground[:, :, k : k + 1]).grown(3)
+    i, j, _ = seen.meet(Box((0, 0, 0), vox3(foreground.shape))).slices
     planes = {}
     for name in shown_channels(task):
         image = image_CIJK[task.channel_names.index(name)]
-        window, inside = grey_window(image, brain), brain[i, j]
+        window, inside = grey_window(image, foreground), foreground[i, j]
         planes[name] = greys(cut(image[i, j], "axial", k), cut(inside, "axial", k), window)
     return Look(
         planes,
@@ -91,7 +91,7 @@ def write_charts(
     confusion_rp: npt.NDArray[np.int64],
     task: Task = BRATS,
 ) -> None:
-    """Write what an evaluation looks like to a new folder.
+    """Write an evaluation's pictures and tables to a new folder.
 
     `montage_1.png` and so on are the cases, the worst first; `measures.png`, `volumes.png` and
     `confusion.png` all of them together; `table.json` is a row for each case and class or region,
@@ -126,7 +126,7 @@ def draw_montage(
     scores: Mapping[str, Score],
     task: Task = BRATS,
 ) -> Figure:
-    """A row for each case, in the order given: truth and prediction, and where they part."""
+    """A row for each case, in the order given: truth and prediction, and where they differ."""
     columns = [*looks[names[0]].greys, "agreement and errors"]
     sizes_mm = []
     for name in names:
@@ -138,7 +138,7 @@ def draw_montage(
         widths_mm=[wide_mm] * len(columns),
         heights_mm=[height for _, height in sizes_mm],
         title="Held-out cases, the worst first: the axial slice with most labelled voxels",
-        row_names=[_told(name, scores[name]) for name in names],
+        row_names=[_row_name(name, scores[name]) for name in names],
         column_names=columns,
         legends=prediction_legends(task),
         note=CONVENTION,
@@ -156,7 +156,7 @@ def draw_montage(
     return figure
 
 
-def _told(name: str, score: Score) -> str:
+def _row_name(name: str, score: Score) -> str:
     dice = {"mean Dice": score.mean_regions.dice}
     dice |= {region: of.dice for region, of in (score.regions or score.classes).items()}
     lines = (f"{key} {'none' if value is None else f'{value:.3f}'}" for key, value in dice.items())

@@ -79,7 +79,7 @@ def dark_axes(axes: Axes) -> None:
 
 
 def fit_names(axes: Axes, gap_px: float = 4) -> None:
-    """Make names of groups at 0, 1, .. smaller where less than a gap is free, or turn them."""
+    """Make the names of groups at 0, 1, .. smaller, or turn them, where they would touch."""
     names, figure = axes.get_xticklabels(), axes.get_figure(root=True)
     if not names or figure is None:
         return
@@ -104,7 +104,7 @@ def figure_array(figure: Figure) -> npt.NDArray[np.uint8]:
 def figure_png(figure: Figure) -> bytes:
     """The figure as a PNG with a palette: the same bytes every time, half the size of full colour.
 
-    Greys get a palette of their own, so that brain neither shows steps nor takes on a tint.
+    Greys get a palette of their own, so that a scan neither shows steps nor takes on a tint.
     """
     rgb = figure_array(figure)
     grey = np.ptp(rgb, axis=-1) <= 3

@@ -32,9 +32,9 @@ from gliotrail.report.panels import (
     PLANES,
     Plane,
     Spacing,
-    brain_mask,
     caption,
     cut,
+    foreground_mask,
     grey_window,
     greys,
     mark_cuts,
@@ -80,16 +80,16 @@ def pick_slices(labels_IJK: npt.NDArray[Any], n: int) -> tuple[int, ...]:
 
 
 def centre_voxel(labels_IJK: npt.NDArray[Any] | None, image_CIJK: npt.NDArray[Any]) -> Vox3:
-    """Where the tumour's largest sagittal, coronal and axial slice meet; else the brain's."""
+    """Where the tumour's largest sagittal, coronal and axial slice meet; else the foreground's."""
     labelled = labels_IJK is not None and labels_IJK.any()
-    mask = np.asarray(labels_IJK) > 0 if labelled else brain_mask(image_CIJK)
+    mask = np.asarray(labels_IJK) > 0 if labelled else foreground_mask(image_CIJK)
     areas = (mask.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3))
     return vox3([area.argmax() for area in areas])
 
 
 def random_voxel(image_CIJK: npt.NDArray[Any], seed: int) -> Vox3:
-    """A voxel of the brain, the same for the same seed: a random slice in each plane."""
-    inside = np.flatnonzero(brain_mask(image_CIJK))
+    """A voxel of the foreground, the same for the same seed: a random slice in each plane."""
+    inside = np.flatnonzero(foreground_mask(image_CIJK))
     at = inside[np.random.default_rng(seed).integers(inside.size)]
     return vox3(np.unravel_index(at, image_CIJK.shape[1:]))
 
@@ -110,10 +110,10 @@ def draw_prediction(
 
     A column a slice; a row for each channel in `shown`, then one for agreement (right class), wrong
     class (tumour in both, of another class), false positives and false negatives of the whole
-    tumour. The whole brain is drawn, so that no false positive is left out.
+    tumour. The whole foreground is drawn, so that no false positive is left out.
 
     Args:
-        first_k: what the first slice is called, where the arrays are a block of a scan.
+        first_k: the number of the first slice, where the arrays are a block of a scan.
 
     Raises:
         DataError: shapes, channels or slices don't fit.
@@ -124,8 +124,8 @@ def draw_prediction(
     if outside or not slices_k:
         wanted = f"some of 0 to {image_CIJK.shape[3] - 1}"
         raise DataError("slices", where=title, wanted=wanted, got=outside or "none")
-    brain = brain_mask(image_CIJK)
-    box = framed(brain | (labels_IJK > 0) | (predicted_IJK > 0), in_plane_only=True)
+    foreground = foreground_mask(image_CIJK)
+    box = framed(foreground | (labels_IJK > 0) | (predicted_IJK > 0), in_plane_only=True)
     pixel = pixel_mm(spacing_mm, "axial")
     wide_mm, high_mm = size_mm(box.size_vox, spacing_mm, "axial")
     figure, panels = new_sheet(
@@ -140,8 +140,8 @@ def draw_prediction(
     labels, predicted = labels_IJK[box.slices], predicted_IJK[box.slices]
     for row, name in enumerate([*shown, shown[0]]):
         image = image_CIJK[list(channels).index(name)]
-        window = grey_window(image, brain)
-        image, inside = image[box.slices], brain[box.slices]
+        window = grey_window(image, foreground)
+        image, inside = image[box.slices], foreground[box.slices]
         for axes, k in zip(panels[row], slices_k, strict=True):
             grey = greys(cut(image, "axial", k), cut(inside, "axial", k), window)
             draw = show_prediction if row < len(shown) else show_errors
@@ -184,7 +184,7 @@ def show_errors(
 
 
 def prediction_legends(task: Task = BRATS) -> list[list[tuple[Artist, str]]]:
-    """What `show_prediction` and `show_errors` draw, a line each."""
+    """The legends of `show_prediction` and `show_errors`."""
     colours = colours_of(task)
     return [
         [
@@ -213,7 +213,7 @@ def draw_case(
 
     Args:
         at_vox: where the planes meet; without it `centre_voxel` (see also `random_voxel`).
-        first_vox: what the first voxel is called, where the arrays are a box of a scan.
+        first_vox: the scan's voxel at 0, 0, 0, where the arrays are a box of a scan.
 
     Raises:
         DataError: shapes, channels or the voxel don't fit.
@@ -227,8 +227,8 @@ def draw_case(
         wanted = ", ".join(f"{first} to {first + size - 1}" for first, size in ends)
         got = tuple(index + first for index, first in zip(at, first_vox, strict=True))
         raise DataError("voxel", where=title, wanted=wanted, got=got)
-    brain = brain_mask(image_CIJK)
-    seen = brain.copy() if labels_IJK is None else brain | (labels_IJK > 0)
+    foreground = foreground_mask(image_CIJK)
+    seen = foreground.copy() if labels_IJK is None else foreground | (labels_IJK > 0)
     seen[at] = True
     box = framed(seen)
     sizes_mm = {plane: size_mm(box.size_vox, spacing_mm, plane) for plane in PLANES}
@@ -245,11 +245,11 @@ def draw_case(
         note=CONVENTION + "; sagittal: front (A) on the left",
     )
     for column, image in enumerate(image_CIJK):
-        window = grey_window(image, brain)
+        window = grey_window(image, foreground)
         for row, (plane, axis) in enumerate(PLANES.items()):
             axes, pixel = panels[row][column], pixel_mm(spacing_mm, plane)
             index = at[axis] - box.start_vox[axis]
-            inside = cut(brain[box.slices], plane, index)
+            inside = cut(foreground[box.slices], plane, index)
             show_greys(axes, greys(cut(image[box.slices], plane, index), inside, window), pixel)
             if labels_IJK is not None:
                 show_outlines(axes, cut(labels_IJK[box.slices], plane, index), pixel, task)
@@ -299,10 +299,10 @@ def draw_patches(
     )
     pixel = pixel_mm(spacing_mm, "axial")
     for axes, (image_CIJK, labels_IJK, name) in zip(chain(*panels), patches, strict=False):
-        image, brain = image_CIJK[list(channels).index(shown)], brain_mask(image_CIJK)
+        image, foreground = image_CIJK[list(channels).index(shown)], foreground_mask(image_CIJK)
         middle = shape[2] // 2
-        window = grey_window(image, brain)
-        grey = greys(cut(image, "axial", middle), cut(brain, "axial", middle), window)
+        window = grey_window(image, foreground)
+        grey = greys(cut(image, "axial", middle), cut(foreground, "axial", middle), window)
         show_greys(axes, grey, pixel)
         show_outlines(axes, cut(labels_IJK, "axial", middle), pixel, task)
         mark_sides(axes, "axial")
@@ -311,7 +311,7 @@ def draw_patches(
 
 
 def class_legend(task: Task = BRATS) -> list[tuple[Artist, str]]:
-    """What the outlines' colours are."""
+    """The legend of the outlines' colours."""
     colours = colours_of(task)
     return [(outlined(colours[name]), spoken(name)) for name in task.class_names]
 
@@ -327,7 +327,7 @@ def error_codes(labels: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> npt.ND
 
 
 def framed(mask_IJK: npt.NDArray[np.bool_], in_plane_only: bool = False) -> Box:
-    """The box of what is drawn with a small margin, within the array."""
+    """The mask's box with a small margin, within the array."""
     whole = Box((0, 0, 0), vox3(mask_IJK.shape))
     box = Box.around(mask_IJK).grown(3).meet(whole)
     if in_plane_only:

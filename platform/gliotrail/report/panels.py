@@ -26,7 +26,7 @@ from gliotrail.report.figures import add_legend, add_text, add_title, new_figure
 Spacing = tuple[float, float, float]
 Window = tuple[float, float]
 Plane = npt.NDArray[Any]
-"""Pixels (rows, columns) as they are looked at: the first row is on top."""
+"""Pixels (rows, columns) as they are drawn: the first row is on top."""
 
 PLANES: Final[Mapping[str, int]] = {"axial": 2, "coronal": 1, "sagittal": 0}
 """Each plane's name and the array axis that it is cut across."""
@@ -37,7 +37,7 @@ _SIDES = {"axial": ("R", "L"), "coronal": ("R", "L"), "sagittal": ("A", "P")}
 _BARS_MM = (1, 2, 5, 10, 20, 50)
 
 _LEAST_BACKGROUND = 4
-"""Voxels of a slice; where its four corners are brain, each equals but itself."""
+"""Voxels of a slice. With foreground in all four corners, only the corners equal one."""
 _RIM = 0.8
 """Outlines run within their class, 0.3 voxels from its edge: two that touch stay apart."""
 
@@ -49,7 +49,7 @@ _LEAST_WIDTH_IN = 7.2
 
 
 def cut(volume_IJK: npt.NDArray[Any], plane: str, index: int) -> Plane:
-    """One plane as it is looked at: anterior or superior up, right or front on the left."""
+    """One plane as it is drawn: anterior or superior up, right or front on the left."""
     slices: npt.NDArray[Any] = np.moveaxis(volume_IJK, PLANES[plane], 0)
     return np.asarray(slices[index])[::-1, ::-1].T
 
@@ -67,11 +67,12 @@ def size_mm(shape: Sequence[int], spacing_mm: Spacing, plane: str) -> tuple[floa
     return width * width_mm, height * height_mm
 
 
-def brain_mask(image_CIJK: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Where there is brain, in raw or standardised intensities alike: (I, J, K).
+def foreground_mask(image_CIJK: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Where the foreground is, in raw or standardised intensities alike: (I, J, K).
 
-    Background is what equals a corner of its axial slice in every channel, unless next to nothing
-    does. (It is 0 in raw scans, and another number in each slice of those standardised by slice.)
+    Voxels are background if they equal a corner of their axial slice in every channel, unless next
+    to none does. (Background is 0 in raw scans; scans standardised by slice have another value in
+    each slice.)
     """
     corners = {
         image_CIJK[:, i, j, :].tobytes(): image_CIJK[:, i, j, :]
@@ -86,17 +87,17 @@ def brain_mask(image_CIJK: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return ~background if not background.all() else ~np.zeros_like(background)
 
 
-def grey_window(image_IJK: npt.NDArray[Any], brain: npt.NDArray[np.bool_]) -> Window:
-    """The intensities that are drawn black and white: percentiles 1 and 99.7 over the brain."""
-    low, high = np.percentile(image_IJK[brain], (1, 99.7))
+def grey_window(image_IJK: npt.NDArray[Any], foreground: npt.NDArray[np.bool_]) -> Window:
+    """The intensities drawn black and white: percentiles 1 and 99.7 over the foreground."""
+    low, high = np.percentile(image_IJK[foreground], (1, 99.7))
     return float(low), float(high) if high > low else float(low) + 1
 
 
-def greys(plane: Plane, brain: Plane, window: Window) -> Plane:
+def greys(plane: Plane, foreground: Plane, window: Window) -> Plane:
     """Intensities as greys from 0 to 1; background is black."""
     low, high = window
     grey = np.clip((plane.astype(np.float32) - low) / (high - low), 0, 1)
-    return np.where(brain, grey, 0)
+    return np.where(foreground, grey, 0)
 
 
 def show_greys(axes: Axes, grey: Plane, pixel_size_mm: tuple[float, float]) -> None:
@@ -122,7 +123,7 @@ def show_fill(
 
 
 def shown_channels(task: Task) -> tuple[str, ...]:
-    """The two channels of pictures with room for no more: brain tumours' usual, else the first."""
+    """The two channels that pictures show: FLAIR and T1gd of brain tumours, else the first."""
     usual = tuple(name for name in SHOWN if name in task.channel_names)
     return usual or task.channel_names[:2]
 
@@ -134,7 +135,7 @@ def show_outlines(
     task: Task = BRATS,
     width_pt: float = 1.1,
 ) -> None:
-    """Outline every class in its colour; open where a class runs out of the panel."""
+    """Outline every class in its colour; the outline is open at the panel's edge."""
     width_mm, height_mm = pixel_size_mm
     rows_mm = (np.arange(labels.shape[0] + 2) - 0.5) * height_mm
     columns_mm = (np.arange(labels.shape[1] + 2) - 0.5) * width_mm

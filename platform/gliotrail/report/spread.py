@@ -10,13 +10,13 @@ from gliotrail.report.colours import FAINT, FOREGROUND, spoken
 from gliotrail.report.figures import add_legend, dark_axes, fit_names
 
 MARKERS: Final[Mapping[str, str]] = {"train": "o", "val": "s", "test": "D", "": "^"}
-"""Of the parts of a split; the last is of cases in none."""
+"""By part of the split; the last is for cases in no part."""
 _LEAST_FOR_A_BOX: Final = 5
 _GOLDEN: Final = 0.6180339887498949
 
 
 class Group(NamedTuple):
-    """A column of points: what it is of, its colour, and the value of each case with its part."""
+    """A column of points: its name, its colour, and the value of each case with its part."""
 
     name: str
     colour: str

@@ -1,6 +1,6 @@
 """Pictures of a sweep: parallel coordinates, learning rate against Dice, budget spent per rung.
 
-A trial's status is seen without colour, too: finished trials are drawn full, those stopped early
+A trial's status shows without colour, too: finished trials are drawn full, those stopped early
 hollow or dashed, failed ones as crosses or dotted. The charts suit 2 trials and 1,000.
 """
 
@@ -30,7 +30,7 @@ from gliotrail.report.figures import add_legend, add_title, dark_axes, new_figur
 DICE: Final = "validation Dice (0 to 1)"
 _SPOKEN: Final = {"FINISHED": "finished", "STOPPED": "stopped early", "FAILED": "failed"}
 _MARKERS: Final = "os^Dv"
-"""One more than there are colours: a size has another marker where it has the same colour."""
+"""One more than there are colours: sizes of the same colour have different markers."""
 _NO_DICE: Final = -0.1
 """Where a parallel line without Dice ends: below the axes, which go from 0 to 1."""
 _MOST_TICKS: Final = 8
@@ -83,7 +83,7 @@ def scale_of(values: Sequence[Any], logarithmic: bool = False) -> Scale:
 
 
 def order(value: Any) -> tuple[Any, ...]:
-    """What values are sorted by: numbers, then sizes by their voxels, then words."""
+    """The sort key of values: numbers, then sizes by their voxels, then words."""
     if _is_number(value):
         return 0, value
     sides = str(value).split("x")
@@ -102,7 +102,7 @@ def draw_parallel(
     """A line for each trial, over an axis for each key and one for Dice. The best is on top.
 
     Args:
-        logarithmic: keys with such an axis.
+        logarithmic: keys with a logarithmic axis.
     """
     keys = list(trials[0].values)
     scales = [scale_of([trial.values[key] for trial in trials], key in logarithmic) for key in keys]
@@ -129,7 +129,7 @@ def draw_parallel(
         if not of:
             continue
         lines = [list(enumerate(scale.places[n] for scale in scales)) for n in of]
-        # many are drawn thinly, so that what they have in common is seen
+        # many are drawn thinly, so that common patterns show
         alpha = max(0.15, min(1.0, (20 / len(of)) ** 0.5))
         colours: Any = STATUS_COLOURS[status]
         if status == "FINISHED":
@@ -137,8 +137,8 @@ def draw_parallel(
             ends = dict.fromkeys((of[-1], of[0]))
             for n, name in zip(ends, ("best", "worst"), strict=False):
                 look = {"color": ramp(0.35 + 0.65 * dice[n]), "linewidth": 2.4}
-                told = f"{name} finished, Dice {trials[n].score:.3f}"
-                entries.append((Line2D([], [], **look), told))  # type: ignore[arg-type]
+                label = f"{name} finished, Dice {trials[n].score:.3f}"
+                entries.append((Line2D([], [], **look), label))  # type: ignore[arg-type]
         else:
             handle = Line2D([], [], color=colours, linestyle=style)  # type: ignore[arg-type]
             entries.append((handle, _SPOKEN[status]))
@@ -200,7 +200,7 @@ def draw_rates(trials: Sequence[Outcome], title: str) -> Figure:
 
 
 def _ticks(rates: Sequence[float]) -> list[float]:
-    """Where the values are, as far as their labels have room; empty where there are many."""
+    """Ticks at the values, as far as their labels have room; empty if there are many."""
     values = sorted(set(rates))
     if len(values) > 8:
         return []

@@ -1,6 +1,6 @@
 """Pictures on a light ground: a drawn figure whose ground, text and lines change their colours.
 
-Brain stays as it is: grey on black, with the classes' own colours over it and in its legend.
+Scans stay as they are: grey on black, with the classes' own colours over them and in the legend.
 """
 
 from collections.abc import Mapping
@@ -38,18 +38,18 @@ def in_theme(figure: Figure, theme: Theme) -> Figure:
     """The figure itself; all are drawn dark."""
     if theme == "dark":
         return figure
-    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]  # its ticks are there from now on
+    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]  # this makes its ticks
     panels = [axes for axes in figure.axes if not to_rgba_array(axes.get_facecolor())[0, :3].any()]
     table = dict(LIGHT_GROUND) if panels else {**LIGHT_GROUND, **LIGHT_LINES}
     exchanged = {rgb(old): rgb(new) for old, new in table.items()}
-    for artist in dict.fromkeys(figure.findobj()):  # light text is as the dark ground was
+    for artist in dict.fromkeys(figure.findobj()):  # light text has the dark ground's old colour
         if getattr(artist, "axes", None) not in panels:
             _exchange(artist, exchanged)
             box = getattr(artist, "get_bbox_patch", lambda: None)()
             if box is not None:
                 _exchange(box, exchanged)
     for patch in (patch for legend in figure.legends for patch in legend.get_patches()):
-        if to_rgba_array(patch.get_facecolor())[0].min() == 1:  # white also in brain: it has a rim
+        if to_rgba_array(patch.get_facecolor())[0].min() == 1:  # over a scan, too: it has a rim
             patch.set_edgecolor(LIGHT_GROUND[FAINT])
     return figure
 

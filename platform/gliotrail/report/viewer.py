@@ -1,7 +1,8 @@
 """One HTML file that shows a case in a browser, from disk or anywhere: scan, truth, prediction.
 
-It holds all it needs, NiiVue (WebGL2) too, and its policy forbids the browser to load anything. The
-scan is in it as its brain's box in 8 bits a voxel: what an eye can tell, at a quarter of the bytes.
+It holds all it needs, NiiVue (WebGL2) too, and its policy forbids the browser to load anything. It
+has the scan's foreground box in 8 bits a voxel: as much as an eye can tell, in a quarter of the
+bytes.
 """
 
 import base64
@@ -26,7 +27,7 @@ from gliotrail.report.overlays import centre_voxel, error_codes
 
 NIIVUE_VERSION: Final = "0.69.0"
 NIIVUE_SHA256: Final = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
-"""Of dist/niivue.umd.js in npm's @niivue/niivue."""
+"""SHA-256 of dist/niivue.umd.js in npm's @niivue/niivue."""
 LARGEST_BYTES: Final = 15_000_000
 _WINDOW = (0.5, 99.8)
 _LEVEL = 4
@@ -43,11 +44,11 @@ def viewer_html(
 
     Args:
         case: its raw values; each channel is shown between its percentiles 0.5 and 99.8 over the
-            brain, in 255 steps.
+            foreground, in 255 steps.
         truth_IJK: labels of the whole scan in RAS+; None where there are none.
         predicted_IJK: likewise.
-        largest_bytes: a page that would be larger takes every second voxel along each axis, or
-            every fourth, and so on, and says so.
+        largest_bytes: a page that would be larger has every second voxel along each axis, or every
+            fourth, and so on, and says so.
     """
     step = 1
     while (
@@ -116,7 +117,7 @@ def _page(
     parts = {
         "title": html.escape(f"{case.name} - Gliotrail"),
         "licence": html.escape(licence),
-        # so that no name ends the script, whatever it is
+        # so that no name can end the script
         "facts": json.dumps(facts).replace("<", "\\u003c"),
         "volumes": "\n".join(scripts),
         "niivue": niivue,
@@ -131,14 +132,14 @@ def _quantised(
     image_CIJK: npt.NDArray[Any],
 ) -> tuple[npt.NDArray[np.uint8], list[tuple[float, float]]]:
     """Values as 1 to 255 between each channel's two ends, which are returned; background is 0."""
-    brain = (image_CIJK != 0).any(axis=0)
-    shown_IJKC = np.zeros((*brain.shape, len(image_CIJK)), np.uint8, order="F")
+    foreground = (image_CIJK != 0).any(axis=0)
+    shown_IJKC = np.zeros((*foreground.shape, len(image_CIJK)), np.uint8, order="F")
     windows = []
     for channel, image_IJK in enumerate(image_CIJK):
-        values = image_IJK[brain].astype(np.float32)
+        values = image_IJK[foreground].astype(np.float32)
         low, high = map(float, np.percentile(values, _WINDOW))
         scaled = (values - low) * np.float32(254 / ((high - low) or 1))
-        shown_IJKC[..., channel][brain] = 1.5 + np.clip(scaled, 0, 254)
+        shown_IJKC[..., channel][foreground] = 1.5 + np.clip(scaled, 0, 254)
         windows.append((low, high))
     return shown_IJKC, windows
 

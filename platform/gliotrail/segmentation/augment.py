@@ -1,8 +1,8 @@
 """nnU-Net's random changes of a patch (Isensee et al., 2021, arXiv:1904.08128, supplement 4).
 
 Each is made with a probability of its own, by the sample's random numbers alone. Images are
-(C, I, J, K) float32, standardised over the brain. The background stays exactly 0. In memory i is
-the fastest, as `imaging.prepared.read_patch` gives them; inside they are (C, K, J, I).
+(C, I, J, K) float32, standardised over the foreground. The background stays exactly 0. In memory i
+is the fastest, as `imaging.prepared.read_patch` gives them; inside they are (C, K, J, I).
 """
 
 import math
@@ -33,12 +33,12 @@ _BLUR_SIGMA_VOX: Final = (0.5, 1.0)
 _FACTOR: Final = (0.75, 1.25)
 _ZOOM: Final = (0.5, 1.0)
 _GAMMA: Final = (0.7, 1.5)
-_EACH_CHANNEL: Final = 0.5  # of blurring and low resolution: the share of channels
-_INVERTED: Final = 0.25  # of gammas: the share on the inverted image
+_EACH_CHANNEL: Final = 0.5  # share of the channels that are blurred, or of low resolution
+_INVERTED: Final = 0.25  # share of the gammas that are on the inverted image
 
 
 def placement(augment: Augment, rng: np.random.Generator) -> Matrix | None:
-    """How a patch is turned and scaled: offsets from its centre -> the scan's. None: not at all.
+    """How a patch is turned and scaled: offsets from its centre -> the scan's; None if it isn't.
 
     Rotation about all three axes by up to 30 degrees, and one scale for all axes.
     """
@@ -57,7 +57,7 @@ def placement(augment: Augment, rng: np.random.Generator) -> Matrix | None:
 
 
 def source_box(corner_vox: Vox3, size_vox: Vox3, matrix: Matrix) -> Box:
-    """All that a patch, turned and scaled about its centre, is made from."""
+    """The voxels that a patch, turned and scaled about its centre, is made from."""
     half = np.abs(matrix) @ ((np.array(size_vox) - 1) / 2)
     centre = np.array(corner_vox) + (np.array(size_vox) - 1) / 2
     start, stop = np.floor(centre - half), np.ceil(centre + half) + 1
@@ -76,8 +76,8 @@ def warp(
     """The turned and scaled patch: image trilinear, labels and background of the nearest voxel.
 
     Args:
-        image_CIJK: what `source_box` asks for, as `labels_IJK`.
-        box: where it is, as `source_box` gave it.
+        image_CIJK: the voxels of `box`, like `labels_IJK`.
+        box: as `source_box` gave it.
         corner_vox: of the patch, and its `size_vox`.
         matrix: as `placement` gave it.
         fused: by a compiled kernel where there is one; the same to the last bit.
@@ -100,7 +100,7 @@ def _warp(
     out: Floats,
     out_labels: npt.NDArray[np.uint8],
 ) -> None:
-    """As `kernels.warp`, one k after the other."""
+    """Like `kernels.warp`, one k after the other."""
     _, n_k, n_j, n_i = out.shape
     of_i = np.arange(n_i)[None, :] - (n_i - 1) / 2
     of_j = np.arange(n_j)[:, None] - (n_j - 1) / 2
@@ -127,7 +127,7 @@ def _warp(
 
 
 def changes_intensities(augment: Augment) -> bool:
-    """Whether any of the changes below is asked for."""
+    """Whether any of the changes below is switched on."""
     of = augment
     shares = (of.noise, of.blur, of.brightness, of.contrast, of.low_resolution, of.gamma)
     return any(shares)
@@ -136,7 +136,7 @@ def changes_intensities(augment: Augment) -> bool:
 def change_intensities(image_CIJK: Floats, augment: Augment, rng: np.random.Generator) -> Floats:
     """Noise, blur, brightness, contrast, low resolution and gamma, in nnU-Net's order."""
     image = np.array(image_CIJK.transpose(0, 3, 2, 1), order="C")  # (C, K, J, I)
-    brain = (image != 0).any(axis=0)
+    foreground = (image != 0).any(axis=0)
     channels = len(image)
     if rng.random() < augment.noise:
         deviation = np.float32(math.sqrt(rng.uniform(*_NOISE_VARIANCE)))
@@ -150,7 +150,7 @@ def change_intensities(image_CIJK: Floats, augment: Augment, rng: np.random.Gene
     if rng.random() < augment.contrast:
         factors = _factors(rng, channels)
         for c in range(channels):
-            _contrast(image[c], brain, factors[c, 0, 0, 0])
+            _contrast(image[c], foreground, factors[c, 0, 0, 0])
     if rng.random() < augment.low_resolution:
         zooms = rng.uniform(*_ZOOM, channels)
         for channel in np.flatnonzero(rng.random(channels) < _EACH_CHANNEL):
@@ -158,8 +158,8 @@ def change_intensities(image_CIJK: Floats, augment: Augment, rng: np.random.Gene
     if rng.random() < augment.gamma:
         sign = np.float32(-1 if rng.random() < _INVERTED else 1)
         for c, gamma in enumerate(rng.uniform(*_GAMMA, channels).tolist()):
-            image[c] = sign * _gamma(sign * image[c], brain, gamma)
-    image *= brain
+            image[c] = sign * _gamma(sign * image[c], foreground, gamma)
+    image *= foreground
     return image.transpose(0, 3, 2, 1)
 
 
@@ -168,7 +168,7 @@ def _factors(rng: np.random.Generator, channels: int) -> Floats:
 
 
 def _blur(channel: Floats, sigma_vox: float) -> Floats:
-    """By a Gaussian that is cut off at three deviations; beyond its edge the image is mirrored."""
+    """Blur by a Gaussian, cut off at three deviations; the image is mirrored beyond its edge."""
     radius = int(3 * sigma_vox + 0.5)
     weights = np.exp(-0.5 * (np.arange(radius + 1) / sigma_vox) ** 2)
     weights = (weights / (2 * weights.sum() - weights[0])).astype(np.float32)
@@ -183,16 +183,16 @@ def _blur(channel: Floats, sigma_vox: float) -> Floats:
     return channel
 
 
-def _contrast(channel: Floats, brain: npt.NDArray[np.bool_], factor: np.float32) -> None:
-    """Away from the brain's mean or towards it, within the range that it had; in place."""
-    values = channel[brain]
+def _contrast(channel: Floats, foreground: npt.NDArray[np.bool_], factor: np.float32) -> None:
+    """Scale the foreground's values about their mean, clipped to their old range; in place."""
+    values = channel[foreground]
     if values.size:
         mean, low, high = values.mean(), values.min(), values.max()
-        channel[brain] = np.clip((values - mean) * factor + mean, low, high)
+        channel[foreground] = np.clip((values - mean) * factor + mean, low, high)
 
 
 def _low_resolution(channel: Floats, zoom: float) -> Floats:
-    """Of fewer voxels, the nearest ones, between whose centres values are interpolated linearly."""
+    """The channel at fewer voxels (nearest) and back (linear between their centres)."""
     shape = channel.shape
     for axis, n in enumerate(shape):
         small = max(1, round(n * zoom))
@@ -207,9 +207,9 @@ def _low_resolution(channel: Floats, zoom: float) -> Floats:
     return channel
 
 
-def _gamma(channel: Floats, brain: npt.NDArray[np.bool_], gamma: float) -> Floats:
-    """The brain's values to a power, between the same ends, with the same mean and deviation."""
-    values = channel[brain]
+def _gamma(channel: Floats, foreground: npt.NDArray[np.bool_], gamma: float) -> Floats:
+    """The foreground's values to a power; least, largest, mean and deviation stay the same."""
+    values = channel[foreground]
     if not values.size or values.min() == values.max():
         return channel
     low, high = values.min(), values.max()
@@ -219,7 +219,7 @@ def _gamma(channel: Floats, brain: npt.NDArray[np.bool_], gamma: float) -> Float
         powered = np.exp(np.log((values - low) / (high - low)) * np.float32(gamma))
     deviation = powered.std()
     changed = np.zeros_like(channel)
-    changed[brain] = (powered - powered.mean()) / deviation * values.std() + values.mean()
+    changed[foreground] = (powered - powered.mean()) / deviation * values.std() + values.mean()
     return changed
 
 

@@ -1,8 +1,8 @@
-"""Patches on demand: which, in what order, changed how. The same for any number of workers.
+"""Patches on demand, in a random order, randomly changed: the same for any number of workers.
 
 Sample n of a training (n = 0, 1, 2, ...) is row `permutation(n // N)[n % N]` of the patch index
-of N rows, changed by random numbers of its own: all from (seed, n), nothing from who asks. Step s
-holds the samples s * batch_size to (s + 1) * batch_size - 1, shared out among the workers.
+of N rows, changed by random numbers of its own: all follows from (seed, n), whichever worker asks.
+Step s holds the samples s * batch_size to (s + 1) * batch_size - 1, shared out among the workers.
 
 Images are (C, I, J, K) float32, targets (C, I, J, K) with one mask a class; NaN where the truth
 is not known.
@@ -40,7 +40,7 @@ from gliotrail.segmentation.augment import (
 from gliotrail.synthesis.tumours import Anatomy, Style, synthesize
 
 SYNTHETIC: Final = "synthetic"
-"""What a synthetic sample has in place of a case."""
+"""Stands for the case's name in a synthetic sample."""
 FUSED_FROM_VOXELS: Final = 2**28
 """Compiled kernels save up to 15 ns a voxel and cost a second to load: from here on they pay."""
 
@@ -60,7 +60,7 @@ class Source(Protocol):
 
     @property
     def size_vox(self) -> Vox3:
-        """Of every sample."""
+        """Every sample's size."""
 
     @property
     def width(self) -> tuple[int, int]:
@@ -89,7 +89,7 @@ class Patches:
 
     @property
     def size_vox(self) -> Vox3:
-        """Of every patch."""
+        """Every patch's size."""
         return self.index.size_vox
 
     @property
@@ -108,7 +108,7 @@ class Patches:
         """The image and its targets, both (C, I, J, K), randomly changed."""
         case, augment = self.cases[sample.case], self.augment
         size_vox, corner_vox = self.size_vox, sample.corner_vox
-        # numbers of their own, so that what is off changes nothing of the rest
+        # a generator of its own, so that a change that is off leaves the others' numbers alone
         rng = np.random.default_rng((*sample.augmentation_seed, 1))
         matrix = placement(augment, rng) if augment.rotate or augment.scale else None
         box = (
@@ -180,7 +180,7 @@ class Mixture:
 
     @property
     def size_vox(self) -> Vox3:
-        """Of every sample."""
+        """Every sample's size."""
         return self.real.size_vox
 
     @property
@@ -189,7 +189,7 @@ class Mixture:
         return self.real.width
 
     def sample(self, number: int) -> Sample:
-        """Sample n, for any n >= 0. The real ones are in the order that they have alone."""
+        """Sample n, for any n >= 0. The order of the real ones is as without synthetic ones."""
         if is_synthetic(number, self.share):
             return self.synthetic.sample(number)
         before = math.floor(number * self.share)
@@ -212,7 +212,7 @@ def change(
     rng: np.random.Generator,
     fused: bool = False,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-    """Mirror along each axis with probability `flip`; scale and shift each channel's brain.
+    """Mirror along each axis with probability `flip`; scale and shift each channel's foreground.
 
     The background stays exactly 0.
     """
@@ -227,8 +227,8 @@ def change(
         flip = (1 in flipped, 2 in flipped, 3 in flipped)
         kernel(image_CIJK.transpose(0, 3, 2, 1), flip, scale_C, shift_C, changed)
         return changed, targets
-    brain = (image_CIJK != 0).any(axis=0)
-    values = image_CIJK * scale_C[:, None, None, None] + shift_C[:, None, None, None] * brain
+    foreground = (image_CIJK != 0).any(axis=0)
+    values = image_CIJK * scale_C[:, None, None, None] + shift_C[:, None, None, None] * foreground
     mirrored = np.flip(values, flipped)
     for k in range(0, mirrored.shape[3], 8):  # twice as fast as at once, where i is the fastest
         changed[..., k : k + 8] = mirrored[..., k : k + 8]
@@ -247,10 +247,10 @@ class Batch:
 def part_of_step(
     step: int, batch_size: int, rank: int, workers: int, share: float = 0
 ) -> list[int]:
-    """The numbers of the samples that a worker takes of a step (steps count from 0).
+    """The numbers of the samples that are a worker's part of a step (steps count from 0).
 
-    Samples are dealt in turn, the rarer kind first: it goes on where the step before ended, so that
-    in the long run each worker has its share of the synthetic ones, which take longer to make.
+    Samples are dealt in turn, the rarer kind first, from the worker where the step before ended: in
+    the long run each worker has its share of the synthetic ones, which take longer to make.
 
     Args:
         share: of synthetic samples, see `Mixture`.
@@ -285,13 +285,13 @@ def batches(
     device: torch.device | None = None,
     readers: int = 1,
 ) -> Iterator[Batch]:
-    """A worker's batches of the given steps, read while those before are worked on.
+    """A worker's batches of the given steps, read while the network works on earlier ones.
 
     They are in the CPU's memory; pinned where `device` is a GPU, which then copies them itself.
 
     Args:
-        readers: how many samples are made at a time, by threads: what takes long in numpy, scipy
-            and Numba runs beside other threads. As many steps are read ahead as keep them busy.
+        readers: how many samples are made at a time, by threads: the slow parts, in numpy, scipy
+            and Numba, release the GIL. As many steps are read ahead as keep the threads busy.
     """
     pinned = device is not None and device.type == "cuda"
     share = source.share if isinstance(source, Mixture) else 0

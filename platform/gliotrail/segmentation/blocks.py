@@ -2,10 +2,10 @@
 
 One pass keeps every level's features of the whole image at once. Where they don't fit, a level is
 computed block by block instead, each block with the few voxels around it that its two convolutions
-see; what the levels below make of the level's pooled output is then kept whole, an eighth of the
-size. The level's skip isn't kept but computed again on the way up. The levels below are computed in
-the same way, from the first that fits in one pass on down, so the margins never add up over levels
-as a receptive field does, and the cost stays near that of one pass at every depth.
+see. The result of the levels below, an eighth of the size, is kept whole; the level's skip is not
+kept but computed again on the way up. The levels below are computed in the same way, until one fits
+in a single pass. So margins never add up over levels as a receptive field does, and the cost stays
+near that of one pass at every depth.
 """
 
 import math
@@ -21,7 +21,7 @@ from gliotrail.imaging.geometry import Box, vox3
 from gliotrail.segmentation.unet import UNet3d
 
 FLOATS: Final = 9
-"""A pass holds at most so many numbers at a time, per voxel and filter of its first level."""
+"""The most numbers that a pass holds at a time, per voxel and filter of its first level."""
 _REACH_VOX: Final = 2  # of two 3x3x3 convolutions
 
 
@@ -35,8 +35,8 @@ def predict_in_blocks(
 
     Args:
         image_BCIJK: sides are multiples of `unet.stride(depth)`.
-        most_bytes: of features; weights, image and result are beside them. Blocks take a third of
-            it at least, even if the features that are kept whole leave less.
+        most_bytes: of features; weights, image and result come on top. Blocks take at least a
+            third of it, even if the features that are kept whole leave less.
     """
     shape = (image_BCIJK.shape[0], model.head.out_channels, *image_BCIJK.shape[2:])
     result = image_BCIJK.new_empty(shape, dtype=torch.float32)
@@ -88,7 +88,7 @@ def _level(
 
 
 def _descend(model: UNet3d, level: int, x: Tensor, box: Box, whole: Box) -> Tensor:
-    """A box of the level's skip, which its input's own edges end but no block's."""
+    """A box of the level's skip, padded at the edges of the whole input only."""
     seen = box.grown(_REACH_VOX).meet(whole)
     return _part(model.descend(level, _part(x, seen)), box, seen)
 
@@ -99,21 +99,20 @@ def _features(like: Tensor, channels: int, size_vox: list[int]) -> Tensor:
 
 
 def _part(x: Tensor, box: Box, of: Box | None = None) -> Tensor:
-    """The box of a tensor that is itself the box `of`."""
+    """A box of a tensor that covers the box `of`."""
     inside = box.shifted([-n for n in of.start_vox]) if of else box
     return x[:, :, *inside.slices].contiguous(memory_format=torch.channels_last_3d)
 
 
 def _half(box: Box) -> Box:
-    """In voxels of the level below."""
+    """The box in voxels of the level below."""
     return Box(vox3([n // 2 for n in box.start_vox]), vox3([n // 2 for n in box.stop_vox]))
 
 
 def _cut(size_vox: tuple[int, int, int], most_voxels: int) -> Iterator[Box]:
     """Cut into blocks, near to cubes, that begin and end at even voxels.
 
-    With the margins that they are computed with they have at most `most_voxels`, or else are as
-    small as twice those margins.
+    With their margins they have at most `most_voxels`, but no side is below twice the margin.
     """
     pieces = [1, 1, 1]
     margin, least = 2 * _REACH_VOX, 4 * _REACH_VOX

@@ -10,13 +10,13 @@ from gliotrail.errors import WeightsError
 from gliotrail.segmentation.weights import read, to_bytes
 
 _OF_EACH: Final = {"postprocess", "trained_on"}
-"""What members need not have alike."""
+"""Fields in which members may differ."""
 
 
 def join(files: Sequence[Path]) -> bytes:
-    """The content of a weights file that holds several, whose probabilities will be averaged.
+    """The content of a weights file with several networks, whose probabilities are averaged.
 
-    Rules for label maps are left out: they are of one network, not of a mean of several.
+    Rules for label maps are left out: they were found for one network, not for a mean of several.
 
     Raises:
         WeightsError: as `weights.read`; fewer than two files, or networks that are not alike.

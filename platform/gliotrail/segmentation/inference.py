@@ -1,13 +1,13 @@
 """Whole-scan prediction in bounded memory.
 
 A U-Net without normalisation is computed in blocks (see `blocks`): the same numbers as one pass
-over the whole prepared array (the brain's box, padded at its far end to whole strides). A box of
-the scan is seen with a margin of the network's receptive field. Outside the brain's box there is no
-tissue, hence no tumour.
+over the whole prepared array (the foreground's box, padded at its far end to whole strides). A box
+of the scan is read with a margin of the network's receptive field. Outside the foreground's box
+there is no tissue, hence no tumour.
 
-A network with normalisation is not exact that way: each voxel's output depends on all that is seen
-with it. It sees windows of the size of its patches, which overlap by half, and their probabilities
-are averaged with Gaussian weights (as nnU-Net does, arXiv:1904.08128), by MONAI.
+With normalisation, blocks would give other numbers: a voxel's output depends on the whole input.
+Such a network predicts windows of the size of its patches, which overlap by half, and their
+probabilities are averaged with Gaussian weights (as nnU-Net does, arXiv:1904.08128), by MONAI.
 """
 
 import math
@@ -29,8 +29,8 @@ from gliotrail.segmentation.precision import convolutions_in
 from gliotrail.segmentation.unet import UNet3d, receptive_radius_vox, stride
 
 CPU_BYTES: Final = 1_536_000_000
-"""Of features at a time, on a CPU."""
-_OF_FREE: Final = 0.5  # of a GPU's memory; cuDNN takes as much again for itself
+"""The memory of features at a time, on a CPU."""
+_OF_FREE: Final = 0.5  # share of a GPU's free memory; cuDNN takes as much again for itself
 _MOST_WINDOWS: Final = 16
 
 
@@ -89,7 +89,7 @@ def to_labels(
 ) -> Labels:
     """The class of largest probability among those above the threshold, background if none.
 
-    Of `regions` the innermost whose probability, the sum of its classes', is above it.
+    With `regions`, the innermost region whose probability (the sum of its classes') is above it.
     """
     if heads == "regions":
         labels = np.zeros(probabilities_CIJK.shape[1:], np.uint8)
@@ -110,8 +110,8 @@ def forward(
     """Image (C, I, J, K) -> probabilities (classes, I, J, K), in one pass, blocks or windows.
 
     Args:
-        most_bytes: that features take at a time; None is CPU_BYTES on a CPU, on a GPU half of what
-            is free there.
+        most_bytes: the memory of features at a time; None is CPU_BYTES on a CPU, half of the free
+            memory on a GPU.
     """
     if len(model.networks) > 1:
         given = [forward(one, image_CIJK, most_bytes) for one in model.networks.values()]
@@ -132,7 +132,7 @@ def forward(
 
 
 def _of_classes(regions_BCIJK: Tensor) -> Tensor:
-    """Of nested regions: a class has what its region has beyond the next one inside."""
+    """Nested regions' probabilities -> classes': a region's less that of the next one inside."""
     nested_BCIJK = regions_BCIJK.cummin(1).values
     inner_BCIJK = torch.cat([nested_BCIJK[:, 1:], torch.zeros_like(nested_BCIJK[:, :1])], dim=1)
     return nested_BCIJK - inner_BCIJK
@@ -152,7 +152,7 @@ def _by_windows(model: Network, image: Tensor, most_bytes: int) -> Tensor:
     size_vox = model.window_vox
     assert size_vox is not None
     of_one = math.prod(size_vox) * FLOATS * model.base_filters * image.element_size()
-    on_gpu = image.device.type == "cuda"  # a CPU is as busy with one
+    on_gpu = image.device.type == "cuda"  # one window keeps a CPU busy
     at_once = min(_MOST_WINDOWS, max(1, most_bytes // of_one)) if on_gpu else 1
 
     def predict(windows: Tensor) -> Tensor:

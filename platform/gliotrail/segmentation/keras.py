@@ -1,12 +1,12 @@
 """Keras' HDF5 weights of the U-Net, of any depth and width, as this project's.
 
-Three layouts. Weights files of old have the attribute `layer_names` at their root, and each layer's
+Three layouts. Old weights files have the attribute `layer_names` at their root, and each layer's
 group has `weight_names`: both are lists in the model's order. Whole models have the same below
 `model_weights`. Keras 3's `.weights.h5` has `layers/conv3d_2/vars/0`, where the number is the
-place among the model's layers of that class, counted anew in every file, which is what Keras
-itself reads them back by (keras/src/saving/saving_lib.py, the same from 2.15 to 3.15); the layers'
-own names, numbered through a whole program run, are only an attribute there. Shapes alone don't
-tell the order: at each level two convolutions have the same.
+place among the model's layers of that class, counted anew in every file; Keras itself reads them
+back by it (keras/src/saving/saving_lib.py, the same from 2.15 to 3.15). The layers' own names,
+numbered through a whole program run, are only an attribute there. Shapes don't give the order: at
+each level two convolutions have the same.
 
 A file may come from anybody: nothing outside it is opened, nothing in it is unpickled or run, and
 shapes are compared before memory is taken.
@@ -32,7 +32,7 @@ from gliotrail.params import Model
 from gliotrail.segmentation.weights import Description, reordered
 
 LARGEST_VALUES: Final = 2**29
-"""More weights than these (2 GiB of float32) are refused."""
+"""A file with more weights (2 GiB of float32) is refused."""
 _MOST_NAMES: Final = 1000
 _IN_THE_FILE: Final = {h5py.h5d.COMPACT, h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED}
 
@@ -49,7 +49,7 @@ class Mapped:
 
 @dataclass(frozen=True)
 class KerasWeights:
-    """Weights by the network's names, what they are of, and where each came from."""
+    """Weights by the network's names, their description, and where each came from."""
 
     state: dict[str, Tensor]
     description: Description
@@ -78,7 +78,7 @@ def read_keras(
         path: a weights file, a whole model, or a `.weights.h5` of Keras 3.
         channels: names of its inputs, in its order; the task's if None.
         classes: names of its outputs, in its order; the task's if None.
-        standardize: how its input was standardised. `slice` is nearest to what the course did.
+        standardize: how its input was standardised. `slice` is nearest to the course's way.
 
     Raises:
         WeightsError: an unknown or missing channel or class; no such file, another layout, layers
@@ -143,7 +143,7 @@ def _convolutions(file: h5py.File, path: Path) -> Iterator[_Convolution]:
         for tensor in tensors:
             _check_dataset(tensor, layer, path)
         shapes = [tensor.shape for tensor in tensors]
-        # a model inside the model is one layer with the tensors of all of its own
+        # a model inside the model counts as one layer, with all its tensors
         for n in range(0, len(tensors), 2):
             if [len(shape) for shape in shapes[n : n + 2]] != [5, 1]:
                 wanted = "a 3-D convolution's kernel and bias"
@@ -159,7 +159,7 @@ def _listed_layers(top: h5py.Group, path: Path) -> Iterator[tuple[str, list[h5py
 
 
 def _numbered_layers(layers: h5py.Group, path: Path) -> Iterator[tuple[str, list[h5py.Dataset]]]:
-    """Those with weights: `conv3d`, `conv3d_1`, `conv3d_2`, .. without a gap, or nobody knows."""
+    """Those with weights: `conv3d`, `conv3d_1`, `conv3d_2`, .. without a gap, else no order."""
     tensors = {}
     for layer in _keys(layers, path):
         variables = _member(layers, f"{layer}/vars", path)
@@ -171,7 +171,7 @@ def _numbered_layers(layers: h5py.Group, path: Path) -> Iterator[tuple[str, list
     if sorted(order) != sorted(tensors):
         wanted = "one class of layers, numbered without a gap"
         got = ", ".join(sorted(tensors)[:4]) or "none"
-        do = "their order is not told otherwise; save the whole model as .h5"
+        do = "the file has no other order of layers; save the whole model as .h5"
         raise WeightsError("layers with weights", where=path, wanted=wanted, got=got, do=do)
     for layer in order:
         yield layer, tensors[layer]
@@ -184,7 +184,7 @@ def _keys(group: h5py.Group, path: Path) -> list[str]:
 
 
 def _member(group: h5py.Group, name: str, path: Path) -> Any:
-    """What is at `a/b/c`, if it lies in this very file: no link leads out of it."""
+    """The member at `a/b/c`, which must lie in this very file: no link leads out of it."""
     for part in name.split("/"):
         key = part.encode()
         if not (isinstance(group, h5py.Group) and key and group.id.links.exists(key)):
@@ -201,7 +201,7 @@ def _has_names(group: h5py.Group, key: str) -> bool:
 
 
 def _names(group: h5py.Group, key: str, path: Path) -> list[str]:
-    """A list of texts, which Keras cuts in pieces (`key0`, `key1`, ..) where it is long."""
+    """A list of texts; Keras cuts long ones in pieces (`key0`, `key1`, ..)."""
     keys = [key]
     if key not in group.attrs:
         keys = [f"{key}{n}" for n in range(len(group.attrs)) if f"{key}{n}" in group.attrs]
@@ -220,7 +220,7 @@ def _names(group: h5py.Group, key: str, path: Path) -> list[str]:
 
 
 def _check_dataset(tensor: Any, layer: str, path: Path) -> None:
-    """Real numbers that lie in this file, asked before anything else: a shape may need others."""
+    """Refuse values outside this file, first of all: even a shape may be read from others."""
     if not isinstance(tensor, h5py.Dataset):
         raise WeightsError(layer, where=path, wanted="a dataset", got=type(tensor).__name__)
     creation = tensor.id.get_create_plist()

@@ -1,8 +1,8 @@
 """The training loop: plain PyTorch, from top to bottom. It knows nothing of where it runs.
 
-It is handed a `World` (which worker this is, how to sum over all workers) and a `report` that is
-told every step's numbers and may ask for a snapshot. Batch size and budget are global: one worker
-and many take the same steps, up to the rounding of sums.
+It is handed a `World` (which worker this is, how to sum over all workers) and a `report` that gets
+every step's numbers and may ask for a snapshot. Batch size and budget are global: one worker and
+many take the same steps, up to the rounding of sums.
 """
 
 import copy
@@ -29,16 +29,16 @@ from gliotrail.segmentation.optimizers import (
     optimizer_of,
     set_learning_rate,
 )
-from gliotrail.segmentation.precision import DTYPES, convolutions_in, told_of_gpu
+from gliotrail.segmentation.precision import DTYPES, convolutions_in, gpu_metrics
 
 SCORE: Final = "val/dice_mean_regions"
-"""What decides which weights are the best, and which trial and champion win."""
+"""The metric that decides which weights are the best, and which trial and champion win."""
 EPOCH_END: Final = "train/learning_rate"
-"""What every epoch's last step is told with, and no other step."""
+"""A metric that the last step of each epoch has, and no other step."""
 
 _SURELY_NOT: Final = -30.0
 """A logit whose sigmoid is 1e-13: small enough for any loss, and finite in half precision."""
-_MOST_TOLD: Final = 8
+_MOST_NAMED: Final = 8
 _POLY_POWER: Final = 0.9
 
 
@@ -46,11 +46,11 @@ _POLY_POWER: Final = 0.9
 class World:
     """Which worker this is, and how a tensor is summed in place over all of them.
 
-    expect_s: is told how long a plain step takes by now; None before the first one and where a
-        validation, or what is told of it, comes in between.
+    expect_s: receives how long a plain step takes by now; None before the first one and around a
+        validation and its report.
     micro_batch: how many samples go through the network at a time; None is all of a worker's, and
         fewer where they don't fit in the GPU's memory at its first step.
-    of_machines: what is told of the workers' machines at each validation; all workers call it.
+    of_machines: metrics of the workers' machines, at each validation; all workers call it.
     """
 
     rank: int = 0
@@ -102,7 +102,7 @@ class Plan:
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """What is told of each step: the loss that is trained on, and the soft Dice loss."""
+        """The losses that each step reports: the one that is trained on, and soft Dice."""
         return tuple(dict.fromkeys((self.loss, "soft_dice")))
 
     def learning_rate_at(self, step: int) -> float:
@@ -137,7 +137,7 @@ class State:
 
 
 class Report(Protocol):
-    """What is told of each step, counted from 1. `snapshot()` copies the state as it is then."""
+    """Gets each step's metrics, counted from 1. `snapshot()` copies the state as it is then."""
 
     def __call__(
         self, step: int, metrics: Mapping[str, float], snapshot: Callable[[], State]
@@ -148,7 +148,7 @@ class Report(Protocol):
 class NotFiniteError(TrainingError):
     """A loss or a gradient is NaN or Inf. `led_there`: step, rate, losses and patches, for JSON.
 
-    All patches of the step are named: which one it was, and on which worker, is not known.
+    It names all patches of the step: which of them caused it is not known.
     """
 
     def __init__(self, losses: Mapping[str, float], step: int, plan: Plan, source: Source) -> None:
@@ -161,18 +161,18 @@ class NotFiniteError(TrainingError):
             "losses": {name: str(value) for name, value in losses.items()},  # JSON has no NaN
             "samples": [asdict(sample) for sample in samples],
         }
-        told = [f"{s.case} at {s.corner_vox}" for s in samples[:_MOST_TOLD]]
-        told += [f"{len(samples) - _MOST_TOLD} more"] if len(samples) > _MOST_TOLD else []
+        named = [f"{s.case} at {s.corner_vox}" for s in samples[:_MOST_NAMED]]
+        named += [f"{len(samples) - _MOST_NAMED} more"] if len(samples) > _MOST_NAMED else []
         what = "gradient" if math.isfinite(loss) else "loss"
         super().__init__(
-            f"{what} at step {step + 1}, learning rate {rate:.3g}, on {'; '.join(told)}",
+            f"{what} at step {step + 1}, learning rate {rate:.3g}, on {'; '.join(named)}",
             wanted="finite numbers",
             got="NaN or Inf" if math.isfinite(loss) else loss,
             do="lower train.learning_rate or look at these patches",
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # between processes what is told is enough
+        # another process needs the message alone
         return (TrainingError, (str(self),))
 
 
@@ -193,7 +193,7 @@ def fit(
         validate: called on every worker at each epoch's end; its numbers include SCORE, unless
             the `last` weights are kept: without it they are unmeasured, their score is NaN.
         report: called after every step, on every worker.
-        stop: asked at every step; where it says so on any worker, that step is the last of all.
+        stop: called at every step; if it is true on any worker, that step is the last on all.
         until: how many steps of the plan to take for now; all of them if None.
 
     Returns:
@@ -213,7 +213,7 @@ def fit(
     scaler = torch.amp.GradScaler(world.device.type, enabled=plan.precision == "float16")
     averaged = copy.deepcopy(model)
     share = plan.batch_size / world.workers
-    of_gpu = partial(told_of_gpu, model, source.size_vox, share, plan.precision, world.device)
+    of_gpu = partial(gpu_metrics, model, source.size_vox, share, plan.precision, world.device)
     state = replace(state) if state else State(0, {})
     kept = state.weights("kept")
     if state.step:
@@ -285,9 +285,9 @@ def fit(
 def _as_much_as_fits(
     parts: Callable[[int], Tensor], micro_batch: int, world: World
 ) -> tuple[Tensor, int]:
-    """What the first step gives, and how many samples at a time fit in memory.
+    """The first step's gradients and losses, and how many samples at a time fit in memory.
 
-    Only this worker tries again: the others wait where all of them sum.
+    Only this worker tries again: the others wait for its summands.
     """
     while True:
         try:
@@ -310,14 +310,14 @@ def gradients_and_losses(
 ) -> Tensor:
     """The global batch's gradients, its mean losses, and how many workers were asked to stop, flat.
 
-    The gradients are also left in the parameters, of every worker the same.
+    The gradients are also left in the parameters, the same on every worker.
 
     Args:
         micro_batch: how many samples go through the network at a time; all of them if None.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     model.zero_grad()
-    sums = scaler.scale(torch.zeros(len(plan.losses), device=world.device))  # which sets it up
+    sums = scaler.scale(torch.zeros(len(plan.losses), device=world.device))  # sets the scaler up
     at_once = micro_batch or max(1, len(batch.samples))
     for first in range(0, len(batch.samples), at_once):
         part = slice(first, first + at_once)
@@ -327,19 +327,19 @@ def gradients_and_losses(
         with convolutions_in(plan.precision):
             with torch.autocast(world.device.type, DTYPES[plan.precision], enabled=reduced):
                 given = model.supervised(image) if isinstance(model, Network) else [model(image)]
-            # where the truth is not known the prediction counts as right, and nothing is learnt
+            # where the truth is unknown, the prediction counts as right: no gradient
             levels = [logits.masked_fill(targets.isnan(), _SURELY_NOT) for logits in given]
             targets = targets.nan_to_num(0)
             if getattr(model, "heads", "classes") == "regions":
                 # each class' mask and those of all classes inside it
                 targets = targets.flip(1).cumsum(1).flip(1)
-            told = torch.stack([loss_named(n)(levels[0], targets).sum() for n in plan.losses])
-            judged = told[0]
+            losses = torch.stack([loss_named(n)(levels[0], targets).sum() for n in plan.losses])
+            judged = losses[0]
             for depth, logits in enumerate(levels[1:], start=1):
                 judged = judged + loss_named(plan.loss)(logits, targets).sum() / 2**depth
             of_all = 2 - 0.5 ** (len(levels) - 1)  # 1 + 1/2 + 1/4 + ...
             scaler.scale(judged / (plan.batch_size * of_all)).backward()
-        sums = told.detach() if first == 0 else sums + told.detach()
+        sums = losses.detach() if first == 0 else sums + losses.detach()
     # one flat tensor, one sum: the same order of additions whatever the timing of the workers
     pieces = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     vote = torch.full((1,), float(stop), device=world.device)
@@ -385,12 +385,12 @@ def _restore(
     state: State,
     plan: Plan,
 ) -> None:
-    """The inverse of `_snapshot`, of what is no weights."""
+    """The inverse of `_snapshot`, for all but the weights."""
     whole = optimizer.state_dict()
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     for place, name in enumerate(trained):
         moments = {key: f"optimizer.{key}.{name}" for key in REMEMBERED[plan.optimizer]}
-        # there are none yet where float16's first steps were left out
+        # there are none yet if float16's first steps were skipped
         whole["state"][place] = {
             key: state.tensors[of].clone() for key, of in moments.items() if of in state.tensors
         }

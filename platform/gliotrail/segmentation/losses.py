@@ -54,8 +54,8 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits, targets), both (B, C, I, J, K), to one loss a sample (B,).
 
-Targets are 0 or 1. Where the truth is not known the logits are -30 and the targets 0. With half
-precision the logits are in half precision, too.
+Targets are 0 or 1. Where the truth is unknown, logits are -30 and targets 0. With half precision
+the logits are in half precision, too.
 """
 LOSSES: Final[Mapping[str, Loss]] = MappingProxyType(
     {"soft_dice": _soft_dice_from_logits, "dice_ce": _dice_ce_from_logits}
@@ -74,7 +74,7 @@ def loss_named(name: str) -> Loss:
 
 
 def loss_key(name: str) -> str:
-    """How MLflow has it: `soft_dice_loss`; of `my_losses:tversky` tversky_loss."""
+    """A loss's name in MLflow: `soft_dice_loss`; `tversky_loss` for `my_losses:tversky`."""
     return f"{short_name(name).removesuffix('_loss')}_loss"
 
 
@@ -82,7 +82,7 @@ def check_loss(name: str) -> None:
     """Try a loss of your own on two samples of two classes.
 
     Raises:
-        ParamsError: it gives no number a sample, or no gradient.
+        ParamsError: it doesn't give one number a sample, or no gradient.
     """
     if not is_own(name):
         return
@@ -92,9 +92,9 @@ def check_loss(name: str) -> None:
     what, wanted = f"train.loss: {name}", "(logits, targets) to one finite loss a sample, (2,) of 2"
     loss = loss_named(name)
     with tried(what, wanted):
-        told = loss(logits, targets)
-        told.sum().backward()
-        finite = bool(told.isfinite().all())
-    if tuple(told.shape) != (2,) or not finite:
-        got = f"{tuple(told.shape)}{'' if finite else ', not finite'}"
+        values = loss(logits, targets)
+        values.sum().backward()
+        finite = bool(values.isfinite().all())
+    if tuple(values.shape) != (2,) or not finite:
+        got = f"{tuple(values.shape)}{'' if finite else ', not finite'}"
         raise ParamsError(what, wanted=wanted, got=got)

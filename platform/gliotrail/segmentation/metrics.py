@@ -1,11 +1,11 @@
-"""Dice, sensitivity and specificity: of probabilities in tensors, and of label volumes as counts.
+"""Dice, sensitivity and specificity, of probability tensors and of label volumes.
 
 Tensors are (B, C, I, J, K): sample, class, left-right, posterior-anterior, inferior-superior.
 Label volumes are (I, J, K): 0, the places of the data set's classes, and IGNORED where the truth is
-not known, which counts nowhere. Each class and each region is a set of labels, and TP, FP, FN, TN
-of all of them come out of one table of how often which label was predicted where which is true.
+unknown; such voxels are not counted. Each class and each region is a set of labels, and TP, FP, FN,
+TN of all of them come from one confusion matrix of labels.
 
-Counts know no epsilon. Where truth or prediction is empty, this is the rule:
+Counts need no epsilon. Where truth or prediction is empty, this is the rule:
 
 | truth | prediction | Dice | sensitivity | surface Dice | HD95 |
 |---|---|---|---|---|---|
@@ -14,8 +14,8 @@ Counts know no epsilon. Where truth or prediction is empty, this is the rule:
 | some | empty | 0 | 0 | 0 | undefined |
 
 Undefined is None (NaN in a tensor), never a 0 or 1. Specificity is undefined only where the truth
-fills the grid. A mean is over the defined values alone, and always comes with `n`, how many they
-are; what was empty is named beside it.
+fills the grid. A mean is over the defined values alone, and always comes with their number, `n`;
+the classes and regions that were empty are named beside it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SPATIAL: Final = (2, 3, 4)
 EPS: Final = 1e-5
 _BLOCK_VOXELS: Final = 2**19
 _FEW: Final = 4
-"""So many labels fit into two bits, which counts them several times as fast."""
+"""As many labels fit into two bits, and are counted several times as fast."""
 _CODE_BITS: Final = np.uint64(0x0303_0303_0303_0303)  # of eight labels
 _EVERY_SECOND: Final = np.uint64(0x00FF_00FF_00FF_00FF)
 
@@ -119,7 +119,7 @@ def confusion(
     """How many voxels have the label r in the truth and p in the prediction, as [r, p].
 
     One pass in blocks that fit into a cache: the volumes may be memory-mapped. With `where_IJK`,
-    only the voxels inside it; never those that the truth ignores.
+    only voxels inside it count. Those that the truth ignores never do.
 
     Args:
         n_labels: how many there are, background included.
@@ -174,7 +174,7 @@ def _confusion_of_many(
     n_labels: int,
     where_IJK: npt.NDArray[np.bool_] | None,
 ) -> npt.NDArray[np.int64]:
-    """As `confusion`, of any number of labels."""
+    """Like `confusion`, for any number of labels."""
     _check(ref_IJK, "truth", n_labels)
     _check(pred_IJK, "prediction", n_labels)
     counts = np.zeros(n_labels**2, np.int64)
@@ -195,7 +195,7 @@ def counts_of(confusion_rp: npt.NDArray[np.int64], labels: Iterable[int]) -> Cou
 
 
 class Mean(NamedTuple):
-    """A mean over the defined values, and how many they are; None over none."""
+    """A mean over the defined values, and their number; None if there are none."""
 
     value: float | None
     n: int
@@ -232,8 +232,8 @@ def soft_dice_loss_scan(
 ) -> float:
     """The soft Dice loss of a whole scan: 1 - mean over classes, as `losses.soft_dice_loss`.
 
-    Sums are float64, a slice at a time: the probabilities may be memory-mapped. What the truth
-    ignores counts nowhere.
+    Sums are float64, a slice at a time: the probabilities may be memory-mapped. Voxels that the
+    truth ignores are left out.
 
     Raises:
         DataError: the shapes don't fit.

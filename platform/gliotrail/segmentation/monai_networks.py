@@ -79,7 +79,7 @@ class Normalised(Network):
         return self.supervised(image_BCIJK)[0]
 
     def supervised(self, image_BCIJK: Tensor) -> list[Tensor]:
-        """Logits, with deep supervision also of coarser levels while the network is training."""
+        """Logits; while training with deep supervision those of coarser levels, too."""
         n, image = self.cube_vox, image_BCIJK
         check_size(tuple(image.shape[2:]), self.depth, n)
         if n > 1:

@@ -1,4 +1,4 @@
-"""What the platform asks of a network, whichever it is: ours, MONAI's or one of your own."""
+"""The interface of a network: ours, MONAI's or one of your own."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ class Network(nn.Module):
 
     I, J, K are multiples of `unet.stride(depth)`. A network of your own (see `own_parts`) is a
     subclass that is made as `Class(model, channels, classes)`, the first being `params.Model`; it
-    says `first` and `head_name`, and `encoder` where that is to be frozen.
+    sets `first` and `head_name`, and `encoder` if that is to be frozen.
 
-    first, head_name: the names of the weights that are fed the channels (each channel as
-        `voxels_each` in a row), and of the layer that gives the outputs likewise (it has a bias).
+    first: the name of the weights whose inputs are the channels (`voxels_each` inputs a channel).
+    head_name: the name of the layer that gives the outputs likewise; it has a bias.
     heads: what the outputs are, see `params.Model`.
-    training_only: how the names of weights begin that only `supervised` uses.
+    training_only: the prefixes of names of weights that only `supervised` uses.
     window_vox: None where an output depends on its surroundings only (see
-        `unet.receptive_radius_vox`); with normalisation what is predicted at once: the size of the
-        patches that it was trained on.
+        `unet.receptive_radius_vox`); with normalisation, the size that is predicted at once: that
+        of the patches that the network was trained on.
     """
 
     first: tuple[str, ...]
@@ -45,32 +45,32 @@ class Network(nn.Module):
         """Logits of the same spatial size."""
 
     def supervised(self, image_BCIJK: Tensor) -> Sequence[Tensor]:
-        """What a training judges: the logits, and those of coarser levels at the same size."""
+        """The logits for the loss, and those of coarser levels at the same size."""
         return [self(image_BCIJK)]
 
     @property
     def networks(self) -> Mapping[str, "Network"]:
-        """Itself, or an ensemble's members, by how the names of their weights begin."""
+        """Itself, or an ensemble's members, by the prefix of their weights' names."""
         return {"": self}
 
     @property
     def n_outputs(self) -> int:
-        """How many classes it gives."""
+        """How many classes it predicts."""
         return int(self.get_parameter(f"{self.head_name}.bias").numel()) // self.voxels_each
 
     @property
     def encoder(self) -> Sequence[nn.Module]:
-        """What `train.freeze: encoder` keeps as it was.
+        """The modules that `train.freeze: encoder` freezes.
 
         Raises:
-            ParamsError: the network doesn't tell.
+            ParamsError: the network names none.
         """
         got = f"{type(self).__name__}, which names no encoder"
         raise ParamsError("train.freeze", wanted="none", got=got)
 
 
 class Ensemble(Network):
-    """Networks of one kind. `inference.forward` averages what they give, as probabilities."""
+    """Networks of one kind. `inference.forward` averages their probabilities."""
 
     def __init__(self, members: Sequence[Network]) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def own_network(model: "Model", channels: int, classes: int) -> Network:
     if not (isinstance(made, type) and issubclass(made, Network)):
         wanted = f"a subclass of {Network.__module__}.Network"
         raise ParamsError(f"{key}: {model.name}", wanted=wanted, got=repr(made))
-    wanted = "one that is made as Class(model, channels, classes), with first and head_name"
+    wanted = "a network made as Class(model, channels, classes), with first and head_name"
     with tried(f"{key}: {model.name}", wanted):
         network = made(model, channels, classes)
         head = network.head_name

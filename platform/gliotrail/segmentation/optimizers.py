@@ -1,4 +1,4 @@
-"""What moves the weights, at which learning rate, and the moving average of them."""
+"""Optimizers, their learning rate, and the moving average of the weights."""
 
 from typing import Final
 
@@ -7,7 +7,7 @@ from torch import nn
 
 _MOMENTUM: Final = 0.99
 REMEMBERED: Final = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
-"""What an optimizer knows of each weight, by its own names."""
+"""Each optimizer's state of a weight, by PyTorch's names."""
 
 
 def optimizer_of(
@@ -20,7 +20,7 @@ def optimizer_of(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """For all weights alike; the schedule is `loop.Plan.learning_rate_at`."""
+    """Set it for all weights; the schedule is `loop.Plan.learning_rate_at`."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 

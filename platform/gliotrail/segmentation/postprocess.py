@@ -1,9 +1,9 @@
 """Rules for a label map after the network: small components and small regions are dropped, holes
 filled. They are found on validation patients, kept only where they help, and go with the weights.
 
-Isensee et al., Nature Methods 18 (2021), let the largest component stand where that helps on
-validation; that a small enhancing tumour becomes the region around it is a rule of BraTS (Isensee
-et al., arXiv:2011.00848).
+Isensee et al., Nature Methods 18 (2021), keep only the largest component where that helps on
+validation; for BraTS, a small enhancing tumour becomes the region around it (Isensee et al.,
+arXiv:2011.00848).
 """
 
 import math
@@ -23,7 +23,7 @@ from gliotrail.segmentation.metrics import confusion, counts_of, mean_defined
 _COMPONENT_ML: Final = (0.03, 0.1, 0.3, 1.0, 3.0)
 _REGION_ML: Final = (0.1, 0.3, 1.0, 3.0)
 _LEAST_GAIN: Final = 1e-3
-"""In mean Dice. Less is no reason for a rule."""
+"""The least gain in mean Dice that a rule must bring."""
 _NEIGHBOURS: Final = np.ones((3, 3, 3), bool)
 
 _Volume = Annotated[float, Field(gt=0, le=1000)]
@@ -34,10 +34,10 @@ class Postprocess(Section):
 
     least_component_ml: connected components (over faces, edges and corners) below it are dropped,
         but never the largest.
-    least_region_ml: a region that is smaller in all is dropped whole.
-    fill_holes: what these regions surround on all sides becomes theirs.
+    least_region_ml: a region of a smaller total volume is dropped whole.
+    fill_holes: holes in these regions are filled.
 
-    What is dropped becomes the region around it, or background.
+    Dropped voxels become the region around them, or background.
     """
 
     least_component_ml: dict[str, _Volume] = Field(default_factory=dict)
@@ -47,7 +47,7 @@ class Postprocess(Section):
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Labels (I, J, K) as predicted and as they are, of voxels with these sides."""
+    """Predicted and true labels (I, J, K), and the sides of a voxel."""
 
     pred_IJK: Labels
     ref_IJK: Labels
@@ -89,8 +89,8 @@ def find_rules(cases: Sequence[Judged], task: Task) -> tuple[Postprocess, float,
     """Rules that raise the mean Dice, found one after the other, the innermost region first.
 
     Returns:
-        the rules, none where none helps; mean Dice over regions and cases without and with them,
-        NaN where nothing is defined.
+        the rules, if any helps; mean Dice over regions and cases without and with them, NaN where
+        no Dice is defined.
     """
     cut = [_cut(case) for case in cases]
     rules = Postprocess()
@@ -154,7 +154,7 @@ def _around(region: Region, task: Task) -> int:
 
 
 def _cut(case: Judged) -> Judged:
-    """The same within the box of all tumour, true or found: what is outside counts for no Dice."""
+    """The same within the box of all foreground, true or predicted: Dice needs no more."""
     box = _box_of((case.pred_IJK > 0) | (case.ref_IJK > 0))
     return Judged(case.pred_IJK[box], case.ref_IJK[box], case.spacing_mm)
 

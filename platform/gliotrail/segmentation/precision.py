@@ -1,4 +1,4 @@
-"""In what numbers a network computes, and what a device can do with them at best."""
+"""The precision that a network computes in, and a device's peak speed at it."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -29,14 +29,14 @@ _PEAK_TFLOPS: Final[Mapping[str, Mapping[str, float]]] = {
     "V100-SXM2": {"float32": 15.7, "half": 125},
     "T4": {"float32": 8.1, "half": 65},
 }
-"""Dense, from NVIDIA's data sheets, by a part of the device's name; the first that fits."""
+"""Dense, from NVIDIA's data sheets, by a part of the device's name; the first match counts."""
 
 
 @contextmanager
 def convolutions_in(precision: str) -> Iterator[None]:
-    """TF32, which PyTorch lets cuDNN take for float32, only where the precision is `tf32`.
+    """Let cuDNN use TF32 for float32, PyTorch's default, only where the precision is `tf32`.
 
-    TF32 has 10 bits behind the point, float32 23.
+    TF32 has a mantissa of 10 bits, float32 of 23.
     """
     of_cudnn, of_matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     on = precision == "tf32"
@@ -49,7 +49,7 @@ def convolutions_in(precision: str) -> Iterator[None]:
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Operations a second that the device can do at best; None where it is not known here."""
+    """The device's peak operations a second; None if it is not in the table."""
     kind = "half" if precision in {"bfloat16", "float16"} else precision
     for name, peaks in _PEAK_TFLOPS.items():
         if all(part in device_name for part in name.split()):
@@ -57,7 +57,7 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     return None
 
 
-def told_of_gpu(
+def gpu_metrics(
     model: nn.Module,
     size_vox: Size,
     samples: float,
@@ -65,7 +65,7 @@ def told_of_gpu(
     device: torch.device,
     step_s: float,
 ) -> dict[str, float]:
-    """An epoch's peak memory, and the share of the device's peak that the network's sums reach.
+    """An epoch's peak memory, and the share of the device's peak FLOPS that training reaches.
 
     Args:
         samples: of one step, on this device.
@@ -76,17 +76,17 @@ def told_of_gpu(
     """
     if device.type != "cuda":
         return {}
-    told = {"train/peak_gpu_gb": torch.cuda.max_memory_allocated(device) / 1e9}
+    metrics = {"train/peak_gpu_gb": torch.cuda.max_memory_allocated(device) / 1e9}
     torch.cuda.reset_peak_memory_stats(device)
     peak = peak_flops(torch.cuda.get_device_name(device), precision)
     if peak:
-        told["train/mfu"] = samples * training_flops(model, size_vox) / step_s / peak
-    return told
+        metrics["train/mfu"] = samples * training_flops(model, size_vox) / step_s / peak
+    return metrics
 
 
 @lru_cache(maxsize=1)
 def training_flops(model: nn.Module, size_vox: Size) -> int:
-    """Of one sample's way through the network and back: counted, not computed."""
+    """FLOPs of one sample's forward and backward pass: counted, not computed."""
     counted = copy.deepcopy(model).to("meta")
     channels = next(p.shape[1] for p in counted.parameters() if p.ndim == 5)
     with FlopCounterMode(display=False) as counter:

@@ -1,7 +1,7 @@
 """A patient's score: every measure of a predicted label volume against the true one.
 
-All of it comes from the two label volumes alone, so that scoring a saved mask gives the numbers
-of `metrics.json` again. What is undefined, and what an empty class does: see `metrics`.
+All measures come from the two label volumes alone, so that scoring a saved mask gives the numbers
+of `metrics.json` again. For undefined values and empty classes see `metrics`.
 """
 
 import math
@@ -29,16 +29,16 @@ from gliotrail.segmentation.surface_distance import hd95_mm, surface_dice
 
 Scheme = Literal["msd", "brats21", "brats23"]
 Measure = Callable[[npt.NDArray[np.bool_], npt.NDArray[np.bool_], tuple[float, ...]], float | None]
-"""A measure of your own: the truth's and the prediction's mask of a class or region (I, J, K),
-cropped to where anything is, and the voxel's sides in mm, to a number, or None: undefined."""
+"""A measure of your own: the true and the predicted mask of a class or region (I, J, K), cropped
+to all labels, and the voxel's sides in mm -> a number, or None if it is undefined."""
 SURFACE_TOLERANCE_MM: Final = 1.0
 """How far a surface may be off and still count in `surface_dice`."""
 
 
 class _Rates(BaseModel):
-    """What is measured of a class or region, and averaged. None is undefined.
+    """The measures of a class or region that are averaged. None is undefined.
 
-    `*_foreground` are over the voxels that are not air; None where these are not known.
+    `*_foreground` are over the voxels that are not air; None where these are unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -52,7 +52,7 @@ class _Rates(BaseModel):
     sensitivity_foreground: float | None
     specificity_foreground: float | None
     own: dict[str, float | None] = {}
-    """By measures of your own."""
+    """The measures of your own."""
 
 
 class Measures(_Rates):
@@ -97,7 +97,7 @@ def score(
     ref_IJK: Labels,
     pred_IJK: Labels,
     spacing_mm: Sequence[float],
-    brain: npt.NDArray[np.bool_] | None = None,
+    foreground: npt.NDArray[np.bool_] | None = None,
     tolerance_mm: float = SURFACE_TOLERANCE_MM,
     task: Task = BRATS,
     own: Mapping[str, Measure] = MappingProxyType({}),
@@ -105,10 +105,10 @@ def score(
     """Measure a prediction against the truth, both on the same grid.
 
     Args:
-        ref_IJK: true labels; where they are ignored, nothing counts.
+        ref_IJK: true labels; voxels that they ignore are left out.
         pred_IJK: predicted labels.
         spacing_mm: length of a voxel along i, j, k.
-        brain: where the foreground is (I, J, K), for the measures `*_foreground`.
+        foreground: where the foreground is (I, J, K), for the measures `*_foreground`.
         tolerance_mm: of the surface Dice.
         task: what the labels are.
         own: measures of your own, by name.
@@ -119,9 +119,9 @@ def score(
     """
     if (ignored := ref_IJK == IGNORED).any():
         ref_IJK, pred_IJK = np.where(ignored, 0, ref_IJK), np.where(ignored, 0, pred_IJK)
-        brain = ~ignored if brain is None else brain & ~ignored
+        foreground = ~ignored if foreground is None else foreground & ~ignored
     grid = confusion(ref_IJK, pred_IJK, task.n_labels, ~ignored if ignored.any() else None)
-    brain_grid = None if brain is None else confusion(ref_IJK, pred_IJK, task.n_labels, brain)
+    inside = None if foreground is None else confusion(ref_IJK, pred_IJK, task.n_labels, foreground)
     box = Box.around((ref_IJK | pred_IJK) != 0).slices
     ref_box, pred_box = ref_IJK[box], pred_IJK[box]
     voxel_ml = float(np.prod(spacing_mm)) / 1000
@@ -129,7 +129,7 @@ def score(
     @cache  # the class `enhancing` and the region ET are the same labels
     def measures(labels: tuple[int, ...]) -> Measures:
         counts = counts_of(grid, labels)
-        in_brain = None if brain_grid is None else counts_of(brain_grid, labels)
+        in_foreground = None if inside is None else counts_of(inside, labels)
         masks = np.isin(ref_box, labels), np.isin(pred_box, labels)
         return Measures(
             dice=counts.dice,
@@ -137,9 +137,9 @@ def score(
             specificity=counts.specificity,
             hd95_mm=hd95_mm(*masks, spacing_mm),
             surface_dice=surface_dice(*masks, spacing_mm, tolerance_mm),
-            dice_foreground=in_brain.dice if in_brain else None,
-            sensitivity_foreground=in_brain.sensitivity if in_brain else None,
-            specificity_foreground=in_brain.specificity if in_brain else None,
+            dice_foreground=in_foreground.dice if in_foreground else None,
+            sensitivity_foreground=in_foreground.sensitivity if in_foreground else None,
+            specificity_foreground=in_foreground.specificity if in_foreground else None,
             own={name: _own(name, of, *masks, spacing_mm) for name, of in own.items()},
             volume_ref_ml=counts.ref * voxel_ml,
             volume_pred_ml=counts.pred * voxel_ml,
@@ -208,10 +208,10 @@ def _own(
     what, wanted = f"evaluate.measures: {name}", "a finite number, or None where it is undefined"
     with tried(what, wanted):
         value = measure(ref_IJK, pred_IJK, tuple(spacing_mm))
-        told = None if value is None else float(value)
-    if told is not None and not math.isfinite(told):
-        raise ParamsError(what, wanted=wanted, got=told)
-    return told
+        number = None if value is None else float(value)
+    if number is not None and not math.isfinite(number):
+        raise ParamsError(what, wanted=wanted, got=number)
+    return number
 
 
 def own_measures(names: Sequence[str]) -> dict[str, Measure]:

@@ -1,7 +1,7 @@
-"""A new patient: a scan as it came, in any orientation and spacing, to labels on its own grid.
+"""Segment a new patient's scan, of any orientation and spacing, on its own grid.
 
-The scan is turned to RAS+, brought to the spacing that the networks know, predicted by each of
-them, and the probabilities are brought back before labels are taken of them.
+The scan is turned to RAS+, resampled to the networks' spacing and predicted by each of them. The
+mean probabilities are resampled back, and then turned into labels.
 """
 
 from collections.abc import Sequence
@@ -58,10 +58,10 @@ def segment(
         threshold: of the probability, above which a voxel is tumour.
         tta: average over the scan's eight mirror images too. A mirrored scan then gives the
             mirrored mask exactly, at eight times the work.
-        allow_missing: take a channel that is empty, constant or there twice.
+        allow_missing: accept channels that are empty, constant or the same.
 
     Raises:
-        DataError: no brain in it, values that are not finite, a side that is too long, or
+        DataError: a scan of air alone, values that are not finite, a side that is too long, or
             networks that were trained at different spacings or on different channels and classes.
     """
     _check_alike([description for _, description in networks])
@@ -92,7 +92,7 @@ def segment(
     if resampled:
         probabilities_CIJK = to_scan_grid(probabilities_CIJK, trained_mm, shape_vox, own_mm)
     labels_IJK = to_labels(probabilities_CIJK, threshold, heads)
-    if len(networks) == 1:  # rules are of one network, not of a mean of several
+    if len(networks) == 1:  # rules were found for one network, not for a mean
         labels_IJK = postprocessed(labels_IJK, networks[0][1].postprocess, task, own_mm)
     return Segmentation(
         from_ras(labels_IJK, scan.affine),
@@ -132,7 +132,7 @@ def _predict(case: PreparedCase, networks: Sequence[Trained], tta: bool) -> Floa
 
 
 def _mirrored(case: PreparedCase, axes: Sequence[int]) -> PreparedCase:
-    """The mirror image along some of i, j, k, with the same statistics. Its affine is not its."""
+    """The mirror image along some of i, j, k, with the same statistics and affine."""
     starts, stops = list(case.box.start_vox), list(case.box.stop_vox)
     for axis in axes:
         n = case.ras_shape_vox[axis]

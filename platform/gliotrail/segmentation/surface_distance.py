@@ -1,6 +1,6 @@
 """Distances between two surfaces: HD95 and surface Dice, in mm, for any spacing.
 
-Each measure has the surface of the tool whose numbers it is compared with:
+Each measure defines surfaces as the tool does that its numbers are compared with:
 
 - HD95 is MONAI's: surface voxels are those of a mask with one of their six face neighbours
   outside it (beyond the volume all is outside), each counted once; distances between voxel
@@ -10,8 +10,8 @@ Each measure has the surface of the tool whose numbers it is compared with:
   by the area of the marching-cubes surface between those eight; distances between such points;
   the share of both surfaces' area that lies within the tolerance of the other surface.
 
-Only surface points are ever compared (a k-d tree), in the box of both masks: never a distance map
-of the volume.
+Only surface points are compared (a k-d tree), in the box of both masks: there is no distance map of
+the volume.
 """
 
 import math
@@ -37,7 +37,7 @@ _CORNERS: Final = tuple(vox3(corner) for corner in product((0, 1), repeat=3))
 """The voxels around a point; the code of a neighbourhood has bit b where _CORNERS[b] is inside."""
 
 _NEAR: Final = 3
-"""Voxels within which most of a surface lies: looked at step by step, without a tree."""
+"""Distance in voxels that is searched step by step, without a tree: most of a surface is near."""
 
 
 def hd95_mm(ref_IJK: Mask, pred_IJK: Mask, spacing_mm: Spacing) -> float | None:
@@ -94,9 +94,9 @@ def areas_mm2(spacing_mm: Spacing) -> Floats:
 def _normals_of_codes() -> Floats:
     """The triangles of each neighbourhood, as normals of length area at unit spacing (256, 4, 3).
 
-    The surface parts the rarer kind of voxel (inside or outside) from the other, around each
-    connected group of it apart, through the middle of each cut edge. So inside and outside can
-    be exchanged: the neighbourhood 255 - code has the same areas. None has over four triangles.
+    The surface separates the rarer kind of voxel (inside or outside) from the other: around each
+    connected group, through the middle of each cut edge. So inside and outside can be exchanged:
+    the neighbourhood 255 - code has the same areas. None has over four triangles.
     """
     normals = np.zeros((256, 4, 3))
     for code in range(1, 128):
@@ -138,10 +138,9 @@ def _polygon(group: set[Vox3]) -> Floats:
 def _widest(polygon: Floats) -> Floats:
     """The normals of the triangulation that has the largest area (n - 2, 3).
 
-    Only two of the polygons are bent (around three voxels in an L, and a chain of four), so only
-    there does the choice matter. The largest area is the choice that surface-distance's table
-    makes in all 256 neighbourhoods (measured: tests/segmentation/test_peers.py). What ties, ties
-    at every spacing.
+    Only two of the polygons are bent (around three voxels in an L, and a chain of four), so the
+    choice matters only there. surface-distance's table has the largest area in all 256
+    neighbourhoods (measured: tests/segmentation/test_peers.py). Ties are ties at every spacing.
     """
     if len(polygon) < 3:
         return np.zeros((0, 3))
@@ -196,7 +195,7 @@ def _distances_mm(here_IJK: Mask, there_IJK: Mask, spacing_mm: Floats) -> Floats
 
 @cache
 def _near(spacing_mm: tuple[float, ...]) -> tuple[npt.NDArray[np.intp], Floats]:
-    """All steps no longer than _NEAR of a voxel's shortest sides, shortest first: voxels, mm."""
+    """All steps up to _NEAR times a voxel's shortest side, shortest first: voxels, mm."""
     steps_vox = np.array(list(product(range(-_NEAR, _NEAR + 1), repeat=3)), np.intp)
     steps_mm = _length(steps_vox * np.array(spacing_mm))
     order = np.argsort(steps_mm, kind="stable")

@@ -27,9 +27,9 @@ UpConvolution = Literal["split", "plain"]
 class UNet3d(Network):
     """Image (B, in_channels, I, J, K) -> logits (B, out_channels, I, J, K).
 
-    I, J, K must be multiples of `stride(depth)`. `up_convolution` says how the first convolution
-    after an upsampling is computed, never what: `split` takes the skip's and the upsampled
-    channels apart and never builds the upsampled tensor (1.4 times fewer multiplications, same
+    I, J, K must be multiples of `stride(depth)`. `up_convolution` only says how the first
+    convolution after an upsampling is computed: `split` convolves the skip's and the upsampled
+    channels separately and never builds the upsampled tensor (1.4 times fewer multiplications, same
     numbers to rounding); `plain` is the textbook form and the reference of the tests.
     """
 
@@ -68,7 +68,7 @@ class UNet3d(Network):
         return self.head(self.from_level(0, image_BCIJK))  # type: ignore[no-any-return]
 
     def from_level(self, level: int, x: Tensor) -> Tensor:
-        """What a level and all below it make of the level's input."""
+        """The output of a level and all below it, from the level's input."""
         skip = self.descend(level, x)
         if level == self.depth - 1:
             return skip
@@ -81,7 +81,7 @@ class UNet3d(Network):
         return F.relu(second(F.relu(first(x))))
 
     def ascend(self, level: int, low: Tensor, skip: Tensor) -> Tensor:
-        """A level's two convolutions on the way up, over what the level below gave and the skip."""
+        """A level's two convolutions on the way up, over the level below's output and the skip."""
         first, second = self.up[self.depth - 2 - level].children()
         return F.relu(second(F.relu(self._over_upsampled(first, low, skip))))
 
@@ -129,12 +129,12 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def stride(depth: int) -> int:
-    """What every side of an input must be a multiple of."""
+    """Voxels that every side of an input must be a multiple of."""
     return int(2 ** (depth - 1))
 
 
 def check_size(size_vox: tuple[int, ...], depth: int, cube_vox: int = 1) -> None:
-    """Refuse a size that pooling can't halve often enough, naming the nearest that it can.
+    """Refuse a size that pooling can't halve often enough; the error names the nearest ones.
 
     Args:
         size_vox: of the image.

@@ -1,8 +1,7 @@
-"""What the weights are worth on the validation data: whole scans, or a block that was kept out.
+"""Measures of the weights on the validation data: whole scans, or a block that was kept out.
 
-Each worker predicts its share of the regions; what is summed over workers is one row of counts and
-the loss a region, the other workers' rows being 0, so that the numbers don't depend on how many
-workers there are.
+Each worker predicts its share of the regions. A region's row of counts and loss is summed over
+workers, where all but one have 0, so that the numbers don't depend on the number of workers.
 """
 
 import json
@@ -31,7 +30,7 @@ from gliotrail.segmentation.postprocess import Judged, Postprocess, find_rules, 
 from gliotrail.synthesis.tumours import Floats, Mask
 
 Watch = Callable[[Region, Labels], None]
-"""Is shown the labels (I, J, K) predicted for a region."""
+"""Gets the labels (I, J, K) predicted for a region."""
 
 
 def validate(
@@ -47,8 +46,8 @@ def validate(
 ) -> dict[str, float]:
     """Means over the regions: soft Dice loss, and Dice, sensitivity, specificity of label maps.
 
-    Every worker calls it; all get the same numbers. `watch` is shown this worker's regions, whose
-    label maps are by the `rules`.
+    Every worker calls it; all get the same numbers. `watch` gets this worker's regions, with label
+    maps after the `rules`.
 
     Raises:
         TrainingError: no region has any class.
@@ -67,7 +66,7 @@ def validate(
 
 
 def check_regions(task: Task, cases: Mapping[str, PreparedCase], regions: Sequence[Region]) -> None:
-    """Refuse, before anything is trained, what `validate` would refuse after an epoch.
+    """Refuse before training what `validate` would refuse after an epoch.
 
     Raises:
         TrainingError: no region has any class.
@@ -88,7 +87,7 @@ def row_of_region(
     threshold: float,
     rules: Postprocess | None = None,
 ) -> tuple[torch.Tensor, Labels]:
-    """What one region adds to the means: the table of counts and the loss, flat; and its labels."""
+    """One region's row for the means (the table of counts and the loss, flat), and its labels."""
     box = region.box_in(case.ras_shape_vox)
     probabilities_CIJK = predict_box(model, case, box, standardize)
     pred_IJK = to_labels(probabilities_CIJK, threshold, model.heads)
@@ -104,7 +103,7 @@ def rules_of_validation(
     standardize: str,
     threshold: float,
 ) -> Postprocess | None:
-    """The rules that help what the network predicts of the validation data, told; None if none."""
+    """The rules that raise Dice on the validation data, printed; None if there are none."""
     model.eval()
     judged = []
     for region in regions:
@@ -116,8 +115,8 @@ def rules_of_validation(
     if rules == Postprocess():
         say(f"post-processing: no rule helps; Dice on validation {before:.3f}")
         return None
-    told = json.dumps(rules.model_dump(exclude_defaults=True))
-    say(f"post-processing: {told}; Dice on validation {before:.3f} without, {after:.3f} with it")
+    taken = json.dumps(rules.model_dump(exclude_defaults=True))
+    say(f"post-processing: {taken}; Dice on validation {before:.3f} without, {after:.3f} with it")
     return rules
 
 
@@ -128,9 +127,9 @@ def validate_synthetic(
     world: World,
     part: str = "val_synthetic",
 ) -> dict[str, float]:
-    """As `validate`, of synthetic scans: image (C, I, J, K), labels, and where they are unknown.
+    """Like `validate`, on synthetic scans: image (C, I, J, K), labels, and where those are unknown.
 
-    Nothing counts as predicted where the truth is unknown. `part` is what the keys start with.
+    Predictions count nowhere where the truth is unknown. `part` is what the keys start with.
     """
     rows = torch.zeros(len(scans), BRATS.n_labels**2 + 1, dtype=torch.float64)
     model.eval()
@@ -158,7 +157,7 @@ def _of_all(rows_here: torch.Tensor, world: World) -> torch.Tensor:
 
 
 def no_class(task: Task) -> TrainingError:
-    """Validation data that measure nothing."""
+    """The error for validation data without any class."""
     return TrainingError(
         "validation data: no class in them",
         wanted=f"at least one scan or block with {' or '.join(task.class_names)}",

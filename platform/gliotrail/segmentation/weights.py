@@ -1,4 +1,4 @@
-"""A network's weights as safetensors, with what is needed to use them rightly.
+"""A network's weights as safetensors, with all that is needed to use them.
 
 The header says which network it is, the names of channels and classes, and how intensities were
 standardised. Names are compared on load, never trusted by position: permuted channels or classes
@@ -32,20 +32,20 @@ CUBE_MM = (1.0, 1.0, 1.0)
 """The spacing of the Decathlon's scans, of BraTS, and of synthetic tumours."""
 _Side = Annotated[int, Field(ge=1, le=1024)]
 _Length = Annotated[float, Field(ge=0.01, le=100)]
-_LARGEST_HEADER_BYTES = 1_000_000  # of a much larger one, safetensors may end the process
+_LARGEST_HEADER_BYTES = 1_000_000  # a much larger one may make safetensors end the process
 
 
 class Description(Section):
-    """What a weights file is of.
+    """What a weights file says about its network.
 
     window: the patches' size, where the network normalises.
     spacing_mm: of the scans that it was trained on, in RAS+.
     task: the channels it is fed and the classes it gives, in their order.
     intensities: of the CT channels.
-    postprocess: what is done to label maps, if anything.
+    postprocess: rules for its label maps, if any.
     members: how many networks of this kind it holds, see `ensemble`.
-    trained_on: the cases that it saw, its own first weights' among them, and the scans and shapes
-        of synthetic ones; nothing where that is not known.
+    trained_on: the cases that it saw, those of its first weights included, and the scans and shapes
+        of synthetic ones; empty where that is not known.
     """
 
     model: Model
@@ -80,7 +80,7 @@ def build(model: Model, task: Task) -> Network:
     """The network that params describe for these channels and classes, with arbitrary weights.
 
     Raises:
-        ParamsError: one of MONAI's, which isn't installed; one of your own, as `own_network`.
+        ParamsError: MONAI isn't installed; for a network of your own, as `own_network`.
     """
     in_channels, classes = len(task.channels), len(task.classes)
     if model.name == "unet3d":
@@ -127,7 +127,7 @@ def load(path: Path) -> tuple[Network, Description]:
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], Description]:
-    """The tensors by name, and what they are of.
+    """The tensors by name, and their description.
 
     Raises:
         WeightsError: no such file, no safetensors, or another format.
@@ -155,7 +155,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], Description]:
 
 
 def _upgraded(text: str, where: Path) -> str:
-    """A description as it is written now: once it had brain tumours' names alone.
+    """A description in today's form: an early one has only the names of brain tumours.
 
     Raises:
         WeightsError: other channels or classes.
@@ -163,7 +163,7 @@ def _upgraded(text: str, where: Path) -> str:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
-        return text  # what is wrong with it is told where it is validated
+        return text  # the validation that follows reports what is wrong
     if not isinstance(values, dict) or "task" in values:
         return text
     names = {}
@@ -188,10 +188,10 @@ def load_into(
     Channels and classes that the weights don't know keep what the network has.
 
     Returns:
-        what was not taken, in words; nothing where all names agree.
+        what was not taken, in words; empty where all names agree.
 
     Raises:
-        WeightsError: none of the channels, or one of another kind; shapes that don't fit, or NaN.
+        WeightsError: no channel in common, or one of another kind; shapes that don't fit, or NaN.
     """
     known = {channel.name: channel.kind for channel in description.task.channels}
     for channel in task.channels:
@@ -204,19 +204,19 @@ def load_into(
         raise WeightsError("channels", where=where, wanted=wanted, got=got,
                            do="take `train.init: scratch`")  # fmt: skip
     if description.members > 1:
-        wanted, do = "the weights of one network", "take one of those that it was made of"
+        wanted, do = "the weights of one network", "take a weights file of one of its members"
         raise WeightsError("members", where=where, wanted=wanted, got=description.members, do=do)
     model.load_state_dict(_fitting(model, state, description, task, where))
-    told = []
+    differences = []
     for what, have, want in (
         ("channels", description.channels, task.channel_names),
         ("classes", description.classes, task.class_names),
     ):
         if new := [name for name in want if name not in have]:
-            told.append(f"{what} drawn anew: {', '.join(new)}")
+            differences.append(f"{what} drawn anew: {', '.join(new)}")
         if left := [name for name in have if name not in want]:
-            told.append(f"{what} left out: {', '.join(left)}")
-    return told
+            differences.append(f"{what} left out: {', '.join(left)}")
+    return differences
 
 
 def _fitting(

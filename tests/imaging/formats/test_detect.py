@@ -106,10 +106,10 @@ def brats(root: Path, *names: str) -> Path:
     [
         (
             ("BRATS_001", "BraTS2021_00000", "BraTS2021_00001"),
-            r"got 1 as BRATS_001, whose release no name tells; 2 as BraTS2021_00000, of brats21; "
-            r"import each release by itself, with --scheme where no name tells it",
+            r"got 1 as BRATS_001, whose name shows no release; 2 as BraTS2021_00000, of brats21; "
+            r"import each release by itself, with --scheme where no name shows it",
         ),
-        (("BRATS_001", "BRATS_002"), r"got 2 as BRATS_001, whose release no name tells; say --sch"),
+        (("BRATS_001", "BRATS_002"), r"got 2 as BRATS_001, whose name shows no release; say --sch"),
         (
             ("BraTS2021_00000", "BraTS-GLI-00005-000"),
             r"got 1 as BraTS2021_00000, of brats21; 1 as BraTS-GLI-00005-000, of brats23; "

@@ -69,8 +69,8 @@ def import_bids(source: Path, out: Path) -> Dataset:
     task = Task(
         name=source.name, channels=tuple(Channel(name=name) for name in names), classes=classes
     )
-    told = ", ".join(f"{one.code} is {one.name}" for one in classes)
-    notice = _NOTICE.format(channels=", ".join(names), labels=told)
+    meanings = ", ".join(f"{one.code} is {one.name}" for one in classes)
+    notice = _NOTICE.format(channels=", ".join(names), labels=meanings)
     return write_found(found, task, task.labels_of_codes, out, notice)
 
 

@@ -1,8 +1,8 @@
 """BraTS' folders, 2015 to 2024, and Kaggle's copies of them: which scans there are, in which codes.
 
 Files of 2017 to 2021 end in `_t1`, `_t1ce`, `_t2`, `_flair`, `_seg`, those from 2023 on in `-t1n`,
-`-t1c`, `-t2w`, `-t2f`, `-seg`. Label codes differ from release to release and are told by the
-scheme, or by folder names that only one release uses; they are never guessed from the values.
+`-t1c`, `-t2w`, `-t2f`, `-seg`. Label codes differ from release to release and follow from the
+scheme, or from folder names that only one release uses; they are never guessed from the values.
 Kaggle's copy of 2021 has a folder NAME_flair.nii with one file of another name in it.
 """
 
@@ -49,11 +49,11 @@ def import_brats(
     Scans without labels become `imagesTs`.
 
     Args:
-        scheme: one of `SCHEMES`; told by the folders' names where only one release uses them.
+        scheme: one of `SCHEMES`; found by the folders' names where only one release uses them.
         cavity: what becomes of the resection cavity of scans after treatment.
 
     Raises:
-        ParamsError: nobody knows which scheme it is.
+        ParamsError: the scheme is not given, and the names don't decide it.
         DataError: as `write_found`; no scans in `source`, one without all its channels, or one
             whose labels have an unknown name.
     """
@@ -71,11 +71,11 @@ def import_brats(
             task, codes = BRATS, {**codes, 4: 0}
         became = "background" if cavity == "background" else "a class of its own, resection_cavity"
         say(f"the resection cavity (code 4) is {became}; --cavity says otherwise")
-    return write_found(found, task, codes, out, _NOTICE.format(codes=_told(known, codes)))
+    return write_found(found, task, codes, out, _NOTICE.format(codes=_codes_text(known, codes)))
 
 
 def _scheme_by_names(names: Sequence[str], source: Path) -> str:
-    """The one scheme of all these labelled scans; of none, whichever.
+    """The one scheme of all these labelled scans; any scheme if there are no scans.
 
     Raises:
         ParamsError: a name that several releases use, or scans of several releases.
@@ -86,15 +86,15 @@ def _scheme_by_names(names: Sequence[str], source: Path) -> str:
     if not by_scheme:
         return "brats23"
     unknown = by_scheme.pop(None, [])
-    told = [f"{len(of)} as {of[0]}, of {s}" for s, of in sorted(by_scheme.items(), key=str)]
+    seen = [f"{len(of)} as {of[0]}, of {s}" for s, of in sorted(by_scheme.items(), key=str)]
     if len(by_scheme) == 1 and not unknown:
         return str(*by_scheme)
     if unknown:
-        told.insert(0, f"{len(unknown)} as {unknown[0]}, whose release no name tells")
-    do = "import each release by itself" if told[1:] else "say --scheme"
-    do += ", with --scheme where no name tells it" if told[1:] and unknown else ""
+        seen.insert(0, f"{len(unknown)} as {unknown[0]}, whose name shows no release")
+    do = "import each release by itself" if seen[1:] else "say --scheme"
+    do += ", with --scheme where no name shows it" if seen[1:] and unknown else ""
     wanted = f"scans of one of {', '.join(name for name in SCHEMES if name != 'msd')}"
-    raise ParamsError("label codes", where=source, wanted=wanted, got="; ".join(told), do=do)
+    raise ParamsError("label codes", where=source, wanted=wanted, got="; ".join(seen), do=do)
 
 
 def find_brats(source: Path) -> list[Found]:
@@ -173,7 +173,7 @@ def _scheme_of(name: str) -> str | None:
     )
 
 
-def _told(scheme: str, codes: Mapping[int, int]) -> str:
+def _codes_text(scheme: str, codes: Mapping[int, int]) -> str:
     """Which codes became which, for the notice."""
     changed = ", ".join(f"{code} became {label}" for code, label in codes.items() if code != label)
     return f"{changed or 'as they were'} ({scheme})"

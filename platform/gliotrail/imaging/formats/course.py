@@ -1,4 +1,4 @@
-"""Patches as the files of the course that this project goes back to: one HDF5 file a sub-volume.
+"""Patches in the file layout of the course this project began with: one HDF5 file a sub-volume.
 
 `x` is the image (C, I, J, K), `y` the labels one-hot (I, J, K, 4), background first; both float64.
 The name holds case, number and corner: `BRATS_009.nii.gz_1_x73_y11_z63.h5`.
@@ -76,8 +76,8 @@ def standardized_patch(case: PreparedCase, box: Box, fused: bool = False) -> Flo
     """A box as `read_patch` gives it, float32 (C, I, J, K), standardised as in the course.
 
     (v - mean) / population std of each channel's slice k within the box, where background counts;
-    0 where the std is 0. A voxel's value depends on the box, which is why whole scans are
-    standardised otherwise.
+    0 where the std is 0. A voxel's value depends on the box, so whole scans are standardised
+    otherwise.
 
     Raises:
         DataError: files that are missing or of another shape.

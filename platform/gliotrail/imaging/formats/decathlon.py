@@ -2,7 +2,7 @@
 
 `dataset.json` says what is segmented (see `dataset.description`). The Decathlon lists its cases in
 `training` and `test`, a file each; nnU-Net has one file a channel, `imagesTr/CASE_0000.nii.gz`, and
-`labelsTr/CASE.nii.gz`, and lists nothing. Where neither lists them, what lies there counts.
+`labelsTr/CASE.nii.gz`, and lists nothing. Where no case is listed, all files there are cases.
 """
 
 import re
@@ -22,7 +22,7 @@ _ENDINGS = (".nii.gz", ".nii")
 
 @dataclass(frozen=True)
 class Case:
-    """One scan's files. `label` is None where nobody has drawn one.
+    """One scan's files. `label` is None where the scan has no labels.
 
     images: one file of all channels, or one a channel in the order of the task's.
     """
@@ -33,7 +33,7 @@ class Case:
 
     @property
     def image(self) -> Path:
-        """The file whose grid counts."""
+        """The file whose grid the case has."""
         return self.images[0]
 
 
@@ -88,7 +88,7 @@ def read_dataset(root: Path) -> Dataset:
 
 
 def check_case_name(name: str, where: object) -> None:
-    """Refuse a name that could not be a folder's and a picture's.
+    """Refuse a name that can't be the name of a folder and of a picture.
 
     Raises:
         DataError: naming it.
@@ -99,7 +99,7 @@ def check_case_name(name: str, where: object) -> None:
 
 
 def _listed(root: Path, values: Mapping[str, Any], where: Path) -> Iterable[Case]:
-    """The Decathlon's."""
+    """The cases that a Decathlon description lists."""
     for key in ("training", "test"):
         entries = values.get(key, [])
         if not isinstance(entries, list):
@@ -118,7 +118,7 @@ def _listed(root: Path, values: Mapping[str, Any], where: Path) -> Iterable[Case
 
 
 def _lying_there(root: Path, task: Task, order: Sequence[int], where: Path) -> Iterable[Case]:
-    """nnU-Net's: one file a channel, or one 4-D file a case, and the label beside."""
+    """The cases in nnU-Net's layout: a file a channel, or one 4-D file a case, and the label."""
     end = task.file_ending
     for folder, labels in (("imagesTr", "labelsTr"), ("imagesTs", "labelsTs")):
         paths = [p for p in sorted((root / folder).glob(f"*{end}")) if not p.name.startswith("._")]

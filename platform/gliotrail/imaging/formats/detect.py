@@ -30,7 +30,7 @@ def import_any(
 
     Raises:
         ParamsError: no such folder or scheme.
-        DataError: a layout that nobody knows; as the layout's own import.
+        DataError: an unknown layout; as the layout's own import.
     """
     if scheme is not None and scheme not in SCHEMES:
         raise ParamsError("--scheme", wanted=f"one of {', '.join(SCHEMES)}", got=repr(scheme))
