@@ -3,23 +3,29 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 from tests.support.database import Database
 from tests.support.projects import ROOT
 
 
-def start(module: str, folder: Path) -> subprocess.Popen[str]:
+def start(module: str, folder: Path, *words: str) -> subprocess.Popen[str]:
     """A script; its working directory is the folder, and what it prints as errors is in there."""
     folder.mkdir(parents=True, exist_ok=True)
     env = os.environ | {
         "GLIOTRAIL_STATE": str(folder / "state"),
         "MLFLOW_TRACKING_URI": "",
         "PYTHONPATH": f"{ROOT / 'platform'}{os.pathsep}{ROOT}",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_AUTH_TOKEN": "",
+        "RAY_raylet_start_wait_time_s": "300",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     }
     with (folder / "errors.txt").open("a") as errors:
         return subprocess.Popen(
-            [sys.executable, "-m", f"tests.integrations.{module}"],
+            [sys.executable, "-m", f"tests.integrations.{module}", *words],
             cwd=folder, env=env, stdout=subprocess.PIPE, stderr=errors, text=True,
         )  # fmt: skip
 
@@ -46,6 +52,14 @@ def values(state: Path) -> dict[tuple[str, int], list[float]]:
     found: dict[tuple[str, int], list[float]] = {}
     for key, step, value in database(state).ask("select key, step, value from metrics"):
         found.setdefault((key, step), []).append(value)
+    return found
+
+
+def points(state: Path) -> dict[str, Counter[tuple[str, int]]]:
+    """Of each run, how often each key and step is there."""
+    found: dict[str, Counter[tuple[str, int]]] = {}
+    for run, key, step in database(state).ask("select run_uuid, key, step from metrics"):
+        found.setdefault(run, Counter())[key, step] += 1
     return found
 
 

@@ -37,16 +37,20 @@ class Kept:
         return asdict(self)
 
 
-def in_mlflow(uri: str, experiment: str, steps: int) -> Kept:
-    """Of an experiment's runs."""
+def in_mlflow(uri: str, experiment: str, steps: int, trial: int | None = None) -> Kept:
+    """Of an experiment's runs, or of those with a param `trial`."""
     database = Database(uri)
-    where = "r.experiment_id in (select experiment_id from experiments where name = :name)"
+    where = "r.experiment_id in (select experiment_id from experiments where name = :experiment)"
+    if trial is not None:
+        of_trial = "select run_uuid from params where key = 'trial' and value = :trial"
+        where += f" and r.run_uuid in ({of_trial})"
+    values = {"experiment": experiment} | ({} if trial is None else {"trial": str(trial)})
     points = database.ask(
         "select m.key, m.step, m.value from metrics m join runs r on r.run_uuid = m.run_uuid "
         f"where m.key in ('loss', 'accuracy') and {where}",
-        name=experiment,
+        **values,
     )
-    statuses = database.ask(f"select r.status from runs r where {where}", name=experiment)
+    statuses = database.ask(f"select r.status from runs r where {where}", **values)
     return Kept.of([tuple(row) for row in points], [str(s) for (s,) in statuses], steps)
 
 

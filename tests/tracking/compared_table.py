@@ -47,9 +47,8 @@ def _cost(line: dict[str, Any]) -> list[Any]:
     blocked, busy = [s for s, _ in steps], [s for _, s in steps]
     mean = lambda of: f"{1000 * sum(of) / len(of):.1f}" if of else "-"  # noqa: E731
     end = "-" if line["end_s"] is None else f"{line['end_s']:.1f}"
-    came = line["exit"] == 0 and len(steps) == 60
     return [
         line["state"], line["way"], mean(blocked), f"{max(blocked, default=0):.1f}",
         mean(busy) if any(busy) else "-", end, line["calls"],
-        "yes" if came else f"no: {len(steps)} steps, {line['exit']}",
+        "yes" if line["came_to_its_end"] else f"no: {len(steps)} steps, {line['exit']}",
     ]  # fmt: skip

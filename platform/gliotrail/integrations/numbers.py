@@ -1,17 +1,43 @@
 """What of a trainer's report is a number."""
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gliotrail.errors import TrackingError
 
-def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of nested metrics, by names such as `val/loss`; texts and the like are none."""
-    found = dict[str, float]()
+
+def numbers_of(metrics: Mapping[str, Any], without: Iterable[str] = ()) -> dict[str, float]:
+    """The numbers of nested metrics, by names such as `val/loss`; texts and the like are no points.
+
+    Args:
+        without: names at the top that are none of the loop's.
+    """
+    left_out, found = set(without), dict[str, float]()
     for key, value in metrics.items():
+        if key in left_out or isinstance(value, str | bytes):
+            continue
         if isinstance(value, Mapping):
             found |= {f"{key}/{name}": number for name, number in numbers_of(value).items()}
-        elif not isinstance(value, str | bytes):
-            with suppress(TypeError, ValueError, RuntimeError):
-                found[str(key)] = float(value)
+            continue
+        try:
+            found[str(key)] = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            continue
     return found
+
+
+def step_of(metrics: Mapping[str, Any], key: str) -> int:
+    """The step that a report says it is of.
+
+    Raises:
+        TrackingError: it doesn't.
+    """
+    value = metrics.get(key)
+    try:
+        if value is not None and int(value) == value:
+            return int(value)
+    except (TypeError, ValueError):
+        pass
+    do = "report the loop's own count under that name: Ray's begins anew after a failure"
+    got = f"{', '.join(map(str, metrics))}" if value is None else repr(value)
+    raise TrackingError("report", wanted=f"a whole number {key!r}", got=got, do=do)
