@@ -16,7 +16,7 @@ import pytest
 
 from gliotrail.cli.experiments import rows_of
 from tests.cli.conftest import Ended
-from tests.support.projects import ROOT
+from tests.support.projects import ROOT, set_params
 
 Gliotrail = Callable[..., Ended]
 
@@ -128,6 +128,19 @@ def test_a_changed_value_is_checked_with_the_nearest_key(
         ended = gliotrail("try", "--dry-run", change)
         assert (ended.code, ended.err.count("\n"), told in ended.err) == (1, 1, True), ended.err
     assert gliotrail("try", "--dry-run", "train.learning_rate=1e-3", "train.seed=8").code == 0
+
+
+def test_the_same_try_goes_on_after_it_was_stopped(
+    gliotrail: Gliotrail, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    subprocess.run("git init -q && git add . && git commit -qm one", shell=True, check=True)
+    again = ("try", "--dry-run", "train.seed=8")
+    set_params(tmp_path / "params.yaml", {"train.seed": 8})  # as DVC leaves it
+    assert gliotrail(*again).code == 0
+    subprocess.run("git commit -qam two", shell=True, check=True)
+    assert "train.seed is 8 already" in gliotrail(*again).err
 
 
 def test_experiments_are_few_columns_the_best_first() -> None:

@@ -79,8 +79,19 @@ def check_changes(
     after = params.validate(values, where=file)
     _check_space(after)
     _check_own_parts(after)
+    if after == before and _is_uncommitted(after, file):
+        return  # of an experiment that was stopped: the same command goes on
     if after == before or len(same) == len(changes):
         raise ParamsError("nothing changes", where=file, got="; ".join(same) or None)
+
+
+def _is_uncommitted(values: params.Params, file: Path) -> bool:
+    """Whether the newest commit has other values."""
+    committed = git("show", f"HEAD:./{file.name}")
+    try:
+        return bool(committed) and params.validate(parse_yaml(committed, "HEAD")) != values
+    except ParamsError:  # of a version that knew other keys
+        return True
 
 
 def _check_space(changed: params.Params) -> None:
