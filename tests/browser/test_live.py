@@ -13,37 +13,35 @@ from gliotrail.tracking.delivery_thread import DeliveryThread
 from gliotrail.tracking.experiment_page import TRAINING
 from gliotrail.training.driver import CHECKPOINT_EVERY_S
 from tests.support.browser import Browser
-from tests.support.services import MlflowServer
+from tests.support.environment import in_state
+from tests.support.services import Pages
 from tests.support.tracked_runs import begun
 
 pytestmark = [pytest.mark.needs_chromium, pytest.mark.long]
 KEY = "train/soft_dice_loss"
-PAGE_ASKS_EVERY_S = 30  # MLflow's constant, which nothing sets
 PLOTTED = """
 const plots = [...document.querySelectorAll(".js-plotly-plot")];
 return plots.flatMap(plot => plot.data).flatMap(line => [...line.y]);
 """
 
 
-def test_a_final_point_is_in_mlflow_within_ten_seconds_and_on_an_open_page_when_it_asks(
+def test_a_final_point_is_in_mlflow_and_on_an_open_page_within_ten_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlflow import MlflowClient
-
-    from gliotrail.tracking.client import find_run
+    from gliotrail.tracking.client import client, find_run
 
     assert CHECKPOINT_EVERY_S <= 60
-    server = MlflowServer(tmp_path / "log", f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "files")
-    server.start()
-    browser = Browser(tmp_path)
-    monkeypatch.setenv("GLIOTRAIL_STATE", str(tmp_path))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    in_state(tmp_path, monkeypatch)
     run = begun(tmp_path / "runs/live")
+    server = client()
+    pages = Pages(tmp_path / "log")
+    pages.start()
+    browser = Browser(tmp_path)
     try:
-        server.wait()
+        pages.wait()
         claim(run)
-        delivery, writer, client = DeliveryThread([run]), Writer(run), MlflowClient(server.uri)
-        told_s = []
+        delivery, writer = DeliveryThread([run]), Writer(run)
+        told_s, shown_s = [], []
 
         def final(step: int) -> tuple[float, float]:
             """A new point's value, and when its checkpoint made it final."""
@@ -54,27 +52,28 @@ def test_a_final_point_is_in_mlflow_within_ten_seconds_and_on_an_open_page_when_
 
         for step in range(1, 5):
             value, final_s = final(step)
-            known = browser.until(lambda: find_run(client, "tests", run.describe()["id"]))
+            known = browser.until(lambda: find_run(server, "tests", run.describe()["id"]))
             run_id = known.info.run_id
 
             def told(value: float = value, run_id: str = run_id) -> bool:
-                return value in [p.value for p in client.get_metric_history(run_id, KEY)]
+                return value in [p.value for p in server.get_metric_history(run_id, KEY)]
 
             browser.until(told)
             told_s.append(time.monotonic() - final_s)
-        page = f"{server.uri}/#/experiments/{known.info.experiment_id}/runs/{run_id}/model-metrics"
+        page = f"{pages.uri}/#/experiments/{known.info.experiment_id}/runs/{run_id}/model-metrics"
         browser.open(f"{page}?{TRAINING}")
         browser.until(lambda: value in browser.driver.execute_script(PLOTTED))
-        value, final_s = final(5)  # nobody loads the page again
-        browser.until(lambda: value in browser.driver.execute_script(PLOTTED))
-        shown_s = time.monotonic() - final_s
+        for step in range(5, 9):  # nobody loads the page again
+            value, final_s = final(step)
+            browser.until(lambda value=value: value in browser.driver.execute_script(PLOTTED))
+            shown_s.append(time.monotonic() - final_s)
         browser.look("live")
         print(f"from a checkpoint to MLflow: {', '.join(f'{s:.1f}' for s in told_s)} s")
-        print(f"to a page that is open: {shown_s:.1f} s")
+        print(f"to a page that is open: {', '.join(f'{s:.1f}' for s in shown_s)} s")
         assert max(told_s[1:]) <= 10  # the first waits for MLflow's import, too
-        assert shown_s <= 10 + PAGE_ASKS_EVERY_S
+        assert max(shown_s) <= 10
         delivery.close()
     finally:
         release(run)
         browser.close()
-        server.kill()
+        pages.kill()

@@ -160,6 +160,7 @@ def test_the_pages_that_gliotrail_opens_are_seen_from_this_machine_only(
     }
     assert listening == {"127.0.0.1"}
     check_hosts(asker, EXPERIMENTS)
+    assert asker.ask("GET", "/", Host="evil.example")[0] == 403  # its first page is ours
 
 
 @pytest.fixture

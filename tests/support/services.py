@@ -171,3 +171,14 @@ class MlflowServer(Service):
                 return True
         except (urllib.error.URLError, OSError):
             return False
+
+
+class Pages(MlflowServer):
+    """`gliotrail ui` on this environment's tracking."""
+
+    def __init__(self, log: Path) -> None:
+        super().__init__(log, "", log.parent)
+
+    def command(self) -> list[str]:
+        """Without a browser of its own."""
+        return ["gliotrail", "ui", "--no-open", "--port", str(self._port)]

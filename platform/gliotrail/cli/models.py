@@ -181,7 +181,7 @@ def ui(
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # nothing here has jobs
     # one process: of several, those that are slow to start are killed and started for ever
     where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    os.execv(sys.executable, [sys.executable, *words, *where])
+    os.execv(sys.executable, [sys.executable, *words, *where, "--app-name", "gliotrail"])
 
 
 def check_answers(address: str) -> None:
