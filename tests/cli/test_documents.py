@@ -47,9 +47,13 @@ WITH_BLOCKS_TO_RUN = [
 @pytest.mark.parametrize("document", WITH_BLOCKS_TO_RUN)
 @pytest.mark.timeout(600)  # the first waits for the session's `dvc repro`
 def test_blocks_tagged_run_do_run(document, request):
+    project = request.getfixturevalue("reproduced_copy")
     for block in blocks_of(document):
         if block.tag == "run":
-            run_block(block, request.getfixturevalue("reproduced_copy"))
+            run_block(block, project)
+    code = project.run("git", "ls-files", "--others", "--exclude-standard").stdout.split()
+    scans = (".gif", ".h5", ".html", ".nii.gz", ".png")
+    assert not [name for name in code if name.endswith(scans)]  # a run's code goes to the server
 
 
 def test_links_lead_somewhere():

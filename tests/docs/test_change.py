@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from gliotrail.plain_yaml import read_yaml
 from tests.support.documents import blocks
 from tests.support.known import run_block
 from tests.support.projects import ROOT, Project
@@ -27,6 +28,18 @@ def test_each_row_of_the_measures_differs(changed: Project) -> None:
     differs = json.loads(changed.run("dvc", "metrics", "diff", "--json").stdout)
     rows = {path.name for path in (changed.root / "results/evaluate/measures").glob("*.json")}
     assert {path.rpartition("/")[2] for path in differs} == rows
+
+
+def test_each_plot_differs(changed: Project) -> None:
+    told = json.loads(changed.run("dvc", "plots", "diff", "--json").stdout)["data"]
+    names = [name for plot in read_yaml(ROOT / "dvc.yaml")["plots"] for name in plot]
+    assert [name.rpartition("::")[2] for name in told] == names
+    for (plot,) in told.values():
+        drawn: dict[str, list[dict[str, object]]] = {}
+        for point in plot["content"]["data"]["values"]:
+            drawn.setdefault(point.pop("rev"), []).append(point)
+        assert set(drawn) == {"HEAD", "workspace"}
+        assert drawn["HEAD"] != drawn["workspace"]
 
 
 def test_the_experiment_is_listed_with_what_it_changed(changed: Project) -> None:

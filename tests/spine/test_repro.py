@@ -61,13 +61,37 @@ def cpu_s():
 
 def test_a_change_of_training_runs_no_data_stage(project):
     set_params(project.root / "params.yaml", {"train.epochs": 3})
-    assert stages_run(project.run("dvc", "repro", "--dry").stdout) == ["train"]
+    assert stages_run(project.run("dvc", "repro", "--dry").stdout) == ["params", "train"]
+
+
+@pytest.mark.parametrize(
+    ("written", "mistyped", "nearest"),
+    [
+        ("  learning_rate: from", "  learning_rat: from", "train.learning_rat: unknown key; did"),
+        (
+            "  per_case:",
+            "  per_cas: 1\n  per_case:",
+            "patch.per_cas: unknown key; did you mean per_",
+        ),
+        ("\nevaluate:", "\nevaluat:", "evaluat: unknown key; did you mean evaluate?"),
+    ],
+    ids=["in place of its own", "added", "a section"],
+)
+def test_a_mistyped_key_is_told_with_the_nearest_before_any_stage(
+    written, mistyped, nearest, project
+):
+    file = project.root / "params.yaml"
+    file.write_text(file.read_text().replace(written, mistyped, 1))
+    told = project.run("dvc", "repro", check=False).stdout
+    assert stages_run(told) == ["params"]
+    assert f"params.yaml: {nearest}" in told
 
 
 def test_a_patch_size_put_in_front_runs_alone_and_costs_kilobytes(project):
     sizes = ["8x8x8", *CROPS_PARAMS["patch.sizes"]]
     set_params(project.root / "params.yaml", {"patch.sizes": sizes})
-    assert stages_run(project.run("dvc", "repro", "patch").stdout) == ["patch@8x8x8"]
+    ran = stages_run(project.run("dvc", "repro", "patch").stdout)
+    assert ran == ["params", "patch@8x8x8"]
     index = list((project.root / "data/patch/8x8x8").rglob("*"))
     written = [*index, project.root / "results/patch/8x8x8.png"]
     assert 0 < sum(path.stat().st_size for path in written) < 200_000
