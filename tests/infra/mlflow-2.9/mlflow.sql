@@ -174,7 +174,7 @@ note	by MLflow 2.9.2	1
 \.
 
 COPY public.experiments (experiment_id, name, artifact_location, lifecycle_stage, creation_time, last_update_time) FROM stdin;
-0	Default	/work/infra/mlruns/0	active	1795821539416	1795821539416
+0	Default	/srv/mlruns/0	active	1795821539416	1795821539416
 1	old	mlflow-artifacts:/old	active	1795821539424	1795821539424
 \.
 
