@@ -47,15 +47,15 @@ ENVIRONMENT = {
     "GLIOTRAIL_DIRECT": "Anything, where all machines of the cluster at RAY_ADDRESS see this"
     " checkout, as in a Slurm job: stages run from here, without a job and a remote.",
     "GLIOTRAIL_DISK_GB": "What all runs of a checkout may take; 20.",
-    "GLIOTRAIL_GPUS": "Of each worker: `auto` (a GPU if the cluster has or can start any), 0, 1, or"
-    " for a sweep's one-worker trials and an evaluation a share such as 0.5; `auto`.",
+    "GLIOTRAIL_GPUS": "For each worker: `auto` (a GPU if the cluster has or can start one), 0, 1,"
+    " or for a sweep's one-worker trials and an evaluation a share such as 0.5; `auto`.",
     "GLIOTRAIL_HEARTBEAT_S": "Seconds between the heartbeats of a process with a run; 30.",
     "GLIOTRAIL_JOB": "Set in a stage that runs as a Ray job; not for users.",
     "GLIOTRAIL_MICRO_BATCH": "Patches that a worker computes at a time, or `auto`: all of its own,"
     " and half as many as often as the first step runs out of GPU memory. Changes memory, and"
     " results by rounding; `auto`.",
-    "GLIOTRAIL_ORIGIN": "Set in a Ray job: commit and code of what sent it; not for users.",
-    "GLIOTRAIL_RAY_LOGS": "Anything: what Ray's workers print is shown, too.",
+    "GLIOTRAIL_ORIGIN": "Set in a Ray job: the sender's commit and code; not for users.",
+    "GLIOTRAIL_RAY_LOGS": "Anything: show the output of Ray's workers, too.",
     "GLIOTRAIL_STATE": "Where runs in progress, caches and the tracking database are; `.gliotrail`"
     " of the main checkout. A job on a cluster has `~/.cache/gliotrail`; set in the environment of"
     " Ray's machines, it is another path there, the same on all.",
@@ -74,8 +74,8 @@ ENVIRONMENT = {
 OF_OTHERS = {
     "AWS_ACCESS_KEY_ID": "With `AWS_SECRET_ACCESS_KEY`: the keys of DVC's remote on S3, for"
     " the client and on each machine of a cluster.",
-    "AWS_CA_BUNDLE": "File of the authority that signed S3's certificate, where it is none that"
-    " all know.",
+    "AWS_CA_BUNDLE": "File of the authority that signed S3's certificate, if it is not a public"
+    " one.",
     "AWS_DEFAULT_REGION": "S3's region.",
     "AWS_ENDPOINT_URL": "Where S3 is, if not at Amazon.",
     "MLFLOW_TRACKING_PASSWORD": "With `MLFLOW_TRACKING_USERNAME`: a user of the tracking server.",
@@ -85,7 +85,7 @@ OF_OTHERS = {
     "RAY_ADDRESS": "The Ray cluster that stages are sent to; else stages start a Ray of their"
     " own on this machine, closed to processes without its token.",
     "RAY_API_SERVER_ADDRESS": "Where the cluster takes jobs, if not at RAY_ADDRESS: http(s)://HOST:8265.",
-    "RAY_AUTH_MODE": "`token` for a cluster that takes one. Each Ray of ours does.",
+    "RAY_AUTH_MODE": "`token` for a cluster that requires one. Every Ray of ours does.",
     "RAY_AUTH_TOKEN": "The cluster's token; or RAY_AUTH_TOKEN_PATH, the file with it.",
     "RAY_AUTH_TOKEN_PATH": "See `RAY_AUTH_TOKEN`; `~/.ray/auth_token` if absent.",
     "REQUESTS_CA_BUNDLE": "As AWS_CA_BUNDLE, for MLflow and Ray's jobs.",
@@ -93,14 +93,14 @@ OF_OTHERS = {
 KEYS = {
     "train/learning_rate": ("each epoch", "At its last step."),
     "train/voxels_per_s": ("each epoch", "Of all workers."),
-    "train/data_wait_share": ("each epoch", "Share of it in which a worker waited for patches."),
+    "train/data_wait_share": ("each epoch", "Share of the time that a worker waited for patches."),
     "train/step_s_median": ("each epoch", "Of worker 0's steps, waiting included."),
     "train/step_s_p95": ("each epoch", "Their 95th percentile."),
     "train/peak_gpu_gb": ("each epoch", "Most GPU memory that worker 0's tensors held."),
     "train/mfu": (
         "each epoch",
-        "Sums of the network a second, as a share of the GPU's peak, where"
-        " that is known: `segmentation/precision.py`.",
+        "The network's FLOPS as a share of the GPU's peak, if that is known:"
+        " `segmentation/precision.py`.",
     ),
     "trial/voxels": ("a trial's end", "Voxels seen."),
     "trial/seconds": ("a trial's end", "From its first step to its last, of all its attempts."),

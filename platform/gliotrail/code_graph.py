@@ -1,7 +1,7 @@
-"""Which code decides a result: a module, and all of the package that it imports.
+"""The code that decides a result: a module, and all of the package that it imports.
 
 The same graph names the code that a stage of dvc.yaml depends on (`make deps` writes it there), and
-gives the hash that a training or a prepared case is known by.
+gives the code's part of the hash that identifies a training or a prepared case.
 """
 
 import ast
@@ -13,7 +13,7 @@ from typing import Final
 
 PACKAGE: Final = Path(__file__).parent
 RESULT_ROOMS: Final = ("dataset", "params", "imaging", "synthesis", "segmentation", "training")
-"""What can change a model's weights. The rest keeps, tells, draws or places what they do."""
+"""The rooms that can change a model's weights. The others store, show or schedule."""
 _EMPTY_PACKAGES: Final = (PACKAGE.name, "pipelines")
 
 
@@ -40,10 +40,10 @@ def imported_by(module: str, roots: Mapping[str, Path] | None = None) -> dict[st
 
 
 def result_code(module: str, *more: Path) -> str:
-    """One hash of the code that decides what a module computes; comments and docstrings don't.
+    """One hash of the code that decides a module's results, without comments and docstrings.
 
     Args:
-        more: files beside the package that count as well.
+        more: files outside the package that count as well.
     """
     prefixes = tuple(f"{PACKAGE.name}.{room}" for room in RESULT_ROOMS)
     files = [path for name, path in imported_by(module).items() if name.startswith(prefixes)]
@@ -51,7 +51,7 @@ def result_code(module: str, *more: Path) -> str:
 
 
 def code_hash(files: Iterable[Path]) -> str:
-    """One hash of what Python files do: names, comments and docstrings of no file change it."""
+    """One hash of Python files' code: file names, comments and docstrings don't change it."""
     digest = hashlib.sha256()
     for path in sorted(files):
         name = path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else Path(path.name)
@@ -64,7 +64,7 @@ def _meaning(path: Path) -> str:
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list):  # a string alone, a docstring for one, does nothing
+        if isinstance(body, list):  # a lone string, such as a docstring, does nothing
             node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
     return ast.dump(tree)
 
@@ -78,7 +78,7 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def _file(name: str, roots: Mapping[str, Path]) -> Path | None:
-    """A module's file; None where it is our package, a name within a module, or another's."""
+    """A module's file; None for a package of ours, a name within a module, or other code."""
     top, *rest = name.split(".")
     if top not in roots:
         return None

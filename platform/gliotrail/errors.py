@@ -38,11 +38,11 @@ class GliotrailError(Exception):
     ) -> None:
         self.what, self.where, self.wanted, self.got, self.do = what, where, wanted, got, do
         line = f"{where}: {_short(what)}" if where is not None else _short(what)
-        told = [f"wanted {_short(wanted)}"] if wanted is not None else []
-        told += [f"got {_short(got)}"] if got is not None else []
-        line += f": {', '.join(told)}" if told else ""
+        parts = [f"wanted {_short(wanted)}"] if wanted is not None else []
+        parts += [f"got {_short(got)}"] if got is not None else []
+        line += f": {', '.join(parts)}" if parts else ""
         line += f"; {do}" if do else ""
-        # names that come from data may hold what a terminal obeys
+        # names from data may hold a terminal's control characters
         super().__init__("".join(c if c.isprintable() else "?" for c in " ".join(line.split())))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -74,19 +74,19 @@ class WeightsError(GliotrailError):
 
 
 class TrainingError(GliotrailError):
-    """Training can't go on: a loss that is not a number, no patches, no validation."""
+    """Training can't continue: a loss that is not a number, no patches, no validation."""
 
 
 class TrackingError(GliotrailError):
-    """A run, a model version or the tracking server is not as it must be."""
+    """A run, a model version or the tracking server is missing or broken."""
 
 
 class ClusterError(GliotrailError):
-    """Ray can't give what was asked."""
+    """Ray can't give the resources, or fails."""
 
 
 class Stopped(GliotrailError):  # noqa: N818 - nothing went wrong
-    """A run was asked to stop, and did, with a checkpoint. `code` is the process's exit code."""
+    """A run was stopped on request, with a checkpoint. `code` is the process's exit code."""
 
     @property
     def code(self) -> int:
@@ -100,11 +100,11 @@ def one_line_errors(
 ) -> Iterator[None]:
     """End the process with exit code 1 and one line, without a traceback.
 
-    This holds for a GliotrailError, for what the machine refuses (disk, memory, permission), for a
+    This holds for a GliotrailError, for errors of the machine (disk, memory, permission), for a
     library of an extra that is not installed, and for Ctrl-C (exit code 130).
 
     Args:
-        kept: what Ctrl-C leaves, and how to go on.
+        kept: the message after Ctrl-C: what is kept, and how to go on.
     """
     try:
         yield

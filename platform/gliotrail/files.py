@@ -159,7 +159,7 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
 
 
 def parsed_rows(path: Path, parse: Callable[[Mapping[str, str]], T]) -> Iterator[T]:
-    """The rows of a log of ours, up to the first that is spoilt, which is told."""
+    """The rows of a log of ours, up to the first spoilt one, with a message."""
     for n, row in enumerate(csv_rows(path), 1):
         try:
             made = parse(row)
@@ -181,7 +181,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def sync_below(folder: Path) -> list[Path]:
-    """See all that others wrote below a folder onto the disk; its files. None where it is not."""
+    """Sync all files below a folder to the disk; their paths. None if there is no folder."""
     paths = list(folder.rglob("*"))
     for path in [*paths, *([folder, folder.parent] if folder.is_dir() else [])]:
         _sync(path)
@@ -198,9 +198,9 @@ def _sync(folder: Path) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """A file of ours; None where it is absent, or empty or cut as after power loss, which is told.
+    """A file of ours; None if it is absent, or spoilt (empty or cut), with a message.
 
-    What a full disk or power loss spoilt counts as never written, and is written anew.
+    A file that a full disk or power loss spoilt counts as never written, and is written anew.
     """
     try:
         content = path.read_bytes()

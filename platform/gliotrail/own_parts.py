@@ -1,8 +1,8 @@
 """Parts of your own: networks, losses, changes of patches and measures, from the folder `own`.
 
-It lies at the top of a checkout (in a registered model beside the package) and is where Python
-looks for them: `my_package.nets:Small` is the class Small of own/my_package/nets.py. Nothing from
-anywhere else is ever imported by a name in params or in a weights file.
+The folder is at the top of a checkout (in a registered model beside the package):
+`my_package.nets:Small` is the class Small of own/my_package/nets.py. Names in params or in a
+weights file never import code from anywhere else.
 """
 
 import importlib
@@ -24,18 +24,18 @@ def is_own(name: str) -> bool:
 
 
 def short_name(name: str) -> str:
-    """What it is called in metrics: `my_package.losses:tversky` is tversky."""
+    """A part's name in metrics: `my_package.losses:tversky` is tversky."""
     return name.rpartition(":")[2]
 
 
 def own_folder() -> Path:
-    """Where they are."""
+    """The folder of your own parts."""
     places = (PACKAGE.parents[1] / OWN, PACKAGE.parent / OWN)
     return next((place for place in places if place.is_dir()), places[0])
 
 
 def own_part(name: str, key: str) -> Any:
-    """What a name means.
+    """Import the part that a name means.
 
     Args:
         key: of params, for messages.
@@ -66,10 +66,10 @@ def own_part(name: str, key: str) -> Any:
 
 @contextmanager
 def tried(what: str, wanted: str, where: object = None) -> Iterator[None]:
-    """Tell in one line whatever your part raises.
+    """Turn any error of your part into one line.
 
     Raises:
-        ParamsError: saying so.
+        ParamsError: your part raised.
     """
     try:
         yield
@@ -81,7 +81,7 @@ def tried(what: str, wanted: str, where: object = None) -> Iterator[None]:
 
 
 def own_files(names: Iterable[str]) -> list[Path]:
-    """The files of your parts among these names, and all of the folder that they import."""
+    """The files of your own parts among these names, and all files of `own` that they import."""
     folder = own_folder()
     places = folder.iterdir() if folder.is_dir() else ()
     roots = {place.stem: place.with_suffix("") for place in places}

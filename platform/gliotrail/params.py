@@ -40,7 +40,7 @@ from gliotrail.param_types import (
 from gliotrail.plain_yaml import read_yaml
 
 LARGEST_BYTES = 50_000
-"""A longer params.yaml is refused: it would be read for minutes."""
+"""A longer params.yaml is refused: reading it would take minutes."""
 
 
 class Section(BaseModel):
@@ -56,7 +56,7 @@ class Fetch(Section):
 
 
 class ValidationBlock(Section):
-    """A box of one training case (voxels of its scan in RAS+) that no training patch comes near."""
+    """A box of one training case (voxels of its scan in RAS+) that training patches avoid."""
 
     case: str
     start_vox: Vox3
@@ -86,7 +86,7 @@ CasesOrBlock = Annotated[
 
 
 class Split(Section):
-    """Who is for training, for validation and for testing; by patient, never by patch."""
+    """Which cases are for training, validation and testing; by patient, never by patch."""
 
     seed: Seed
     test: Cases
@@ -101,9 +101,9 @@ class Prepare(Section):
 
 
 class Picture(Section):
-    """What is drawn of the prepared data.
+    """The pictures of the prepared data.
 
-    animations: a GIF through each case's slices, which hundreds of cases take long to draw.
+    animations: a GIF through each case's slices, slow to draw for hundreds of cases.
     """
 
     animations: bool
@@ -131,7 +131,7 @@ Ends = Annotated[tuple[float, ...], PlainValidator(_ends), PlainSerializer(list)
 
 
 class Choice(Section):
-    """What is tried of one key: all of some values, some of them, or numbers between two ends."""
+    """The values to try of one key: all of a list, some of it, or numbers between two ends."""
 
     grid: Values | None = None
     choice: Values | None = None
@@ -140,7 +140,7 @@ class Choice(Section):
 
 
 class Sweep(Section):
-    """Which trials are run, each for how long. Compared by whole-scan validation Dice."""
+    """The trials of a sweep, and their budget. They are compared by whole-scan validation Dice."""
 
     space: Annotated[dict[str, Choice], Field(min_length=1)]
     algorithm: Literal["grid", "random", "optuna", "pbt"]
@@ -162,18 +162,18 @@ class Model(Section):
 
     `dynunet`, `segresnet` and your own (`my_package.module:Class`) want gliotrail[monai].
 
-    heads: what the outputs are: the `classes`, or the nested `regions` of REGIONS.
-    deep_supervision: of `dynunet`: coarser levels are judged, too (nnU-Net, arXiv:1904.08128).
-    residual: of `dynunet`: blocks with a shortcut (He et al., 2016, arXiv:1512.03385).
-    space_to_depth: cubes of so many voxels a side become one voxel with as many more channels
-        before the network, and back after it (Shi et al., 2016, arXiv:1609.05158): a network at
-        half the resolution takes an eighth of the time and sees twice as far.
+    heads: the outputs: the `classes`, or the nested `regions` of REGIONS.
+    deep_supervision: `dynunet` only: a loss on coarser levels, too (nnU-Net, arXiv:1904.08128).
+    residual: `dynunet` only: blocks with a shortcut (He et al., 2016, arXiv:1512.03385).
+    space_to_depth: the side in voxels of cubes that become one voxel with more channels before the
+        network, and back after it (Shi et al., 2016, arXiv:1609.05158): at half the resolution a
+        network takes an eighth of the time and sees twice as far.
     """
 
     name: NetworkName
     depth: Annotated[int, Field(ge=1, le=6)]
     base_filters: Annotated[int, Field(ge=1, le=512)]
-    # these came later: weights files that don't tell them have networks without
+    # later additions: weights files without them have networks without them
     heads: Literal["classes", "regions"] = "classes"
     residual: bool = False
     deep_supervision: bool = False
@@ -276,13 +276,13 @@ class Phantoms(Section):
 
 
 class Rehearsed(Phantoms):
-    """What is trained on: new ones without end."""
+    """Synthetic tumours for training: new ones without end."""
 
     healthy: Probability
 
 
 class Judged(Phantoms):
-    """What is validated on: a few whole ones, always the same."""
+    """Synthetic tumours for validation: a few whole ones, always the same."""
 
     scans: Annotated[int, Field(ge=1, le=1000)]
     size: PatchSize
@@ -306,7 +306,7 @@ def _folds(value: object) -> tuple[int, ...]:
 
 
 class Crossvalidate(Section):
-    """Which folds of the training patients are trained and judged, each a stage of its own."""
+    """The folds of the training patients to train and judge, each a stage of its own."""
 
     folds: Annotated[tuple[int, ...], PlainValidator(_folds), PlainSerializer(list)]
 
@@ -314,7 +314,7 @@ class Crossvalidate(Section):
 class Evaluate(Section):
     """How held-out patients are segmented and scored.
 
-    measures: of your own, beside those that are always taken.
+    measures: your own, besides the built-in ones.
     """
 
     threshold: Annotated[float, Field(gt=0, lt=1)]
@@ -353,7 +353,7 @@ def validate(values: object, where: object = "params") -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        # a mistyped key is also a missing one: name what is there
+        # a mistyped key is also a missing one: name the key in the file
         problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
         more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
         raise _as_params_error(problems[0], values, where, more) from None
@@ -394,7 +394,7 @@ def _known_keys(path: list[Any]) -> list[str]:
     for part in path:
         section = getattr(section, "model_fields", {}).get(part, section)
         section = getattr(section, "annotation", section)
-        # of those that are one of several types: the one with keys
+        # of a union's types, the one with keys
         if not hasattr(section, "model_fields"):
             section = {"validation": ValidationBlock, "space": Choice}.get(part, section)
     return list(getattr(section, "model_fields", {}))

@@ -1,7 +1,7 @@
-"""Where this machine keeps what is no result: tracking database, runs in progress, caches.
+"""This machine's state folder: tracking database, runs in progress, caches, but no results.
 
-All of it is in `.gliotrail/` of the main checkout, also when the command runs in a git worktree or
-in one of DVC's temporary experiment folders, so that runs never scatter.
+It is `.gliotrail/` of the main checkout, also for commands in a git worktree or in one of DVC's
+temporary experiment folders, so that all runs are in one place.
 """
 
 import os
@@ -16,7 +16,7 @@ from gliotrail.errors import ParamsError
 
 _SOCKETS_BYTES: Final = 49
 JOB: Final = "GLIOTRAIL_JOB"
-"""Set in the processes of a stage that runs as a Ray job, whose working folder is thrown away."""
+"""Set in the processes of a stage that runs as a Ray job, whose working folder is temporary."""
 DIRECT: Final = "GLIOTRAIL_DIRECT"
 """Set where all machines of the cluster at RAY_ADDRESS see this checkout: stages make no jobs."""
 
@@ -40,9 +40,9 @@ def state_dir() -> Path:
 
 
 def made_state_dir() -> Path:
-    """`state_dir`, made where there is none: in the git checkout, else in the current folder.
+    """`state_dir`, made if there is none: in the git checkout, else in the current folder.
 
-    Git is told to ignore it: what it holds is no part of the code.
+    Git ignores it: its content is no part of the code.
     """
     try:
         state = state_dir()
@@ -55,7 +55,7 @@ def made_state_dir() -> Path:
     return state
 
 
-@cache  # asked for again and again, and git takes some milliseconds
+@cache  # called often, and git takes some milliseconds
 def main_checkout(here: Path) -> Path:
     """The checkout that a worktree or a temporary folder of DVC's belongs to; else the folder."""
     for folder in (here, *here.parents):
@@ -66,7 +66,7 @@ def main_checkout(here: Path) -> Path:
 
 
 def git(*words: str, cwd: Path | None = None) -> str:
-    """What a git command prints; nothing where it fails or there is no git."""
+    """A git command's output; empty if it fails or there is no git."""
     try:
         done = subprocess.run(["git", *words], cwd=cwd, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -75,16 +75,16 @@ def git(*words: str, cwd: Path | None = None) -> str:
 
 
 def short_temp(beside: str = "/ray") -> str:
-    """The folder for what is temporary, or /tmp where sockets below that would have no name.
+    """The temporary folder, or /tmp if names of sockets below it would be too long.
 
-    A socket's name has 107 bytes, of which Ray's own take 58.
+    A socket's name has at most 107 bytes; Ray's part takes 58.
 
     Args:
-        beside: what is between the folder and Ray's own.
+        beside: the part between the folder and Ray's.
     """
     folder = gettempdir()
     if len(os.fsencode(folder + beside)) <= _SOCKETS_BYTES:
         return folder
-    told = f"Ray's sockets are in /tmp: the name of TMPDIR={folder} is too long for them\n"
-    sys.stderr.write(told)
+    text = f"Ray's sockets are in /tmp: the name of TMPDIR={folder} is too long for them\n"
+    sys.stderr.write(text)
     return "/tmp"  # noqa: S108 - Ray makes a folder of its own there

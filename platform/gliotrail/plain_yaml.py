@@ -49,7 +49,7 @@ def parse_yaml(text: str, where: object) -> Any:
 def _check_plain(text: str, path: object) -> None:
     """Check before anything is built: the cost of building grows with the square of the depth."""
     brackets = text.count("[") + text.count("{")
-    if brackets > _MOST_BRACKETS:  # which are looked through before there is an event
+    if brackets > _MOST_BRACKETS:  # YAML scans them before its first event
         raise ParamsError("brackets", where=path, wanted=f"<= {_MOST_BRACKETS}", got=brackets)
     depth = 0
     for event in YAML(typ="safe", pure=True).parse(text):

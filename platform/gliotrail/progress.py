@@ -26,7 +26,7 @@ def progress(total: int, what: str, unit: str, done: int = 0) -> Iterator[Callab
     Args:
         total: how many there are; 0 if unknown.
         what: the job, such as "prepare".
-        unit: what is counted: "cases", or "bytes", shown as MB.
+        unit: the things counted: "cases", or "bytes", shown as MB.
         done: how many were done before.
     """
     start, start_s = done, time.monotonic()

@@ -75,8 +75,8 @@ def of_ray(serve, monkeypatch):
 def test_a_cluster_that_is_as_it_must_be(of_ray):
     found = of_ray()
     assert {finding.state for finding in found.values()} == {"ok"}
-    assert found["Ray nodes"].told == "1 alive, 1 dead: 4 CPUs, 1 GPUs"
-    assert found["Ray"].told.endswith("by token")
+    assert found["Ray nodes"].text == "1 alive, 1 dead: 4 CPUs, 1 GPUs"
+    assert found["Ray"].text.endswith("by token")
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,14 @@ def test_a_cluster_that_is_as_it_must_be(of_ray):
 def test_what_is_wrong_with_a_cluster_is_told_with_what_to_do(answers, check, told, do, of_ray):
     finding = of_ray(**answers)[check]
     assert finding.state == "failed"
-    assert re.search(told, finding.told)
+    assert re.search(told, finding.text)
     assert do in finding.do
 
 
 def test_a_cluster_beyond_loopback_that_lets_anyone_in_fails(of_ray, monkeypatch):
     monkeypatch.setattr(of_cluster, "is_loopback", lambda address: False)
     finding = of_ray(open_to_all=True)["Ray"]
-    assert (finding.state, finding.told.endswith("lets anyone in")) == ("failed", True)
+    assert (finding.state, finding.text.endswith("lets anyone in")) == ("failed", True)
 
 
 def test_a_cluster_that_does_not_answer(monkeypatch):
@@ -122,7 +122,7 @@ def test_mlflow(answers, user, state, told, serve, monkeypatch):
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
     finding = next(checks.mlflow())
-    assert (finding.state, told in finding.told) == (state, True)
+    assert (finding.state, told in finding.text) == (state, True)
     assert SECRET not in str(finding)
 
 
@@ -130,7 +130,7 @@ def test_mlflow_by_a_token_as_its_own_client_sends_it(serve, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", serve(version="3.17.2"))
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
     finding = next(checks.mlflow())
-    assert (finding.state, "answers, by token" in finding.told) == ("ok", True)
+    assert (finding.state, "answers, by token" in finding.text) == ("ok", True)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "another")
     finding = next(checks.mlflow())
     assert (finding.state, "MLFLOW_TRACKING_TOKEN" in finding.do) == ("failed", True)
@@ -141,7 +141,7 @@ def test_mlflow_is_asked_through_the_users_proxy(serve, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
     monkeypatch.setenv("http_proxy", serve(version="3.17.2", by_proxy=True))
     finding = next(checks.mlflow())
-    assert (finding.state, "answers, by token" in finding.told) == ("ok", True)
+    assert (finding.state, "answers, by token" in finding.text) == ("ok", True)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_mlflow_is_asked_through_the_users_proxy(serve, monkeypatch):
 def test_mlflow_that_is_away_or_at_no_address_is_one_finding(address, told, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     (finding,) = checks.mlflow()
-    assert (finding.state, told in finding.told, bool(finding.do)) == ("failed", True, True)
+    assert (finding.state, told in finding.text, bool(finding.do)) == ("failed", True, True)
 
 
 def test_mlflow_with_certificates_that_are_not_there_is_one_finding(monkeypatch):
@@ -185,9 +185,9 @@ def test_the_store_is_written_read_and_left_clean(tmp_path, monkeypatch):
 
 def test_versions_are_compared_with_the_pins(monkeypatch):
     right = next(checks.machine())
-    assert (right.state, right.told.count("mlflow ")) == ("ok", 1)  # several extras have it
+    assert (right.state, right.text.count("mlflow ")) == ("ok", 1)  # several extras have it
     monkeypatch.setattr(checks, "version", lambda name: "1.0")
     finding = next(checks.machine())
     assert finding.state == "failed"
-    assert "ray: wanted 2.60.0, got 1.0" in finding.told
+    assert "ray: wanted 2.60.0, got 1.0" in finding.text
     assert "make setup" in finding.do

@@ -30,7 +30,7 @@ def test_the_pages_of_a_server_that_runs_are_named(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hush@{at}")
         ended = gliotrail("ui")
     assert ended.code == 0
-    assert f"{at} (a server that runs already)" in ended.out
+    assert f"{at} (a running server)" in ended.out
     assert "hush" not in ended.out
 
 

@@ -222,7 +222,7 @@ def test_a_cluster_of_this_machine_that_does_not_start_is_tried_again_and_told()
     *tries, line = done.stderr.splitlines()
     assert len(tries) == 2
     assert all(told.startswith("Ray did not start (") for told in tries)
-    assert all(told.endswith("); it is tried again") for told in tries)
+    assert all(told.endswith("); trying again") for told in tries)
     assert line.startswith("error: Ray does not start: got ")
 
 

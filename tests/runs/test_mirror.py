@@ -164,7 +164,7 @@ def test_a_store_that_is_away_holds_no_training_up(
     (tmp_path / "store").write_text("no folder")
     with sending(one):
         train(Writer(one.run), 1, 2)
-        soon(lambda: "it is tried again" in capfd.readouterr().err)
+        soon(lambda: "trying again" in capfd.readouterr().err)
         (tmp_path / "store").unlink()
     two.bring()
     assert steps_of(two.run) == [1, 2]

@@ -90,7 +90,7 @@ def test_without_an_address_or_a_listener_nothing_stops(
     monkeypatch.setenv("GLIOTRAIL_WEBHOOK", "http://127.0.0.1:1/hook")
     with alerting(run):
         pass
-    assert "was not told of end" in capsys.readouterr().err
+    assert "could not post end" in capsys.readouterr().err
     monkeypatch.setenv("GLIOTRAIL_WEBHOOK", "file:///etc/passwd")
     with pytest.raises(ParamsError, match="wanted an http"):
         address()

@@ -108,7 +108,7 @@ def test_a_run_deleted_in_mlflow_goes_with_its_artifacts_unless_a_version_is_of_
     found = by_owner()
     assert found["journals, models"].unneeded_bytes == journals - 2 * 7
     assert before / 3 < found["MLflow"].unneeded_bytes < before / 2  # one of two models
-    assert found["MLflow"].told == "3 deleted runs stay"
+    assert found["MLflow"].stays == "3 deleted runs stay"
     assert size(artifacts) == before
     for part in found.values():
         part.remove()
@@ -133,7 +133,7 @@ def test_a_deleted_experiment_with_a_version_in_it_is_left_alone(server: MlflowC
     server.delete_experiment(server.get_run(run_id).info.experiment_id)
     part = by_owner()["MLflow"]
     assert part.unneeded_bytes == 0
-    assert part.told == "a deleted experiment has runs that stay: restore it first"
+    assert part.stays == "a deleted experiment has runs that stay: restore it first"
 
 
 def test_what_ray_left_goes_but_not_while_a_run_lives(server: MlflowClient) -> None:

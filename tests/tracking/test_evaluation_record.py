@@ -152,7 +152,7 @@ def test_a_champion_that_knows_the_validation_data_stays_and_that_is_told(
     record(*trained(1, 0.3))
     line = record(*trained(2, 0.9), judged_on="other", rescore=lambda path, seen: None)
     assert "the champion stays version 1" in line
-    assert "it was trained on these validation data, does not tell, or is of other" in line
+    assert "it was trained on these validation data or doesn't say so, or has other" in line
     assert not is_promoted()
     crown("2")
     assert is_promoted()

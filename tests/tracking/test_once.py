@@ -112,7 +112,7 @@ def test_twins_are_told_and_closed(server: MlflowClient, by_sql: Database) -> No
     findings = list(server_checks.twins())
     assert {finding.state for finding in findings} == {"warning"}
     told = close_twins(server)
-    assert told == [finding.told for finding in findings]
+    assert told == [finding.text for finding in findings]
     assert told == [
         f"run {twin.info.run_id}, a twin of {run_id}",
         f"model {late.model_id}, a twin of {model.model_id}",

@@ -1,6 +1,6 @@
-"""`gliotrail COMMAND`: what people do that is no stage of the pipeline.
+"""`gliotrail COMMAND`: everything that is not a stage of the pipeline.
 
-Stages run by `dvc repro`; these commands look at what came out, or work on single scans and runs.
+Stages run by `dvc repro`; these commands show results, or work on single scans and runs.
 """
 
 from importlib import metadata
@@ -43,10 +43,11 @@ def _version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it, and end.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show it and exit."),
     ] = False,
 ) -> None:
-    """What stands before a command."""
+    """The options before a command."""
 
 
 def main() -> None:
@@ -55,6 +56,6 @@ def main() -> None:
         try:
             app()
         except SystemExit as ended:
-            if ended.code == 130:  # typer's, of a Ctrl-C, without a word
+            if ended.code == 130:  # typer's, after Ctrl-C, without a message
                 raise KeyboardInterrupt from None
             raise

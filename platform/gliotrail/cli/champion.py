@@ -13,7 +13,7 @@ Version = Annotated[
     str,
     typer.Argument(
         metavar="VERSION",
-        help="Its number; of other models than brain tumours' NAME/NUMBER.",
+        help="Its number; NAME/NUMBER unless it is a brain tumour model.",
         autocompletion=versions,
     ),
 ]
@@ -22,8 +22,8 @@ Version = Annotated[
 def models(as_json: Json = False) -> None:
     """List the registered models, the newest first, with their Dice on validation and held out.
 
-    Each data set has a model of its own. `gliotrail segment` takes the brain tumours' one that was
-    promoted by name, where it is not told another.
+    Each data set has a model of its own. Without `--model`, `gliotrail segment` takes the brain
+    tumour model that was promoted by name.
     """
     from gliotrail.tracking.champion import versions as known
 
@@ -59,16 +59,16 @@ def _show(model: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def promote(version: Version, as_json: Json = False) -> None:
-    """Make a version champion, whatever its figures are, and what `gliotrail segment` takes."""
+    """Make a version champion, whatever its Dice, and the default of `gliotrail segment`."""
     from gliotrail.tracking.champion import crown
 
-    told = crown(version)
-    tell(as_json, told, str(told["told"]))
+    result = crown(version)
+    tell(as_json, result, str(result["told"]))
 
 
 def demote(version: Version, as_json: Json = False) -> None:
-    """Take the champion's name away from a version: there is none until the next is promoted."""
+    """Make a version champion no longer: there is none until the next one is promoted."""
     from gliotrail.tracking.champion import uncrown
 
-    told = uncrown(version)
-    tell(as_json, told, str(told["told"]))
+    result = uncrown(version)
+    tell(as_json, result, str(result["told"]))

@@ -63,7 +63,7 @@ def doctor(as_json: Json = False) -> None:
         for finding in check():
             found.append(finding)
             if not as_json:
-                print(f"{finding.check:14} {MARKS[finding.state]:8} {finding.told}")
+                print(f"{finding.check:14} {MARKS[finding.state]:8} {finding.text}")
                 if finding.do:
                     print(f"{'':23} {finding.do}")
     if as_json:

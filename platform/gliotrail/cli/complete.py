@@ -1,4 +1,4 @@
-"""What the shell completes: names of cases, stages, runs and models, as this checkout has them.
+"""Shell completion: names of this checkout's cases, stages, runs and models.
 
 Nothing here imports MLflow, which takes seconds: runs and versions are read from the disk.
 """
@@ -13,12 +13,12 @@ STAGES = ("pretrain", "sweep", "train", "evaluate", "crossvalidate")
 
 
 def _quietly(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Those that begin as what was typed; none where something is amiss."""
+    """The names that begin with the typed text; none on any error."""
 
     def completed(incomplete: str) -> list[str]:
         try:
             return sorted({name for name in names() if name.startswith(incomplete)})
-        except Exception:  # noqa: BLE001 - a shell that completes has no place for an error
+        except Exception:  # noqa: BLE001 - a completion can't show an error
             return []
 
     return completed

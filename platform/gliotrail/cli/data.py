@@ -1,4 +1,4 @@
-"""Data sets, patches and weights: brought in and out."""
+"""Import and export of data sets, patches and weights."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -22,15 +22,15 @@ def import_folder(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.")],
     scheme: Annotated[
-        str | None, typer.Option(help="BraTS' label codes, where the folders' names don't tell.")
+        str | None, typer.Option(help="BraTS' label codes, if the folders' names don't show them.")
     ] = None,
     cavity: Annotated[
         Literal["class", "background"],
-        typer.Option(help="What becomes of BraTS 2024's resection cavity."),
+        typer.Option(help="What to do with BraTS 2024's resection cavity."),
     ] = "class",
     as_json: Json = False,
 ) -> None:
-    """Bring scans and labels of other layouts into the one that `fetch.source` takes."""
+    """Convert scans and labels of other layouts to the one that `fetch.source` takes."""
     from gliotrail.imaging.formats.detect import import_any
 
     cases = import_any(source, out, scheme, cavity).cases
@@ -63,7 +63,7 @@ def export(
         typer.Argument(help="A prepared size, such as 48x48x16.", autocompletion=complete.sizes),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
-    limit: Annotated[int | None, typer.Option(help="At most so many.")] = None,
+    limit: Annotated[int | None, typer.Option(help="The most patches to write.")] = None,
     standardized: Annotated[
         bool, typer.Option(help="Standardise each axial slice within the patch, as the course.")
     ] = False,
@@ -88,7 +88,7 @@ def export(
 
 
 def task_at(path: Path | None) -> Task:
-    """What a dataset.json, or the one in a folder, says is segmented; brain tumours without.
+    """The task of a dataset.json, or of the one in a folder; without any, brain tumours.
 
     Raises:
         DataError: as `read_json` and `task_of`.
@@ -118,7 +118,7 @@ def import_keras(
     ] = None,
     dataset: Annotated[
         Path | None,
-        typer.Option(help="The dataset.json of what it segments; brain tumours without."),
+        typer.Option(help="The dataset.json of its task; by default brain tumours."),
     ] = None,
     standardize: Annotated[
         Literal["foreground", "slice", "none"],
@@ -126,7 +126,7 @@ def import_keras(
     ] = "slice",
     as_json: Json = False,
 ) -> None:
-    """Take over a 3-D U-Net's weights from Keras: whole models and weights files, any depth."""
+    """Convert a 3-D U-Net's weights from Keras: whole models and weights files, any depth."""
     from gliotrail.files import replacing
     from gliotrail.segmentation.keras import read_keras
     from gliotrail.segmentation.weights import to_bytes
@@ -161,11 +161,11 @@ def join_weights(
     files: Annotated[list[Path], typer.Argument(help="Weights files of networks that are alike.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors to write.")],
     register: Annotated[
-        bool, typer.Option("--register", help="Also as a version of the registered model.")
+        bool, typer.Option("--register", help="Also register it as a version.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make one model of several, such as the folds of a cross-validation: the mean is taken."""
+    """Join several models, such as the folds of a cross-validation, to one that averages them."""
     from gliotrail.files import replacing
     from gliotrail.segmentation.ensemble import join
 
@@ -173,12 +173,12 @@ def join_weights(
     content = join(files)
     with replacing(out) as partial:
         partial.write_bytes(content)
-    told = {"out": str(out), "members": len(files)}
+    result = {"out": str(out), "members": len(files)}
     words = f"{len(files)} networks as one, in {out}"
     if register:
         from gliotrail.tracking.ensemble_run import register_ensemble
 
         version = register_ensemble(out, files)
-        told |= {"model": version.name, "version": str(version.version)}
+        result |= {"model": version.name, "version": str(version.version)}
         words += f"; registered as models:/{version.name}/{version.version}"
-    tell(as_json, told, words)
+    tell(as_json, result, words)

@@ -1,4 +1,4 @@
-"""DVC's experiments: try another value, and see what came of all that were tried."""
+"""DVC's experiments: try another value, and see the results of all experiments."""
 
 import json
 import os
@@ -27,9 +27,9 @@ def try_(
     changes: Annotated[
         list[str], typer.Argument(metavar="KEY=VALUE", help="Such as train.learning_rate=1e-3.")
     ],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check them.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the changes.")] = False,
 ) -> None:
-    """Run the pipeline with other values of params.yaml, as an experiment of DVC.
+    """Run the pipeline with other values of params.yaml, as a DVC experiment.
 
     The keys and values are checked first: a mistyped key is told with the nearest one, and so is
     a change that changes nothing.
@@ -50,7 +50,7 @@ def check_changes(
     """Check changes of a params.yaml, given as KEY=VALUE.
 
     Raises:
-        ParamsError: a key that is not known, a value that can't be, or that is there already.
+        ParamsError: an unknown key, a value that can't be, or that is there already.
     """
     before, values = params.load(file), read_yaml(file)
     picked = json.loads(winner.read_text())["params"] if winner.is_file() else {}
@@ -104,7 +104,7 @@ def _check_space(changed: params.Params) -> None:
 
 
 def _check_own_parts(changed: params.Params) -> None:
-    """Raise ParamsError if a part of your own is not as it must be."""
+    """Raise ParamsError if a part of your own doesn't work."""
     from gliotrail.own_parts import is_own
 
     train = changed.train
@@ -122,7 +122,7 @@ def _check_own_parts(changed: params.Params) -> None:
 
 
 def _task_here(prepared: Path = Path("data/prepare")) -> Task:
-    """What is segmented in this checkout; brain tumours where nothing is prepared."""
+    """The task of this checkout; brain tumours if no data are prepared."""
     from gliotrail.imaging.prepared import TASK_FILE, read_task
 
     return read_task(prepared) if (prepared / TASK_FILE).is_file() else BRATS
@@ -130,11 +130,11 @@ def _task_here(prepared: Path = Path("data/prepare")) -> Task:
 
 def experiments(
     everything: Annotated[
-        bool, typer.Option("--all", "-A", help="Of all commits, not of the newest alone.")
+        bool, typer.Option("--all", "-A", help="Of all commits, not only the newest.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what was tried: each experiment's changed values and held-out Dice, the best first.
+    """Show all experiments: changed values and held-out Dice, the best first.
 
     `dvc exp show` has all values, in some 200 columns.
     """
@@ -161,7 +161,7 @@ def experiments(
 
 
 def rows_of(shown: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What `dvc exp show --json` tells, as a row an experiment: the commits, then the best first.
+    """`dvc exp show --json` as a row an experiment: the commits, then the best first.
 
     Each has a name, the params that differ from its commit's, and the held-out Dice.
     """

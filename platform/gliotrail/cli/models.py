@@ -1,4 +1,4 @@
-"""What came out, and from a model back to what made it."""
+"""Results, and from a model back to its origin."""
 
 import json
 import math
@@ -22,7 +22,7 @@ Name = Annotated[
     str,
     typer.Argument(
         metavar="MODEL_OR_RUN",
-        help="models:/NAME@ALIAS, or how a run's id begins.",
+        help="models:/NAME@ALIAS, or the beginning of a run's id.",
         autocompletion=complete.models_and_runs,
     ),
 ]
@@ -35,7 +35,7 @@ Other = Annotated[
 
 
 def trace(name: Name, as_json: Json = False) -> None:
-    """Show what a model or a run came from, and the commands that rebuild it."""
+    """Show the origin of a model or a run, and the commands that rebuild it."""
     from gliotrail.tracking.trace import as_text
     from gliotrail.tracking.trace import trace as find
 
@@ -59,7 +59,7 @@ def trace(name: Name, as_json: Json = False) -> None:
 
 
 def compare(first: Name, second: Other, as_json: Json = False) -> None:
-    """Show what differs between two models or runs: params, data, code, environment, metrics."""
+    """Show the differences of two models or runs: params, data, code, environment, metrics."""
     from gliotrail.tracking.trace import as_text
     from gliotrail.tracking.trace import compare as differences
 
@@ -68,11 +68,11 @@ def compare(first: Name, second: Other, as_json: Json = False) -> None:
         print_json(found)
         return
     table = table_of("", "", first, second, "difference", left=4)
-    table.columns[1].no_wrap = True  # a key is looked for as it is
+    table.columns[1].no_wrap = True  # a key is searched as one word
     for kind, rows in found.items():
         for n, (key, values) in enumerate(rows.items()):
-            told = [f"{v:.4g}" if isinstance(v, float) else as_text(v) for v in values]
-            table.add_row("" if n else kind, key, *told, _difference(*values))
+            cells = [f"{v:.4g}" if isinstance(v, float) else as_text(v) for v in values]
+            table.add_row("" if n else kind, key, *cells, _difference(*values))
         table.add_section()
     if any(found.values()):
         print_table(table)
@@ -87,7 +87,7 @@ def _facts() -> Table:
 
 
 def _difference(one: object, other: object) -> str:
-    """Of two numbers, which MLflow keeps as text where they are params."""
+    """The difference of two numbers; as params they are text in MLflow."""
     try:
         return f"{float(str(other)) - float(str(one)):+.4g}"
     except ValueError:
@@ -97,13 +97,13 @@ def _difference(one: object, other: object) -> str:
 def reproduce(
     name: Name,
     with_sweep: Annotated[
-        bool, typer.Option("--with-sweep", help="Sweep again; else its recorded winner is taken.")
+        bool, typer.Option("--with-sweep", help="Sweep again; else take the recorded winner.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model again from what its run recorded, and compare weights, curves and measures.
+    """Train a model again from its run's record, and compare weights, curves and measures.
 
-    Exit code 0 where they are the same, bit for bit; else 1, with the largest differences.
+    Exit code 0 if they are the same, bit for bit; else 1, with the largest differences.
     """
     from gliotrail.tracking.reproduce import reproduce as again
 
@@ -160,12 +160,12 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = True,
 ) -> None:
-    """Open MLflow's pages on what was recorded (seen from this machine only)."""
+    """Open MLflow's pages of the recorded runs (reachable from this machine only)."""
     from gliotrail.runs.addresses import shown, tracking_uri
 
     if tracking_uri().startswith(("http://", "https://")):
         check_answers(tracking_uri())
-        print(f"MLflow's pages: {shown(tracking_uri())} (a server that runs already)")
+        print(f"MLflow's pages: {shown(tracking_uri())} (a running server)")
         return
     check_port(port)
     from gliotrail.tracking.client import one_line, page_of_runs  # seconds of imports
@@ -178,14 +178,14 @@ def ui(
         open_when_there(port, address)
     words = ["-W", "ignore", "-m", "mlflow", "server", "--backend-store-uri", tracking_uri()]
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the server's own processes
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # nothing here has jobs
-    # one process: of several, those that are slow to start are killed and started for ever
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # nothing here uses them
+    # one process: with several, slow ones are killed and restarted for ever
     where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, *words, *where, "--app-name", "gliotrail"])
 
 
 def check_answers(address: str) -> None:
-    """Look whether a server answers, whatever it says.
+    """Check that a server answers, with any status.
 
     Raises:
         TrackingError: it does not.
@@ -202,7 +202,7 @@ def check_answers(address: str) -> None:
 
 
 def check_port(port: int) -> None:
-    """Look whether a port can be listened on.
+    """Check that a port is free.
 
     Raises:
         ParamsError: there is no such port, or another program has it.
@@ -220,7 +220,7 @@ def check_port(port: int) -> None:
 
 
 def has_browser() -> bool:
-    """Whether a page can be opened here: not by ssh, nor in a container."""
+    """Whether a page can be opened here: not over ssh, nor in a container."""
     return sys.platform == "darwin" or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
     )

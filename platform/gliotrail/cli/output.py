@@ -1,4 +1,4 @@
-"""How commands print."""
+"""The commands' output."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def tell(as_json: bool, values: Any, *lines: str) -> None:
-    """Print values as JSON where that is asked for, else lines for people."""
+    """Print values as JSON if asked for, else lines for people."""
     if as_json:
         print_json(values)
     else:
@@ -42,7 +42,7 @@ def check_output(path: Path, suffix: str) -> None:
 
 
 def table_of(*columns: str, left: int = 1) -> Table:
-    """A table whose first `left` columns are words, the others numbers. Nothing in it is cut."""
+    """A table whose first `left` columns are words, the others numbers. Cells are never cut."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for n, column in enumerate(columns):
         table.add_column(column, justify="left" if n < left else "right", overflow="fold")
@@ -50,7 +50,7 @@ def table_of(*columns: str, left: int = 1) -> Table:
 
 
 def print_table(table: Table) -> None:
-    """Print a table: as wide as it is where another program reads it, else folded to the screen."""
+    """Print a table: at full width for another program, else folded to the screen."""
     Console(width=None if sys.stdout.isatty() else _WIDEST).print(table)
 
 

@@ -1,4 +1,4 @@
-"""Look at one case: `gliotrail show`, `gliotrail view`; at results: `gliotrail pictures`."""
+"""Pictures of one case: `gliotrail show`, `gliotrail view`; of results: `gliotrail pictures`."""
 
 import webbrowser
 from pathlib import Path
@@ -23,10 +23,10 @@ def case_named(name: str, or_else: str = "") -> "PreparedCase":
     """A prepared case.
 
     Args:
-        or_else: what else the command would have taken.
+        or_else: what else the command takes, for the message.
 
     Raises:
-        DataError: there is no such case; some that are there are named.
+        DataError: there is no such case; the message names some.
     """
     from gliotrail.imaging.prepared import load_prepared
 
@@ -53,7 +53,7 @@ def show(
             "--slice", help="largest (slices of the classes), random, or a voxel such as 120,90,25."
         ),
     ] = "largest",
-    seed: Annotated[int, typer.Option(help="Of --slice random.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of --slice random.")] = 0,
     labels: Annotated[Path | None, typer.Option(help="A mask to outline, for a file.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A .png, or a .gif through all slices.")
@@ -84,7 +84,7 @@ def show(
     from gliotrail.report.overlays import centre_voxel, draw_case, random_voxel
     from gliotrail.report.themes import in_theme
 
-    told: dict[str, Any] = {"picture": str(path)}
+    result: dict[str, Any] = {"picture": str(path)}
     image_CIJK, start_vox = found.image_CIJK, found.box.start_vox
     if path.suffix == ".gif":
         write_gif(
@@ -104,8 +104,8 @@ def show(
         )  # fmt: skip
         save_figure(in_theme(drawing, theme), path)
         voxel = [n + a for n, a in zip(at, start_vox, strict=True)]
-        told["voxel"] = voxel
-    tell(as_json, told, str(path))
+        result["voxel"] = voxel
+    tell(as_json, result, str(path))
     if window:
         typer.launch(str(path.absolute()))
 
@@ -115,7 +115,7 @@ def _is_voxel(text: str) -> bool:
 
 
 def _of_file(path: Path, mask: Path | None) -> "tuple[PreparedCase, Labels | None, Task]":
-    """A file's channels are brain tumours' where there are four, else numbered."""
+    """A file's case, mask and task: brain tumours' channels if it has four, else numbered ones."""
     import numpy as np
 
     from gliotrail.dataset.brats import BRATS
@@ -141,7 +141,7 @@ def _of_file(path: Path, mask: Path | None) -> "tuple[PreparedCase, Labels | Non
 
 
 def pictures(
-    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where they go.")],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write to.")],
     theme: ThemeOption = "dark",
     as_json: Json = False,
 ) -> None:
@@ -167,10 +167,10 @@ def view(
         typer.Argument(metavar="CASE", help="A prepared case.", autocompletion=complete.cases),
     ],
     mask: Annotated[
-        Path | None, typer.Option(help=f"Labels to show beside the true ones; else {MASKS}'s.")
+        Path | None, typer.Option(help=f"Labels beside the true ones; by default those in {MASKS}.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The page to write; else one of its own.")
+        Path | None, typer.Option("--out", "-o", help="The page to write; by default CASE.html.")
     ] = None,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = True,
     as_json: Json = False,

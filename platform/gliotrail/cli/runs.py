@@ -9,26 +9,26 @@ from gliotrail.cli import complete
 from gliotrail.cli.output import Json, print_json, print_table, table_of, tell
 
 app = typer.Typer(
-    name="runs", no_args_is_help=True, help="What was trained, and what MLflow knows of it."
+    name="runs", no_args_is_help=True, help="Runs of this checkout, and their delivery to MLflow."
 )
 
 
 @app.command()
 def sync(as_json: Json = False) -> None:
-    """Deliver to the tracking server what it doesn't know yet. It can be repeated."""
+    """Deliver to the tracking server what it lacks. It can be repeated."""
     from gliotrail.tracking.sync import sync_all
 
     known, problems = sync_all()
-    told = [f"{name}: {problem}" for name, problem in problems.items()]
+    lines = [f"{name}: {problem}" for name, problem in problems.items()]
     values = {"known": known, "problems": problems}
-    tell(as_json, values, f"{known} runs are in MLflow", *told)
+    tell(as_json, values, f"{known} runs are in MLflow", *lines)
     if problems:
         raise typer.Exit(1)
 
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """List the runs of this checkout, their disk, and what the tracking server lacks of them."""
+    """List the runs of this checkout, their disk usage, and what the tracking server lacks."""
     from gliotrail.runs.addresses import shown, tracking_uri
     from gliotrail.runs.disk_budget import BUDGET, budget_bytes
     from gliotrail.runs.local_runs import all_runs, look_at, runs_dir
@@ -59,7 +59,7 @@ def stop(
     run: Annotated[
         str,
         typer.Argument(
-            help="Its folder, its own id or MLflow's, or how they begin.",
+            help="Its folder, its own id or MLflow's, or the beginning of one.",
             autocompletion=complete.runs,
         ),
     ],
@@ -80,12 +80,12 @@ def watch(
     run: Annotated[
         str | None,
         typer.Argument(
-            help="Its folder or id, or how they begin; else the newest that goes on.",
+            help="Its folder or id, or the beginning of one; by default the newest running one.",
             autocompletion=complete.runs,
         ),
     ] = None,
 ) -> None:
-    """Follow a run of this checkout in the terminal, step by step, to its end. Ctrl-C leaves it."""
+    """Follow a run of this checkout in the terminal, step by step. Ctrl-C ends only the view."""
     from gliotrail.runs.local_runs import newest_running, run_named
     from gliotrail.training.watch import follow
 
@@ -100,7 +100,7 @@ def watch(
 
 @app.command()
 def reap(as_json: Json = False) -> None:
-    """Close runs whose processes are gone, as KILLED; of other machines, when no heartbeat comes.
+    """Close runs whose processes are gone as KILLED.
 
     Runs of other machines are watched for three of their heartbeats, by default 90 seconds.
     """
@@ -113,16 +113,16 @@ def reap(as_json: Json = False) -> None:
 
 
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list, remove nothing.")] = False,
     days: Annotated[
-        float, typer.Option(min=0, help="Checkpoints of trainings that ended early stay so long.")
+        float, typer.Option(min=0, help="How long checkpoints of trainings that ended early stay.")
     ] = 30.0,
     as_json: Json = False,
 ) -> None:
-    """List the disk by owner, and remove what nothing needs any more.
+    """List the disk usage by owner, and remove what is not needed any more.
 
-    Stays: what a living process works on, what MLflow was not told, what registered models came
-    from, and what this checkout, git's branches and tags, or experiments refer to.
+    Everything stays that a living process works on, that is not in MLflow yet, that registered
+    models came from, or that this checkout, git's branches and tags, or experiments refer to.
     """
     from gliotrail.tracking.disk_usage import parts
 
@@ -134,7 +134,7 @@ def gc(
         if not dry_run and part.unneeded_bytes:
             said.append(part.remove())
         sizes = (f"{n / 1e6:.1f}" for n in (part.size_bytes, part.unneeded_bytes))
-        table.add_row(part.owner, *sizes, part.told)
+        table.add_row(part.owner, *sizes, part.stays)
     total = sum(part.unneeded_bytes for part in found)
     if as_json:
         parts_told = [
@@ -142,7 +142,7 @@ def gc(
                 "owner": part.owner,
                 "bytes": part.size_bytes,
                 "unneeded_bytes": part.unneeded_bytes,
-                "stays": part.told,
+                "stays": part.stays,
             }
             for part in found
         ]

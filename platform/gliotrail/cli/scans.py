@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Scheme = Literal["msd", "brats21", "brats23"]
 PROMOTED = "models:/gliotrail-unet3d@promoted"
 SHIPPED = Path(gliotrail.__file__).parents[2] / "results/weights/brats-dynunet.safetensors"
-THRESHOLD = 0.5  # where a model tells none
+THRESHOLD = 0.5  # for models without a recorded one
 
 
 def score(
@@ -29,15 +29,15 @@ def score(
         Path, typer.Argument(metavar="PRED", help="Predicted labels, in the data set's codes.")
     ],
     ref_scheme: Annotated[
-        Scheme | None, typer.Option(help="The label codes of REF, of brain tumours.")
+        Scheme | None, typer.Option(help="The label codes of REF (brain tumours only).")
     ] = None,
     dataset: Annotated[
         Path | None,
-        typer.Option(help="The dataset.json of what is segmented; brain tumours without."),
+        typer.Option(help="The dataset.json of the task; by default brain tumours."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a mask against the true one. Their orientations may differ, their voxels not."""
+    """Measure a mask against the true one. Orientations may differ, but not the voxels."""
     from gliotrail.dataset.brats import BRATS
     from gliotrail.segmentation.score import score_files
 
@@ -72,34 +72,34 @@ def segment(
     ] = None,
     channel: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=FILE", help="Or a 3-D file a channel, such as CT=ct.nii.gz;"),
+        typer.Option(metavar="NAME=FILE", help="Or a 3-D file a channel, such as CT=ct.nii.gz."),
     ] = None,
-    flair: Annotated[Path | None, typer.Option(help="of brain tumours: FLAIR,")] = None,
-    t1: Annotated[Path | None, typer.Option(help="T1,")] = None,
-    t1gd: Annotated[Path | None, typer.Option(help="T1 with contrast agent,")] = None,
-    t2: Annotated[Path | None, typer.Option(help="and T2.")] = None,
+    flair: Annotated[Path | None, typer.Option(help="Brain tumours: the FLAIR file.")] = None,
+    t1: Annotated[Path | None, typer.Option(help="Their T1 file.")] = None,
+    t1gd: Annotated[Path | None, typer.Option(help="Their T1 with contrast agent.")] = None,
+    t2: Annotated[Path | None, typer.Option(help="Their T2 file.")] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Weights file or model URI; several: averaged. By default {PROMOTED} (see "
+            help=f"Weights file or model URI; several are averaged. By default {PROMOTED} (see "
             "`gliotrail promote`), else the weights that ship."
         ),
     ] = None,
     probabilities: Annotated[
-        Path | None, typer.Option(help="A file for a probability a class and voxel.")
+        Path | None, typer.Option(help="A file for the probabilities of each class.")
     ] = None,
     tta: Annotated[
         bool, typer.Option("--tta", help="Average over mirror images, at 8 times the work.")
     ] = False,
     scheme: Annotated[
-        Scheme | None, typer.Option(help="The mask's label codes, of brain tumours.")
+        Scheme | None, typer.Option(help="The mask's label codes (brain tumours only).")
     ] = None,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Take a channel that is empty or there twice.")
+        bool, typer.Option("--allow-missing", help="Accept channels that are empty or the same.")
     ] = False,
     threshold: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Of the probability; else the registered model's, or 0.5."),
+        typer.Option(min=0, max=1, help="On the probability; by default the model's, or 0.5."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -116,7 +116,7 @@ def segment(
 
     outputs = [path for path in (out, probabilities) if path]
     for path in outputs:
-        is_packed(path)  # a wrong name is told before the work
+        is_packed(path)  # report a wrong name before the work
         if path.resolve() in {other.resolve() for other in paths} or outputs.count(path) > 1:
             raise ParamsError("output", wanted="a file of its own", got=str(path))
 
@@ -133,7 +133,7 @@ def segment(
 
     for line in odd_in(map(read_header, paths)):
         say(line)
-    image = read_image(paths[0]) if scan else None  # a bad scan is told before a model is fetched
+    image = read_image(paths[0]) if scan else None  # report a bad scan before fetching a model
     models = model or [_default_model()]
     networks, theirs = zip(*(_trained(name) for name in models), strict=True)
     task = networks[0][1].task
@@ -161,7 +161,7 @@ def segment(
 
 
 def _given(texts: Sequence[str], named: Mapping[str, Path | None]) -> dict[str, Path]:
-    """Files by channel: `NAME=FILE`, where a name may be any that BraTS has used, and the rest."""
+    """Files by channel: `NAME=FILE` (any of BraTS' names for a channel), and the named options."""
     from gliotrail.dataset.brats import channel_name
     from gliotrail.dataset.task import as_name
 
@@ -176,7 +176,7 @@ def _given(texts: Sequence[str], named: Mapping[str, Path | None]) -> dict[str, 
 
 
 def _default_model() -> str:
-    """The version that somebody promoted; else the weights that ship, which is said."""
+    """The promoted version, else the weights that ship, with a message."""
     if _is_one_promoted():
         return PROMOTED
     if not SHIPPED.is_file():
@@ -187,7 +187,7 @@ def _default_model() -> str:
 
 
 def _is_one_promoted() -> bool:
-    """Whether somebody promoted a version; outside of a checkout and without MLflow none is."""
+    """Whether a version is promoted; never outside of a checkout or without MLflow."""
     try:
         uri = tracking_uri()
         database = Path(uri.removeprefix("sqlite:///"))
@@ -207,7 +207,7 @@ def _one(thresholds: Sequence[float]) -> float:
 
 
 def _trained(name: str) -> "tuple[Trained, float]":
-    """The network and threshold of a weights file or of a model that the tracking server knows."""
+    """The network and threshold of a weights file or of a registered model."""
     from gliotrail.segmentation.weights import load
 
     if ":/" not in name:

@@ -1,4 +1,4 @@
-"""A cluster that scales up: asked for machines, and waited for, telling what is on the way."""
+"""Ask a cluster that scales up for machines, and wait for them, printing what is on the way."""
 
 import json
 import time
@@ -25,10 +25,10 @@ from gliotrail.progress import say
 _PATIENCE_S: Final = 600.0
 _FIRST_REPORT_S: Final = 10.0
 _ASKED_FOR_S: Final = 20.0
-"""An autoscaler looks every five seconds; one that has just started takes some more."""
+"""An autoscaler looks every five seconds; a new one takes longer."""
 _STATUS: Final = "__autoscaling_status"
 _FIXED: Final = "node_"
-"""What Ray calls the type of a machine that no autoscaler has started, its id behind it."""
+"""How Ray's name for the type of a machine begins that no autoscaler has started."""
 T = TypeVar("T")
 
 
@@ -37,16 +37,16 @@ def when_there_are(
     bundles: Sequence[Mapping[str, float]],
     look: Callable[[], object] = lambda: None,
 ) -> T:
-    """What `choose` makes of the cluster's machines; if it scales up, once there are enough.
+    """The result of `choose` for the cluster's machines; waits for more if the cluster scales up.
 
     Args:
-        choose: raises ClusterError where they don't suffice.
-        bundles: what the cluster is then asked for, as Ray wants it.
-        look: called each second; what it raises ends the wait.
+        choose: raises ClusterError if they don't suffice.
+        bundles: Ray's resources to ask the cluster for in that case.
+        look: called each second; if it raises, the wait ends.
 
     Raises:
-        ClusterError: `choose`'s, at once where the cluster can't grow, else when nothing is on the
-            way within the start limit, or nothing has come of it for ten minutes.
+        ClusterError: `choose`'s, at once if the cluster can't grow, else if no machine is on the
+            way within the start limit, or none has arrived for ten minutes.
     """
     try:
         return choose(nodes())
@@ -56,15 +56,15 @@ def when_there_are(
         raise problem
     from ray.autoscaler.sdk import request_resources
 
-    told, changed_s = "", time.monotonic()
+    said, changed_s = "", time.monotonic()
     request_resources(bundles=[dict(bundle) for bundle in bundles])
     try:
         while True:
             look()
             state = _describe(nodes(), on_the_way() or {})
-            if state != told:
+            if state != said:
                 say(f"waiting for {problem.wanted}: {state}")
-                told, changed_s = state, time.monotonic()
+                said, changed_s = state, time.monotonic()
             elif time.monotonic() - changed_s > (_PATIENCE_S if on_the_way() else start_limit_s()):
                 raise problem
             time.sleep(1)
@@ -79,13 +79,13 @@ def when_there_are(
 def wait_until_free(
     wanted: Resources, what: str, look: Callable[[], object] = lambda: None
 ) -> None:
-    """Wait while others hold what workers are to get; at most the start limit.
+    """Wait while others hold the resources for the workers; at most the start limit.
 
-    Ray itself would wait for ever, without a word.
+    Ray itself would silently wait for ever.
 
     Args:
-        what: is to run, for messages.
-        look: called each second; what it raises ends the wait.
+        what: the job, for messages.
+        look: called each second; if it raises, the wait ends.
 
     Raises:
         ClusterError: others still hold it.
@@ -93,7 +93,7 @@ def wait_until_free(
     if is_own():
         return
     limit_s = start_limit_s()
-    ends_s, told = time.monotonic() + limit_s, False
+    ends_s, said = time.monotonic() + limit_s, False
     group = placement_group([wanted.per_worker()] * (wanted.at_least or wanted.workers))
     try:
         while not group.wait(1):
@@ -107,9 +107,9 @@ def wait_until_free(
                     got=there,
                     do=f"wait for them, or lower {WORKERS}",
                 )
-            if not told:
+            if not said:
                 say(f"{what}: waiting for {wanted.describe()}, which others hold: {there}")
-            told = True
+            said = True
     finally:
         remove_placement_group(group)
 
@@ -117,10 +117,10 @@ def wait_until_free(
 def can_start_gpus(look: Callable[[], object] = lambda: None) -> bool:
     """Whether the cluster's autoscaler has a type of machine with a GPU, and room for one.
 
-    Ray lists no types: it is asked for a GPU, and what it has no type for, it doesn't start.
+    Ray lists no types. So it is asked for a GPU: without a suitable type it starts nothing.
 
     Args:
-        look: called each second; what it raises ends the wait.
+        look: called each second; if it raises, the wait ends.
     """
     if not _grows():
         return False
@@ -142,7 +142,7 @@ def can_start_gpus(look: Callable[[], object] = lambda: None) -> bool:
 
 
 def _grows() -> bool:
-    """Whether the cluster has an autoscaler; a new one takes seconds until it tells of machines."""
+    """Whether the cluster has an autoscaler; a new one takes seconds until it reports machines."""
     ends_s = time.monotonic() + _FIRST_REPORT_S
     while on_the_way() is None:
         report = _old_report() or {}
@@ -153,7 +153,7 @@ def _grows() -> bool:
 
 
 def on_the_way() -> Mapping[str, int] | None:
-    """How many machines of each type the cluster starts just now; None if it has no autoscaler."""
+    """How many machines of each type the cluster is starting; None if it has no autoscaler."""
     report = _old_report()
     if report:
         types = [*report["active_nodes"], *(report["idle_nodes"] or {})]
@@ -173,7 +173,7 @@ def on_the_way() -> Mapping[str, int] | None:
 
 
 def _old_report() -> dict[str, Any] | None:
-    """Of Ray's older autoscaler, of its cluster launcher; Ray's head writes one without it, too."""
+    """The report of the cluster launcher's older autoscaler; a head without one writes it, too."""
     content = _internal_kv_get(_STATUS)
     report: dict[str, Any] | None = json.loads(content or b"{}").get("autoscaler_report")
     return report

@@ -26,18 +26,18 @@ def each_case(
     came: Callable[[T, R], object],
     what: str,
 ) -> None:
-    """Hand each case and what `work` makes of it to `came`, in the order in which they end.
+    """Hand each case and its result of `work` to `came`, in the order in which they end.
 
-    A case whose worker or machine is lost is done again. This process only waits; but one case,
-    where the cluster is this machine, is done in it.
+    A case whose worker or machine is lost is done again. This process only waits, but does a single
+    case itself if the cluster is this machine.
 
     Args:
-        work: is told the device that its worker was given. Sent to the workers, as each case is.
+        work: called with a case and its worker's device. Both it and the cases are sent to workers.
         what: the job, for messages, such as "evaluate".
 
     Raises:
         ClusterError: the cluster can't give a worker, or workers are lost again and again.
-        Exception: what `work` raises, which is not tried again.
+        Exception: as `work`; the case is not tried again.
     """
     wanted = gpus_wanted(1)
     if is_own() and len(cases) < 2:
@@ -66,10 +66,10 @@ def each_case(
 
 
 def _do(work: Callable[[T, torch.device], R], case: T, of_a_gpu: float) -> R:
-    """What a worker does."""
+    """Do one case, on a worker."""
     bring_inputs()
     device = device_of(of_a_gpu)
-    if device.type == "cuda" and of_a_gpu < 1:  # the rest is for the cases beside it
+    if device.type == "cuda" and of_a_gpu < 1:  # the rest is for other cases
         torch.cuda.set_per_process_memory_fraction(of_a_gpu)
     return work(case, device)
 

@@ -1,7 +1,7 @@
-"""A Ray cluster to run on: the one at RAY_ADDRESS, or one of this machine, open to nobody else.
+"""A Ray cluster to run on: the one at RAY_ADDRESS, or a private one on this machine.
 
-Ray listens on all addresses of the machine even where it is asked not to; so it wants a token,
-which only the processes have that are started from here.
+Ray listens on all addresses of the machine even if it is asked not to; so it requires a token that
+only processes started from here have.
 """
 
 import logging
@@ -45,15 +45,15 @@ SETTINGS = {
     "RAY_agent_register_timeout_ms": "300000",
 }
 _LOCAL_SETTINGS = {
-    # processes that take seconds to start: idle workers that Ray Train can't use, and a watch for
-    # nodes that a cloud takes back
+    # without processes that take seconds to start: idle workers that Ray Train can't use, and a
+    # watch for nodes that a cloud takes back
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_worker_prestart": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 _SHM = "/dev/shm"  # noqa: S108 - Ray's place for it
 _STARTS = 3
-"""Of a busy machine one of Ray's own parts may be too late for another."""
+"""Attempts: on a busy machine one of Ray's processes may be too late for another."""
 _RAY_LOGS = "GLIOTRAIL_RAY_LOGS"
 WORKERS = "GLIOTRAIL_WORKERS"
 GPUS = "GLIOTRAIL_GPUS"
@@ -61,7 +61,7 @@ GPUS = "GLIOTRAIL_GPUS"
 
 @dataclass(frozen=True)
 class Resources:
-    """What one training takes; with `at_least` it goes on with fewer workers, if some are lost."""
+    """One training's resources; with `at_least` it goes on with fewer workers if some are lost."""
 
     workers: int
     cpus_per_worker: int
@@ -69,7 +69,7 @@ class Resources:
     at_least: int | None = None
 
     def per_worker(self) -> dict[str, float]:
-        """As Ray wants it."""
+        """The resources in Ray's form."""
         gpu = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
         return {"CPU": float(self.cpus_per_worker)} | gpu
 
@@ -82,16 +82,16 @@ class Resources:
 
 @contextmanager
 def cluster() -> Iterator[Callable[[], None]]:
-    """Connect to Ray in the background; what was started here is stopped at the end.
+    """Connect to Ray in the background; if it was started here, it is stopped at the end.
 
     >>> with cluster() as connected:
     ...     import torch  # while Ray starts
     ...     connected()
 
-    Within another `cluster()` it is that one.
+    Within another `cluster()` it is the same one.
 
     Yields:
-        `connected`, which waits for it and raises ClusterError where nothing answers.
+        `connected`, which waits for it and raises ClusterError if nothing answers.
     """
     if ray.is_initialized():
         yield lambda: None
@@ -100,7 +100,7 @@ def cluster() -> Iterator[Callable[[], None]]:
     for name, value in (SETTINGS if address else SETTINGS | _LOCAL_SETTINGS).items():
         os.environ.setdefault(name, value)
     if not address:
-        os.environ["RAY_AUTH_MODE"] = "token"  # whatever the user's clusters want
+        os.environ["RAY_AUTH_MODE"] = "token"  # whatever the user's setting for other clusters
         os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
         read_token_again()
     leave_sigterm_to_us()
@@ -109,7 +109,7 @@ def cluster() -> Iterator[Callable[[], None]]:
     with ThreadPoolExecutor(1, "ray") as starter:
         started = starter.submit(_connect, address)
         try:
-            with ExitStack() as watched:  # until the end begins, in which Ray's processes go
+            with ExitStack() as watched:  # until the end, when Ray's processes are stopped
 
                 def connected() -> None:
                     started.result()
@@ -133,14 +133,14 @@ def _connect(address: str | None) -> None:
         try:
             _init(address)
         except Exception as error:
-            # as broad as what Ray raises where a start takes it more than 30 s
+            # as broad as Ray's errors if its start takes more than 30 s
             if address and not isinstance(error, ConnectionError | ValueError):
                 raise
             if address:
                 raise _no_answer(address, error) from None
             if not left:
                 raise _no_start(error) from None
-            say(f"Ray did not start ({error}); it is tried again")
+            say(f"Ray did not start ({error}); trying again")
             ray.shutdown()
             end_what_a_start_left()
         else:
@@ -148,14 +148,14 @@ def _connect(address: str | None) -> None:
 
 
 def _init(address: str | None) -> None:
-    # Ray gives the interpreter to a shell as it is, and a path may have a space
+    # Ray passes the interpreter to a shell unquoted, and a path may have a space
     python = shlex.quote(sys.executable)
     ray.init(
         address=address or "local",
         runtime_env=None if python == sys.executable else {"py_executable": python},
         num_cpus=None if address else cpus_here(),
         include_dashboard=None if address else False,
-        # where there is no shared memory, or none to write to, Ray's own processes would crash
+        # without writable shared memory Ray's own processes would crash
         _plasma_directory=None if address or os.access(_SHM, os.W_OK) else gettempdir(),
         logging_level=logging.WARNING,
         log_to_driver=bool(os.environ.get(_RAY_LOGS)),
@@ -163,10 +163,10 @@ def _init(address: str | None) -> None:
 
 
 def check_answer(address: str) -> None:
-    """Look whether somebody listens: where nobody does, Ray itself waits for minutes.
+    """Check that a server listens: otherwise Ray itself waits for minutes.
 
     Raises:
-        ClusterError: nobody does.
+        ClusterError: none does.
     """
     parts = re.fullmatch(r"(?:ray://)?\[?([^]/]+?)]?:(\d+)", address)
     if parts is None:
@@ -178,13 +178,13 @@ def check_answer(address: str) -> None:
 
 
 def _no_start(error: Exception) -> ClusterError:
-    told = str(error)
-    if "AF_UNIX path length" in told:
+    text = str(error)
+    if "AF_UNIX path length" in text:
         do = "set RAY_TMPDIR to a shorter folder, such as /tmp"
         what = "the temporary folder's name is too long for Ray's sockets"
         return ClusterError(what, where=os.environ.get("RAY_TMPDIR") or gettempdir(), do=do)
-    busy = "it may be that this machine has too much to do; the same command goes on"
-    return ClusterError("Ray does not start", got=error, do=busy if "timed out" in told else None)
+    busy = "this machine may be too busy; the same command goes on"
+    return ClusterError("Ray does not start", got=error, do=busy if "timed out" in text else None)
 
 
 def _no_answer(address: str | None, error: Exception) -> ClusterError:
@@ -197,21 +197,21 @@ def is_own() -> bool:
 
 
 def cpus_here() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 Node = Mapping[str, float]
-"""What a machine of the cluster has, by Ray's names: CPU, GPU."""
+"""A machine's resources, by Ray's names: CPU, GPU."""
 
 
 def nodes() -> list[Node]:
-    """What each machine of the connected cluster has."""
+    """The resources of each machine of the connected cluster."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def total(nodes: Sequence[Node], name: str) -> int:
-    """How many CPUs or GPUs there are together."""
+    """The total number of CPUs or GPUs."""
     return sum(int(node.get(name, 0)) for node in nodes)
 
 
@@ -223,15 +223,15 @@ def share_out(
     patches: int | None = None,
     what: str = "training",
 ) -> Resources:
-    """What each worker of one training gets: its share of cores, and of a GPU.
+    """Each worker's resources in one training: its share of cores, and of a GPU.
 
     Args:
         nodes: the cluster's.
         workers: how many; None is one for each GPU, or without GPUs two, one on a single core.
-        at_least: with how many it may begin, and go on, if there can't be more.
-        of_a_gpu: the share of one that each gets.
-        patches: of a step; if nobody says how many workers, there are no more than these.
-        what: is to run, for messages.
+        at_least: the fewest workers to begin and go on with.
+        of_a_gpu: each worker's share of a GPU.
+        patches: of a step; the most workers if `workers` is None.
+        what: the job, for messages.
 
     Raises:
         ClusterError: the cluster, as it is now, can't give so much.
@@ -240,7 +240,7 @@ def share_out(
     most = max(1, gpus if of_a_gpu else min(2, cpus))
     workers = workers or min(most, patches or most)
     for now in range(workers, (at_least or workers) - 1, -1):
-        # the most cores that each can have, a worker being on one machine
+        # the most cores that each can have: a worker is on one machine
         for cpus_per_worker in range(max(1, cpus // now), 0, -1):
             wanted = Resources(workers, cpus_per_worker, of_a_gpu, at_least)
             if fitting(nodes, wanted) >= now:
@@ -254,16 +254,16 @@ def share_out(
 
 
 def fitting(nodes: Sequence[Node], wanted: Resources) -> int:
-    """How many such workers fit on the machines, each on one."""
+    """How many such workers fit on the machines; each is on one."""
     each = wanted.per_worker().items()
     return sum(min(int(node.get(name, 0) // n) for name, n in each) for node in nodes)
 
 
 def workers_wanted() -> tuple[int | None, int | None]:
-    """GLIOTRAIL_WORKERS, such as `4` or `1:4`; it changes how fast a result comes, never which.
+    """GLIOTRAIL_WORKERS, such as `4` or `1:4`; it changes the speed, never the result.
 
     Returns:
-        how many, and the fewest to go on with; None where it doesn't say.
+        how many, and the fewest to go on with; None if not given.
 
     Raises:
         ParamsError: it is neither.
@@ -284,7 +284,7 @@ def check_shares(workers: int | None, at_least: int | None, batch_size: int, nam
         name: the variable that says how many.
 
     Raises:
-        ParamsError: there are more.
+        ParamsError: there are more workers.
     """
     fitting = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
     even = f"{', '.join(map(str, fitting))} have equal shares"
@@ -298,7 +298,7 @@ def check_shares(workers: int | None, at_least: int | None, batch_size: int, nam
 
 
 def start_limit_s() -> float:
-    """So long a start may take, of what others may hold or a cloud must bring."""
+    """The limit in seconds for a start that waits for other jobs, or for a cloud's machines."""
     return float(os.environ.get(START_LIMIT) or SETTINGS[START_LIMIT])
 
 
@@ -306,7 +306,7 @@ def whole_number(name: str) -> int | None:
     """An environment variable, if it is set.
 
     Raises:
-        ParamsError: it is no whole number above 0.
+        ParamsError: it is not a whole number above 0.
     """
     text = os.environ.get(name)
     if not text:

@@ -1,7 +1,7 @@
-"""Data by the hash of their content, in DVC's own layout, from any machine to any other.
+"""Data by the hash of their content, in DVC's own layout, sent between machines.
 
 A file is identified by its MD5, a folder by the MD5 of a list of its files, `<md5>.dir`. So a
-worker on any machine gets the very data of the stage, whatever lies there under the same name.
+worker on any machine gets exactly the stage's data, even if other data have the same name there.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ _HELD: Final[dict[Path, TextIOWrapper]] = {}
 
 
 def put(path: Path, store: Store) -> str:
-    """Send a file or a folder to the store, as `dvc push` does; what it has is not sent again.
+    """Send a file or a folder to the store, like `dvc push`; only what the store lacks.
 
     Returns:
         the digest.
@@ -39,14 +39,14 @@ def put(path: Path, store: Store) -> str:
     digest, files, listed = _look_at(path)
     if listed is None:
         _send(files, store)
-    elif not store.has(_name(digest)):  # the list comes last: with it all is there
+    elif not store.has(_name(digest)):  # the list is sent last: if it is there, all is
         _send(files, store)
         store.write(_name(digest), listed)
     return digest
 
 
 def dvc_digest(path: Path) -> str:
-    """What `put` returns, without a store.
+    """The digest that `put` returns, without a store.
 
     Raises:
         DataError: there is no such file or folder.
@@ -91,10 +91,10 @@ def _send(files: dict[str, Path], store: Store) -> None:
 def download(digest: str, store: Store, path: Path) -> None:
     """Download the file or folder of a digest; each file's hash is compared.
 
-    What an interrupted download brought already is not fetched again.
+    Files from an interrupted download are not fetched again.
 
     Raises:
-        DataError: the store lacks part of it, or has something else under its name.
+        DataError: the store lacks a part, or has another content under its name.
         ClusterError: as the store has it.
     """
     if not digest.endswith(".dir"):
@@ -118,7 +118,7 @@ def download(digest: str, store: Store, path: Path) -> None:
 
 
 def _fetch(md5: str, store: Store, path: Path) -> None:
-    if path.is_file():  # it was renamed to its name when it was whole
+    if path.is_file():  # it was whole when it was renamed to this name
         return
     with replacing(path) as partial:
         try:
@@ -136,13 +136,13 @@ def _not_there(digest: str, store: Store) -> DataError:
 
 
 def fetch(digest: str, store: Store, cache: Path) -> Path:
-    """Bring data into this machine's cache: the first process that wants them fetches them.
+    """Bring data into this machine's cache: the first process that needs them fetches them.
 
-    They stay while this process lives. When the cache takes more than GLIOTRAIL_CACHE_GB, data that
-    no process uses are removed, the longest unused first.
+    They stay while this process lives. If the cache is larger than GLIOTRAIL_CACHE_GB, data that no
+    process uses are removed, the longest unused first.
 
     Returns:
-        the file or folder. It is the same for all processes: map it, don't change it.
+        the file or folder. All processes share it: map it, don't change it.
 
     Raises:
         DataError, ClusterError: as `download`.
@@ -150,7 +150,7 @@ def fetch(digest: str, store: Store, cache: Path) -> Path:
     """
     place, limit_bytes = cache / digest, gigabytes(LIMIT, _DEFAULT_GB)
     while True:
-        # held until this process ends; only who clears the cache wants it alone
+        # held, shared, until this process ends; only clearing the cache takes it exclusively
         holder = _HELD.get(place) or _open(_lock_of(place))
         fcntl.flock(holder, fcntl.LOCK_SH)
         if place.exists():

@@ -20,11 +20,11 @@ def crossvalidate(
     sweep: Path = Path("results/sweep"),
     out: Path = Path("results/crossvalidate"),
 ) -> None:
-    """Train on all folds but one and judge on that one, whole scans; write model and Dice.
+    """Train on all folds but one and judge on that one, on whole scans; write model and Dice.
 
     Raises:
         ParamsError: more folds than training patients.
-        TrainingError, DataError, ClusterError: as training, data and cluster have it.
+        TrainingError, DataError, ClusterError: from training, data and cluster.
     """
     training = Training.of(params, choose(params, sweep / "best.json"), prepared, patches)
     training = replace(training, fold=(fold, len(params.crossvalidate.folds)))

@@ -1,7 +1,7 @@
 """Stage `evaluate`: segment and score the held-out patients, register the model, name the champion.
 
-Every measure comes from the label map that is saved, as counts without epsilon, so that scoring
-the saved mask gives `metrics.json` again.
+Every measure comes from the saved label map, as counts without epsilon, so that scoring the saved
+mask gives `metrics.json` again.
 """
 
 import json
@@ -46,7 +46,7 @@ _TOLD: Final = ("dice", "sensitivity", "specificity", "hd95_mm")
 _MEASURES: Final = (*_TOLD, "specificity_foreground")
 _HASH_LENGTH: Final = 16
 MEASURES_VERSION: Final = 1
-"""Goes up when a measure's definition changes: champions are then judged again."""
+"""Raised when a measure's definition changes: champions are then judged again."""
 
 
 def evaluate(
@@ -56,15 +56,15 @@ def evaluate(
     trained: Path = Path("results/train"),
     out: Path = Path("results/evaluate"),
 ) -> None:
-    """Write masks, measures, pictures and viewers to `out`; then tell MLflow and the registry.
+    """Write masks, measures, pictures and viewers to `out`; then record them in MLflow.
 
-    Patients are segmented by the cluster's workers; see `case_tasks`.
+    The cluster's workers segment the patients; see `case_tasks`.
 
     Raises:
-        ParamsError: a measure of your own that is none.
+        ParamsError: a measure of your own that doesn't work.
         DataError, WeightsError: scans or weights that can't be used.
         ClusterError: the cluster can't give a worker.
-        TrackingError: the outputs are written, but MLflow doesn't know the run.
+        TrackingError: the outputs are written, but the run is not in MLflow.
     """
     section = params.evaluate
     own = tuple(own_measures(section.measures))
@@ -164,19 +164,19 @@ def rows_of(
 
 
 def record(trained: Path, out: Path, prepared: Prepared, section: Evaluate) -> None:
-    """Add the scores to the training's run, register the model, and see who is champion.
+    """Add the scores to the training's run, register the model, and choose the champion.
 
     It can be repeated: nothing is logged twice, and the run keeps its status.
 
     Raises:
-        TrackingError: MLflow doesn't know the run.
+        TrackingError: the run is not in MLflow.
     """
     run = json.loads((trained / "run.json").read_text())
     metrics = json.loads((out / "metrics.json").read_text())
     shown = [
         path for of in ("pictures", "viewers", "charts") for path in sorted((out / of).iterdir())
     ]
-    told = record_evaluation(
+    line = record_evaluation(
         run,
         trained / MODEL_FILE,
         measures_of(metrics, prepared.task, tuple(map(short_name, section.measures))),
@@ -188,11 +188,11 @@ def record(trained: Path, out: Path, prepared: Prepared, section: Evaluate) -> N
         ),
         caveat="; ".join(_caveats(prepared)),
     )
-    say(told)
+    say(line)
 
 
 def _caveats(prepared: Prepared) -> Iterator[str]:
-    """Why the figures are little to go by, if so."""
+    """Why the figures are not reliable, if so."""
     validation = prepared.split.validation
     if len(validation) == 1 and validation[0].box is not None:
         yield f"validation is one block of one patient, {validation[0].case}: little to go by"
@@ -203,7 +203,7 @@ def _caveats(prepared: Prepared) -> Iterator[str]:
 def measures_of(
     metrics: Mapping[str, Any], task: Task, own: Sequence[str] = ()
 ) -> dict[str, float]:
-    """`test/dice_WT` and so on, for MLflow, of what is defined in `metrics.json`."""
+    """The defined values of `metrics.json` for MLflow: `test/dice_WT` and so on."""
     points = {"test/soft_dice_loss": metrics["soft_dice_loss"]}
     for name in task.names:
         for measure in (*_TOLD, *own):
@@ -214,7 +214,7 @@ def measures_of(
 
 
 def _judged_on(prepared: Prepared, regions: Sequence[Region], threshold: float) -> str:
-    """A digest of validation data, of what is segmented in them, and of how it is measured."""
+    """A digest of the validation data, of the task, and of the measures' version."""
     inputs = [
         [region.case, str(region.box), prepared.cases[region.case].image_sha256,
          prepared.cases[region.case].label_sha256]
@@ -226,22 +226,22 @@ def _judged_on(prepared: Prepared, regions: Sequence[Region], threshold: float) 
 
 def trained_on(prepared: Prepared) -> str:
     """The training cases by their files' hashes, with the box that was kept out of each, if any."""
-    told = []
+    parts = []
     for name in prepared.split.training:
         box = prepared.split.kept_out.get(name)
         kept_out = f":{','.join(map(str, (*box.start_vox, *box.stop_vox)))}" if box else ""
-        told.append(f"{prepared.cases[name].image_sha256[:_HASH_LENGTH]}{kept_out}")
-    return " ".join(sorted(told))
+        parts.append(f"{prepared.cases[name].image_sha256[:_HASH_LENGTH]}{kept_out}")
+    return " ".join(sorted(parts))
 
 
-def unseen(prepared: Prepared, told: str | None) -> list[Region]:
+def unseen(prepared: Prepared, digests: str | None) -> list[Region]:
     """The validation data that a model with another `trained_on` was not trained on.
 
-    None of them if it doesn't tell.
+    Empty if it has no `trained_on`.
     """
-    if told is None:
+    if digests is None:
         return []
-    kept_out = {digest: box for digest, _, box in (part.partition(":") for part in told.split())}
+    kept_out = {digest: box for digest, _, box in (p.partition(":") for p in digests.split())}
 
     def is_new(region: Region) -> bool:
         box = kept_out.get(prepared.cases[region.case].image_sha256[:_HASH_LENGTH])
@@ -257,9 +257,9 @@ def unseen(prepared: Prepared, told: str | None) -> list[Region]:
 def _rescored(
     ours: Path, theirs: Path, prepared: Prepared, regions: Sequence[Region], threshold: float
 ) -> tuple[float, float, str] | None:
-    """What two models are worth on the same validation data, and which.
+    """The scores of two models on the same validation data, and those data's digest.
 
-    None if there are none, or where the models are of other channels or classes.
+    None if there are no such data, or the models have different channels or classes.
     """
     if not regions:
         return None

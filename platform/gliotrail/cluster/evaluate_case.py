@@ -1,4 +1,4 @@
-"""One held-out patient: segmented, scored on the scan's own grid, and drawn. Runs on any worker."""
+"""Segment one held-out patient, score it on the scan's own grid, and draw it. On any worker."""
 
 import shutil
 from dataclasses import dataclass, replace
@@ -38,12 +38,12 @@ from gliotrail.segmentation.validation import row_of_region
 from gliotrail.segmentation.weights import load
 
 FOLDERS: Final = ("masks", "pictures", "viewers")
-"""What there is a file of for each patient."""
+"""The folders that have a file for each patient."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A patient, as it was prepared and as its files have it."""
+    """A patient: the prepared case and its files."""
 
     case: PreparedCase
     files: Case
@@ -51,7 +51,7 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """What came of a patient: measures, a row of the montage, and its files in FOLDERS."""
+    """A patient's results: measures, a row of the montage, and its files in FOLDERS."""
 
     score: Score
     loss: float
@@ -62,9 +62,9 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What all patients have in common; called with one of them, it evaluates that one.
+    """All that patients have in common; called with a patient, it evaluates it.
 
-    channel_order: as of `Dataset`.
+    channel_order: as in `Dataset`.
     scratch: a folder for the patients' files.
     measures: the names of measures of your own.
     """
@@ -120,13 +120,13 @@ class Evaluation:
         page = viewer_html(case, ref_IJK, pred_IJK, task=task)
         (folder / "viewers" / f"{name}.html").write_text(page, encoding="utf-8")
         made = share(folder)
-        if made.digest:  # the store has it
+        if made.digest:  # it is in the store
             shutil.rmtree(folder)
         seen = look(image_CIJK, ref_IJK, pred_IJK, case.spacing_mm, task)
         return Evaluated(scored, loss, confusion_rp, seen, made)
 
     def _as_scanned(self, patient: HeldOut) -> tuple[PreparedCase, npt.NDArray[Any], Labels]:
-        """The case on its scan's own grid in RAS+: as it was prepared, or read again if resampled.
+        """The case on its scan's own grid in RAS+: the prepared one, or read again if resampled.
 
         Returns:
             the case, its raw values (C, I, J, K) and its true labels (I, J, K).
@@ -160,7 +160,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Judging:
-    """Called with weights and a region, it gives the region's row of `validation.means_of_rows`."""
+    """Called with weights and a region, it returns the region's row for `means_of_rows`."""
 
     task: Task
     threshold: float

@@ -1,13 +1,13 @@
-"""A scaling policy for a Ray of this process's own, which has no autoscaler to ask for machines.
+"""A scaling policy for Ray on this machine, without an autoscaler to ask for machines.
 
-In a file that imports little: Ray Train's controller reads it when it starts.
+In a file with few imports: Ray Train's controller imports it when it starts.
 """
 
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 
 class Fixed(FixedScalingPolicy):
-    """As many workers as wanted, without the process that would ask: its start takes seconds."""
+    """A fixed number of workers, without the process that asks for machines: it starts slowly."""
 
     def after_controller_start(self, train_run_context: object) -> None:
         """Nobody to ask."""

@@ -1,7 +1,6 @@
 """Whether workers compute on GPUs: GLIOTRAIL_GPUS, the cluster's machines, and its autoscaler.
 
-Ray's resources are what is asked for and given; whether a card really computes is seen by the
-worker that was given it.
+Ray's resources decide what workers get; whether a card really computes is checked by its worker.
 """
 
 import os
@@ -20,14 +19,14 @@ from gliotrail.progress import say
 FORMER: Final = "GLIOTRAIL_TRIAL_GPUS"
 MICRO_BATCH: Final = "GLIOTRAIL_MICRO_BATCH"
 TEST_ON_CPU: Final = "GLIOTRAIL_TEST_GPU_IS_CPU"
-"""For tests alone: a worker that was given a logical GPU may compute on its CPU, by gloo."""
+"""For tests only: a worker with a logical GPU may compute on its CPU, by gloo."""
 
 
 def gpus_wanted(trial_workers: int | None = None) -> float | None:
-    """GLIOTRAIL_GPUS, of each worker: 0, 1, a share of one, or None for `auto`.
+    """GLIOTRAIL_GPUS, for each worker: 0, 1, a share of one, or None for `auto`.
 
     Args:
-        trial_workers: how many a sweep's trial has; None for a training, which is no trial.
+        trial_workers: how many a sweep's trial has; None for a training outside a sweep.
 
     Raises:
         ParamsError: it is something else, or a share where several workers sum: NCCL refuses that.
@@ -52,12 +51,12 @@ def gpus_wanted(trial_workers: int | None = None) -> float | None:
 
 
 def decide(wanted: float | None, kind: str, look: Callable[[], object] = lambda: None) -> float:
-    """The share of a GPU that each worker is to get; says which and why.
+    """The share of a GPU for each worker; prints which and why.
 
     Args:
-        wanted: as `gpus_wanted` has it.
-        kind: what is said to be on GPUs or CPUs: `train`.
-        look: called each second while the autoscaler is asked; what it raises ends that.
+        wanted: from `gpus_wanted`.
+        kind: the stage, for the message: `train`.
+        look: called each second while the autoscaler is asked; if it raises, that ends.
     """
     share, why = wanted, f"{GPUS}={os.environ.get(GPUS)}"
     if share is None:
@@ -77,13 +76,13 @@ def decide(wanted: float | None, kind: str, look: Callable[[], object] = lambda:
 def device_of(
     share: float, find: Callable[[], torch.device] = lambda: torch.device("cuda", 0)
 ) -> torch.device:
-    """What a worker that was given such a share of a GPU computes on.
+    """The device of a worker with this share of a GPU.
 
     Args:
-        find: which GPU is its own, where it sees others.
+        find: finds its own GPU, if it sees others.
 
     Raises:
-        ClusterError: it has a GPU of Ray's, and PyTorch can't compute on it.
+        ClusterError: Ray gave it a GPU, but PyTorch can't compute on it.
     """
     if not share:
         return torch.device("cpu")
@@ -105,7 +104,7 @@ def device_of(
 
 
 def backend_of(share: float) -> str:
-    """What workers sum by."""
+    """The backend that workers sum with."""
     return "nccl" if share and not os.environ.get(TEST_ON_CPU) else "gloo"
 
 

@@ -1,6 +1,6 @@
-"""What a stage that runs as a Ray job was sent, on the machines that it runs on.
+"""The inputs of a stage that runs as a Ray job, on the job's machines.
 
-Its working folder there holds code, params.yaml, dvc.lock and `sent.json`, and is thrown away. The
+Its working folder there holds code, params.yaml, dvc.lock and `sent.json`, and is temporary. The
 data are in each machine's cache (see `content_store`), under the same path everywhere.
 """
 
@@ -27,15 +27,15 @@ _ALIKE: Final = ("ray", "torch", "numpy", "scipy", "nibabel", "safetensors", "ml
 
 @dataclass(frozen=True)
 class JobInputs:
-    """A stage and all that it takes.
+    """A stage and all that it needs.
 
     job: its name in Ray.
     words: arguments of the stage's script.
-    inputs, outputs: paths in the checkout; of the inputs their digests.
+    inputs, outputs: paths in the checkout; inputs with their digests.
     store: DVC's settings of the remote, without secrets.
-    versions: of Python and the packages that decide what a stage gives.
+    versions: of Python and the packages that decide a stage's result.
     origin: tags of the checkout, for runs: see `lineage`.
-    code: the digest of the files that lie on top of the checkout's commit.
+    code: the digest of the changes on top of the checkout's commit.
     env: addresses, for machines that have none of their own.
     """
 
@@ -51,23 +51,23 @@ class JobInputs:
     env: Mapping[str, str]
 
     def write(self, folder: Path) -> None:
-        """Into the package that is sent."""
+        """Write it into the package that is sent."""
         (folder / SENT_FILE).write_text(json.dumps(asdict(self), indent=1))
 
     @property
     def common_store(self) -> Store:
-        """Where data and results are; this machine's own AWS_ENDPOINT_URL comes first."""
+        """The store of data and results; this machine's own AWS_ENDPOINT_URL wins."""
         own = os.environ.get("AWS_ENDPOINT_URL")
         return Store({k: v for k, v in self.store.items() if k != "endpointurl" or not own})
 
 
 def result_name(job: str) -> str:
-    """Of the file in the store that tells a job's outputs by path and digest."""
+    """The name of the store's file that lists a job's outputs by path and digest."""
     return f"gliotrail/jobs/{job}.json"
 
 
 def sent() -> JobInputs | None:
-    """What this job was sent; None in a process that belongs to no job."""
+    """This job's inputs; None in a process outside a job."""
     if not os.environ.get(JOB):
         return None
     # Ray puts its workers into folders of their own
@@ -75,7 +75,7 @@ def sent() -> JobInputs | None:
 
 
 def bring_inputs() -> dict[str, Path]:
-    """Fetch what a job was sent to this machine's cache; nothing in a process without a job.
+    """Fetch a job's inputs to this machine's cache; nothing in a process without a job.
 
     Returns:
         where each path of the checkout is.
@@ -97,16 +97,16 @@ def mirror_of(run: RunFolder) -> Mirror | None:
 
 
 def versions_here() -> dict[str, str]:
-    """Of Python and of packages; whether PyTorch is for CPU or GPU doesn't count."""
+    """The versions of Python and packages, without PyTorch's suffix for CPU or GPU."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     return found | {name: metadata.version(name).partition("+")[0] for name in _ALIKE}
 
 
 def check_versions(wanted: Mapping[str, str], got: Mapping[str, str], machine: str) -> None:
-    """Refuse to run where results, or messages between machines, might be others.
+    """Refuse versions that may change results, or messages between machines.
 
     Raises:
-        ClusterError: naming both versions of each that differs.
+        ClusterError: naming both versions of each package that differs.
     """
     wrong = [name for name, version in wanted.items() if got.get(name) != version]
     if wrong:

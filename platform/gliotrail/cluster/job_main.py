@@ -32,10 +32,10 @@ from gliotrail.runs.store import Store
 
 
 def run() -> None:
-    """Check all machines, lay out what was sent, run the stage, store its outputs.
+    """Check all machines, lay out the inputs, run the stage, store its outputs.
 
     Raises:
-        ClusterError: versions differ, machines don't share what they must.
+        ClusterError: versions differ, or machines don't share the store.
         DataError: the inputs can't be fetched.
         SystemExit: with the stage's exit code.
     """
@@ -103,14 +103,14 @@ def _check_machines(job: JobInputs, store: Store) -> None:
                     "a store that not all machines share",
                     where=store.url,
                     got=f"another one on {machine}",
-                    do="give DVC a remote that all reach, such as s3://",
+                    do="give DVC a remote that all machines reach, such as s3://",
                 )
     finally:
         store.remove(probe)
 
 
 def _look(probe: str) -> tuple[dict[str, str], bool]:
-    """Runs on another machine: its versions, and whether it sees what this one put there."""
+    """Runs on another machine: its versions, and whether it sees this one's file in the store."""
     job = sent()
     assert job is not None
     return versions_here(), job.common_store.has(probe)

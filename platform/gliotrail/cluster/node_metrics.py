@@ -1,8 +1,8 @@
-"""How busy the workers' machines are: `system/...` of each epoch, under MLflow's own names.
+"""The workers' machines' load: `system/...` of each epoch, under MLflow's own names.
 
-MLflow samples only the machine of the process that talks to it. Here each worker that is the first
-on its machine samples that; what all have is summed with the workers' other sums, and goes the way
-of every metric, through the run's journal.
+MLflow samples only the machine of the process that talks to it. Here the first worker on each
+machine samples it; the workers exchange the samples, which go through the run's journal like every
+metric.
 """
 
 import os
@@ -37,17 +37,17 @@ _ASK: Final = (
 
 
 class _Samples:
-    """Of this machine, since they were last told: means, but of the network all since the start."""
+    """This machine's samples since the last report: means; network totals since the start."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._taken: list[dict[str, float]] = []
         network = psutil.net_io_counters()
         self._received, self._sent = network.bytes_recv, network.bytes_sent
-        psutil.cpu_percent()  # the next call tells of the time since
+        psutil.cpu_percent()  # the next call is about the time since
 
     def take(self) -> None:
-        """One more."""
+        """Take one more sample."""
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(os.sep)
         network = psutil.net_io_counters()
         sample = {
@@ -65,14 +65,14 @@ class _Samples:
             self._taken.append(sample)
 
     def tell(self) -> dict[str, float]:
-        """What was sampled since the last call; there is one sample at least."""
+        """The samples since the last call, at least one."""
         self.take()
         with self._lock:
             taken, self._taken = self._taken, []
-        told = {name: [s[name] for s in taken if name in s] for name in taken[-1]}
+        values_by_name = {name: [s[name] for s in taken if name in s] for name in taken[-1]}
         return {
             name: values[-1] if name.startswith("network_") else sum(values) / len(values)
-            for name, values in told.items()
+            for name, values in values_by_name.items()
         }
 
 
@@ -90,11 +90,12 @@ def sampling(
 
     Args:
         node: this machine's number among the workers'.
-        is_first: whether this worker is the one of its machine that samples.
-        sum_in_place: over all workers, of a tensor on `device`.
+        is_first: whether this worker samples its machine.
+        sum_in_place: sums a tensor on `device` over all workers.
 
     Yields:
-        what tells of all machines since its last call. All workers call it together.
+        a function that returns all machines' metrics since its last call. All workers call it
+        together.
     """
     samples, done = _Samples() if is_first else None, threading.Event()
 
@@ -103,7 +104,7 @@ def sampling(
             samples.take()
 
     def tell() -> dict[str, float]:
-        # of each machine and metric: whether it has it, and what it is
+        # for each machine and metric: whether it has it, and its value
         table = torch.zeros(2, workers, len(_NAMES), dtype=torch.float64)
         for name, value in (samples.tell() if samples else {}).items():
             table[:, node, _NAMES.index(name)] = torch.tensor([1, value], dtype=torch.float64)
@@ -127,7 +128,7 @@ def sampling(
 
 
 def _of_gpus() -> dict[str, float]:
-    """What NVIDIA's own tool tells of this machine's GPUs; nothing without it."""
+    """The output of NVIDIA's own tool for this machine's GPUs; empty without it."""
     if shutil.which(_ASK[0]) is None:
         return {}
     try:
@@ -138,18 +139,18 @@ def _of_gpus() -> dict[str, float]:
 
 
 def read_gpus(table: str) -> dict[str, float]:
-    """A line a GPU: memory used and there (MiB), utilisation (%), power and its limit (W).
+    """A line a GPU: memory used and total (MiB), utilisation (%), power and its limit (W).
 
-    What a GPU doesn't tell, as `[N/A]`, is left out.
+    Values that a GPU doesn't report (`[N/A]`) are left out.
     """
-    told: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for n, line in enumerate(table.splitlines()[:_MOST_GPUS]):
         used, whole, busy, watts, most = (_number(cell) for cell in line.split(","))
         of = dict(zip(_OF_GPU, (
             used and used * 1.048576, _share(used, whole), busy, watts, _share(watts, most),
         ), strict=True))  # fmt: skip
-        told |= {f"gpu_{n}_{name}": value for name, value in of.items() if value is not None}
-    return told
+        metrics |= {f"gpu_{n}_{name}": value for name, value in of.items() if value is not None}
+    return metrics
 
 
 def _number(cell: str) -> float | None:
@@ -160,5 +161,5 @@ def _number(cell: str) -> float | None:
 
 
 def _share(part: float | None, whole: float | None) -> float | None:
-    """In percent."""
+    """The share in percent."""
     return None if part is None or not whole else part / whole * 100

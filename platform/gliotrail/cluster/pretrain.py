@@ -20,11 +20,11 @@ EXPERIMENT: Final = "gliotrail-pretraining"
 def pretrain(
     params: Params, synthetic: Path = Path("data/pretrain"), out: Path = Path("results/pretrain")
 ) -> None:
-    """Train as `pretrain.train` says, going on where an interrupted one of the same inputs was.
+    """Train by `pretrain.train`, going on where an interrupted one of the same inputs was.
 
     Raises:
         ParamsError: a value that only `train` may have.
-        TrainingError, DataError, ClusterError: as training, data and cluster have it.
+        TrainingError, DataError, ClusterError: from training, data and cluster.
     """
     section = params.pretrain.train
     if FROM_SWEEP in (section.learning_rate, section.patch_size):
@@ -53,7 +53,7 @@ def _card(
     weights: Path,
     synthetic: Path,
 ) -> str:
-    """What the weights are, from what, how, and how good."""
+    """The weights' card: what they are, their data, training and Dice."""
     section, tags = params.pretrain, described["tags"]
     train, judged = section.train, section.validation
     steps = described["params"]["steps"]

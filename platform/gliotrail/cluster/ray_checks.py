@@ -1,4 +1,4 @@
-"""What `gliotrail doctor` asks of Ray and of this machine's GPUs."""
+"""The checks of `gliotrail doctor` of Ray and of this machine's GPUs."""
 
 import os
 import shutil
@@ -22,9 +22,9 @@ def gpus() -> Iterator[Finding]:
     if torch.cuda.is_available():
         for n in range(torch.cuda.device_count()):
             of = torch.cuda.get_device_properties(n)
-            told = f"{of.name}, {of.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}"
+            text = f"{of.name}, {of.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}"
             bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-            yield Finding("GPU", "ok", f"{told}, driver {_driver() or 'unknown'}, {bf16}")
+            yield Finding("GPU", "ok", f"{text}, driver {_driver() or 'unknown'}, {bf16}")
     elif driver := _driver():
         built = torch.version.cuda or "none: a build for CPUs"
         do = "update the driver, or install PyTorch's build for CUDA"
@@ -43,7 +43,7 @@ def _driver() -> str | None:
 
 
 def ray() -> Iterator[Finding]:
-    """Whether the cluster at RAY_ADDRESS answers, to whom, its version and its nodes."""
+    """Whether the cluster at RAY_ADDRESS answers, whom it lets in, its version and its nodes."""
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         yield Finding("Ray", "ok", f"on this machine, {cpus_here()} CPUs, behind its own token")
@@ -54,8 +54,8 @@ def ray() -> Iterator[Finding]:
         stranger = _get(f"{dashboard}/api/version", None)
     except requests.RequestException as error:
         do = "start it, or mend RAY_ADDRESS (and RAY_API_SERVER_ADDRESS, if that is set)"
-        told = f"{dashboard} does not answer: {type(error).__name__}"
-        yield Finding("Ray", "failed", told, do)
+        text = f"{dashboard} does not answer: {type(error).__name__}"
+        yield Finding("Ray", "failed", text, do)
         return
     if answer.status_code != 200:
         do = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
@@ -72,16 +72,16 @@ def _of_version(dashboard: str, its: str, open_to_all: bool) -> Finding:
     from importlib.metadata import version
 
     if open_to_all and not is_loopback(dashboard):
-        do = "start it with RAY_AUTH_MODE=token: whoever reaches it runs what they like"
+        do = "start it with RAY_AUTH_MODE=token: anyone who reaches it can run any code"
         return Finding("Ray", "failed", f"{dashboard} lets anyone in", do)
     if its != version("ray"):
-        told = f"{dashboard} has ray {its}, here is {version('ray')}"
-        return Finding("Ray", "failed", told, "install the same on both")
+        text = f"{dashboard} has ray {its}, here is {version('ray')}"
+        return Finding("Ray", "failed", text, "install the same on both")
     return Finding("Ray", "ok", f"{dashboard} answers{'' if open_to_all else ', by token'}")
 
 
-def _nodes(told: dict[str, Any]) -> Finding:
-    rows = told["data"]["result"]["result"]
+def _nodes(answer: dict[str, Any]) -> Finding:
+    rows = answer["data"]["result"]["result"]
     alive = [row for row in rows if row["state"] == "ALIVE"]
     have = [row.get("resources_total") or {} for row in alive]
     cpus, gpus = (sum(int(node.get(name, 0)) for node in have) for name in ("CPU", "GPU"))
@@ -92,7 +92,7 @@ def _nodes(told: dict[str, Any]) -> Finding:
 
 
 def dashboard_of(address: str) -> str:
-    """Where a cluster takes jobs: RAY_API_SERVER_ADDRESS, else at the usual port of its head."""
+    """The address for jobs: RAY_API_SERVER_ADDRESS, else the usual port of the cluster's head."""
     given = os.environ.get("RAY_API_SERVER_ADDRESS")
     host = address.rpartition("//")[2].rpartition(":")[0] or "127.0.0.1"
     return (given or f"http://{host}:{_PORT}").rstrip("/")

@@ -1,6 +1,6 @@
-"""What is used of Ray that Ray doesn't promise to keep; tests/cluster/test_ray_internals.py looks.
+"""Our uses of Ray's private interface; tests/cluster/test_ray_internals.py checks that it is there.
 
-Beside it only `fixed_scaling` and `workers._Trainer` lean on more than Ray's public interface.
+Besides, only `fixed_scaling` and `workers._Trainer` rely on more than Ray's public interface.
 """
 
 import inspect
@@ -38,13 +38,13 @@ _NO_ABORT: Final = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
 
 
 def leave_sigterm_to_us() -> None:
-    """Before `ray.init`: else Ray's own handler aborts the process 3 s after a SIGTERM.
+    """Before `ray.init`: switch off Ray's handler, which aborts the process 3 s after a SIGTERM.
 
     A checkpoint may take longer.
     """
     os.environ[_NO_ABORT] = "1"  # for processes that are started from here
     setattr(ray_constants, _NO_ABORT, True)  # Ray read it when it was imported
-    # it warns that a thread can't handle signals; this process handles its own
+    # Ray warns that a thread can't handle signals; this process has its own handler
     logging.getLogger("ray._private.worker").addFilter(_is_no_warning_of_sigterm)
 
 
@@ -53,7 +53,7 @@ def _is_no_warning_of_sigterm(record: logging.LogRecord) -> bool:
 
 
 def tell_deaths_in_one_line() -> None:
-    """Before `ray.init`: of each process that dies Ray prints a page, on standard output."""
+    """Before `ray.init`: otherwise Ray prints a page for each dead process, on standard output."""
     setattr(ray._private.worker, "print_to_stdstream", _print)  # noqa: B010 - mypy knows no such
 
 
@@ -65,20 +65,20 @@ def _print(data: Mapping[str, Any], ignore_prefix: bool) -> None:
 
 
 def read_token_again() -> None:
-    """Ray read how to authenticate when it was imported."""
+    """Make Ray read its authentication settings again: it read them when it was imported."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
 
 def wait_longer_for_a_raylet(most_s: float) -> None:
-    """Before `ray.init`, which gives its raylet 30 s to be known: a busy machine takes longer."""
+    """Before `ray.init`, whose raylet must register within 30 s: a busy machine takes longer."""
 
     def get_node(*words: Any, **more: Any) -> Any:
         ends_s = time.monotonic() + most_s
         while True:
             try:
                 return _RAYS_GET_NODE(*words, **more)
-            except RuntimeError:  # it is not known yet
+            except RuntimeError:  # not registered yet
                 if time.monotonic() > ends_s or not _of_ray("raylet"):
                     raise
                 time.sleep(0.2)
@@ -87,10 +87,10 @@ def wait_longer_for_a_raylet(most_s: float) -> None:
 
 
 def tell_a_raylet_its_agents_ports() -> None:
-    """Before `ray.init`: a raylet ends itself where an agent's port is not in a file within 15 s.
+    """Before `ray.init`: a raylet ends itself if an agent's port is not in a file within 15 s.
 
-    An agent is a Python process that writes that file once it has imported all it needs, which on
-    a busy machine takes longer. Here the ports are chosen, and written, before all start.
+    An agent is a Python process that writes that file after its imports, which take longer on a
+    busy machine. Here the ports are chosen and written before the processes start.
     """
     named = inspect.signature(_RAYS_START).bind
 
@@ -105,7 +105,7 @@ def tell_a_raylet_its_agents_ports() -> None:
 
 
 def _free_ports() -> list[int]:
-    with ExitStack() as held:  # at once: no port twice
+    with ExitStack() as held:  # all open at once, so that no port comes twice
         sockets = [held.enter_context(socket.socket()) for _ in _PORTS_OF_AGENTS]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
@@ -113,7 +113,7 @@ def _free_ports() -> list[int]:
 
 
 def _of_ray(name: str = "") -> list[psutil.Process]:
-    """Ray's own processes below this one that live."""
+    """Ray's own living processes below this one."""
     package, found = str(Path(ray.__file__).parent), []
     for each in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # a zombie has no command line
@@ -123,7 +123,7 @@ def _of_ray(name: str = "") -> list[psutil.Process]:
 
 
 def end_what_a_start_left() -> None:
-    """After an `ray.init` that failed: Ray leaves its processes to themselves, and they go on."""
+    """After a failed `ray.init`: end the processes that Ray leaves running."""
     left = _of_ray()
     for each in left:
         with suppress(psutil.NoSuchProcess):
@@ -132,7 +132,7 @@ def end_what_a_start_left() -> None:
 
 
 def own_processes() -> dict[str, "Popen[bytes]"]:
-    """The processes without which a Ray that was started from here is none, by their names."""
+    """The essential processes of a Ray that was started from here, by their names."""
     node = ray._private.worker._global_node
     if node is None:
         return {}

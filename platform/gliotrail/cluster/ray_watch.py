@@ -1,4 +1,4 @@
-"""Ends what leans on Ray when Ray is gone. Ray itself waits for minutes then, or for ever."""
+"""Interrupts the block when Ray is gone. Ray itself would wait for minutes, or for ever."""
 
 import os
 import signal
@@ -18,21 +18,21 @@ from gliotrail.runs.owner import held
 
 _EVERY_S: Final = 1.0
 _SILENCE_S: Final = 30.0
-"""A cluster's head may start anew meanwhile."""
+"""A cluster's head may restart within this time."""
 _PATIENCE_S: Final = 20.0
-"""So long the process may take to end what it does; then it is ended."""
+"""The time that the process has to end by itself; then it is ended."""
 
 
 class _RayIsGoneError(BaseException):
-    """Raised where the process is just then; Ray's own code doesn't catch it."""
+    """Raised in the main thread, wherever it is; Ray's own code doesn't catch it."""
 
 
 @contextmanager
 def while_ray_lives(own: bool) -> Iterator[None]:
-    """The block is broken off when Ray is gone. Only the main thread can be broken off.
+    """Interrupt the block when Ray is gone; only in the main thread.
 
     Args:
-        own: whether Ray was started from here, else it is somewhere else.
+        own: whether Ray was started by this process.
 
     Raises:
         ClusterError: Ray is gone.
@@ -84,7 +84,7 @@ def _of_own() -> Callable[[], str | None]:
 
 
 def _of_another() -> Callable[[], str | None]:
-    """By whether its head takes connections."""
+    """Look whether its head takes connections."""
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     seen_s = time.monotonic()
 
@@ -94,8 +94,8 @@ def _of_another() -> Callable[[], str | None]:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as error:
             silent_s = time.monotonic() - seen_s
-            told = f"its head at {host}:{port} does not answer for {silent_s:.0f} s: {error}"
-            return told if silent_s > _SILENCE_S else None
+            silence = f"its head at {host}:{port} does not answer for {silent_s:.0f} s: {error}"
+            return silence if silent_s > _SILENCE_S else None
         seen_s = time.monotonic()
         return None
 
@@ -117,7 +117,7 @@ def _break_off(done: threading.Event, problem: ClusterError) -> None:
 
 
 def end_at_once(problem: ClusterError) -> None:
-    """End this process and the Ray that it started; what it holds ends FAILED."""
+    """End this process and the Ray that it started; its runs end FAILED."""
     for run in held():
         if run.has_begun() and run.ended() is None:
             run.end("FAILED", str(problem))

@@ -1,6 +1,6 @@
-"""A file or folder that is made while a stage runs, for the cluster's other machines: by its hash.
+"""Share a file or folder that a stage made with the cluster's other machines, by its hash.
 
-What a job was sent is another matter: see `job_inputs`. Without a job all machines see one disk.
+For a job's inputs see `job_inputs`. Without a job all machines see one disk.
 """
 
 import shutil
@@ -17,17 +17,17 @@ from gliotrail.paths import state_dir
 
 @dataclass(frozen=True)
 class SharedFile:
-    """Cheap to send to another machine.
+    """A shared file or folder. Cheap to send to another machine.
 
     path: where it was made.
-    digest: in the store of the job; None without a job.
+    digest: of its content in the job's store; None without a job.
     """
 
     path: Path
     digest: str | None
 
     def here(self) -> Path:
-        """Where it is on this machine, which fetches it if need be: to read, not to change.
+        """Its path on this machine, fetched if need be: to read, not to change.
 
         Raises:
             DataError, ClusterError: as `fetch`.
@@ -51,7 +51,7 @@ class SharedFile:
 
 
 def share(path: Path) -> SharedFile:
-    """Let the cluster's other machines have a file or folder, as it is now.
+    """Make a file or folder, as it is now, available to the cluster's other machines.
 
     Raises:
         DataError, ClusterError: as `put`.
@@ -62,7 +62,7 @@ def share(path: Path) -> SharedFile:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A new folder below the state folder, so on the disk that machines without a job share."""
+    """A new folder below the state folder, which without a job is on the shared disk."""
     state_dir().mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="scratch-", dir=state_dir()) as folder:
         yield Path(folder)

@@ -1,7 +1,7 @@
-"""The user's side of a cluster: a stage goes there as a Ray job, its outputs come back by hash.
+"""The user's side of a cluster: a stage is sent as a Ray job, its outputs come back by hash.
 
-DVC, git and dvc.lock stay here. A job's name is made of its inputs, so the same command finds a
-job again that goes on, and takes the outputs of one that ended.
+DVC, git and dvc.lock stay here. A job's name follows from its inputs, so the same command finds a
+running job again, and takes the outputs of one that ended.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ _STOP_WAIT_S: Final = 300
 def on_cluster(stage: str, *words: str) -> bool:
     """Run a stage as a job of the cluster at RAY_ADDRESS; False without one, and in the job itself.
 
-    False, too, where GLIOTRAIL_DIRECT says that all machines of the cluster see this checkout.
+    False, too, if GLIOTRAIL_DIRECT says that all machines of the cluster see this checkout.
 
     Raises:
         ClusterError, DataError, ParamsError: as `submit`.
@@ -64,13 +64,13 @@ def submit(stage: str, words: Sequence[str] = (), follow: bool = True) -> None:
 
     Args:
         words: arguments of the stage's script.
-        follow: else it is only sent.
+        follow: False only sends it.
 
     Raises:
         ParamsError: no such stage.
         ClusterError: no cluster or no store, or one that does not answer; Ray's versions differ.
         DataError: the outputs can't be fetched.
-        Stopped: by Ctrl-C or SIGTERM; the job goes on, unless it was chosen to cancel it.
+        Stopped: by Ctrl-C or SIGTERM; the job goes on, unless the user chose to cancel it.
         SystemExit: the job failed; with its exit code.
     """
     client = _client()
@@ -99,7 +99,7 @@ def cancel(stage: str, words: Sequence[str] = ()) -> None:
 
     Raises:
         ParamsError: no such stage.
-        ClusterError: no such job goes on, or no cluster.
+        ClusterError: no such job is running, or no cluster.
     """
     from gliotrail.cluster.content_store import dvc_digest
 
@@ -125,10 +125,10 @@ def cancel(stage: str, words: Sequence[str] = ()) -> None:
 
 @contextmanager
 def _answering() -> Iterator[None]:
-    """Tell in one line what Ray's client raises where a cluster is away, or refuses.
+    """Turn the errors of Ray's client into one line.
 
     Raises:
-        ClusterError: it is so.
+        ClusterError: the cluster does not answer, or refuses.
     """
     from ray.exceptions import RayError
 
@@ -145,7 +145,7 @@ def _client() -> "JobSubmissionClient":
     import ray  # seconds of imports
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of each connection
+    logging.getLogger("ray").setLevel(logging.WARNING)  # else it logs each connection
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         do = "such as http://HOST:8265"
@@ -164,7 +164,7 @@ def _client() -> "JobSubmissionClient":
 
 
 def _describe(stage: str, words: Sequence[str]) -> "JobInputs":
-    """What the stage takes; its data are in the store afterwards."""
+    """The stage's inputs; its data are in the store afterwards."""
     from gliotrail.cluster.content_store import put
     from gliotrail.cluster.job_inputs import JobInputs, versions_here
     from gliotrail.runs.code_snapshot import code_dir
@@ -198,10 +198,10 @@ def _describe(stage: str, words: Sequence[str]) -> "JobInputs":
 
 
 def _stage(name: str) -> dict[str, Any]:
-    """As dvc.yaml has it.
+    """A stage of dvc.yaml.
 
     Raises:
-        ParamsError: there is none of that name.
+        ParamsError: there is no such stage.
     """
     stages = read_yaml(Path("dvc.yaml"))["stages"]
     if name not in stages:
@@ -210,7 +210,7 @@ def _stage(name: str) -> dict[str, Any]:
 
 
 def _inputs(stage: str) -> list[str]:
-    """The data that it takes, as far as they are there."""
+    """The paths of its input data that exist."""
     inputs = [
         path for path in _stage(stage).get("deps", []) if not path.endswith(".py") and path != OWN
     ]
@@ -221,7 +221,7 @@ def _inputs(stage: str) -> list[str]:
 
 
 def _name(stage: str, words: Sequence[str], digests: Mapping[str, str]) -> str:
-    """Of a stage's job, without the number of its attempt."""
+    """The name of a stage's job, without the number of the attempt."""
     from gliotrail.runs.lineage import digest_of
 
     code = code_hash(
@@ -232,7 +232,7 @@ def _name(stage: str, words: Sequence[str], digests: Mapping[str, str]) -> str:
 
 
 def _path(out: Any, words: Sequence[str]) -> str:
-    """Of an output in dvc.yaml; a stage of a matrix has its item from its only argument."""
+    """The path of an output in dvc.yaml; in a matrix the item is the stage's only argument."""
     path = out if isinstance(out, str) else next(iter(out))
     return re.sub(r"\$\{item\.\w+}", " ".join(words), path)
 
@@ -274,7 +274,7 @@ def _send(client: "JobSubmissionClient", job: "JobInputs") -> None:
 
 
 def _follow(client: "JobSubmissionClient", job: str, stage: str) -> None:
-    """Show what the job says, from its start, until it has ended well."""
+    """Show the job's output from its start, until it has ended well."""
     shown, seen_s = 0, time.monotonic()
 
     def show(text: str, position: int = 0) -> None:
@@ -322,19 +322,19 @@ def _follow(client: "JobSubmissionClient", job: str, stage: str) -> None:
     if status == "FAILED":
         ended = client.get_job_info(job)
         code = ended.driver_exit_code or 1
-        say(f"error: job {job} ended with exit code {code}; what it said is above")
+        say(f"error: job {job} ended with exit code {code}; see its output above")
         raise SystemExit(code)
 
 
 def _forgotten(job: str) -> ClusterError:
-    """A head that was started anew knows no job of before."""
-    what = f"job {job} is gone: the cluster's head answers, and knows no such job"
-    do = "the head was started anew; the same command sends it again, and its training goes on"
+    """The error for a head that restarted, and lost its jobs."""
+    what = f"job {job} is gone: the cluster's head answers, but has no such job"
+    do = "the head was restarted; the same command sends it again, and its training goes on"
     return ClusterError(what, do=do)
 
 
 class _Terminated(KeyboardInterrupt):
-    """By SIGTERM."""
+    """Raised by SIGTERM."""
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Stage `sweep`: Ray Tune over `train`'s keys; the winner feeds `train`.
 
-Fair across patch sizes: a trial's budget is a number of voxels seen, and what is compared is the
-Dice of whole validation scans, never a patch's. Test patients are not read.
+Fair across patch sizes: a trial's budget is a number of voxels seen, and trials are compared by the
+Dice of whole validation scans, never of patches. Test patients are not read.
 """
 
 from collections.abc import Iterator
@@ -35,12 +35,12 @@ def sweep(
     patches: Path = Path("data/patch"),
     out: Path = Path("results/sweep"),
 ) -> None:
-    """Run every trial that waits; write `best.json`, `trials.csv` and `decisions.csv`.
+    """Run every waiting trial; write `best.json`, `trials.csv` and `decisions.csv`.
 
     Raises:
         ParamsError: no validation data; a swept key that can't be swept, a size that isn't
             prepared or can't be halved.
-        TrainingError: no trial came to its end.
+        TrainingError: no trial finished.
         Stopped: by Ctrl-C, SIGTERM or `gliotrail runs stop`.
     """
     if not read_split(prepared).validation:
@@ -63,7 +63,7 @@ def sweep(
     finished = sum(trial.run.is_finished() for trial in trials)
     say(f"sweep: {proposals.total} trials, {finished} of them finished before")
     if not proposals.is_reproducible:
-        say("sweep: what is tried, or stopped early, depends on timing; decisions.csv tells")
+        say("sweep: the values tried, or early stops, depend on timing; see decisions.csv")
     left = len(trials) < proposals.total or any(_waits(trial, halving) for trial in trials)
     with tracked(parent, [trial.run for trial in trials], goes_on=left) as hold:
         if left or not parent.is_finished():
@@ -104,7 +104,7 @@ def _run(
     population: Population | None,
     hold: Hold,
 ) -> None:
-    """The trials that wait, each in a run below the sweep's own."""
+    """Run the waiting trials, each in a run below the sweep's own."""
     parent = proposals.parent
     with cluster() as connected:
         # seconds of imports, while Ray starts

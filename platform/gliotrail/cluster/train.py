@@ -1,4 +1,4 @@
-"""Stage `train`: fine-tune the network on Ray's workers; out come model, journal and curves."""
+"""Stage `train`: fine-tune the network on Ray's workers; writes model, journal and curves."""
 
 import json
 import math
@@ -46,24 +46,24 @@ def train(
     sweep: Path = Path("results/sweep"),
     out: Path = Path("results/train"),
 ) -> None:
-    """Train as params.yaml says, going on where an interrupted training of the same inputs was.
+    """Train by params.yaml, going on where an interrupted training of the same inputs was.
 
     Raises:
         ParamsError: no winner of a sweep, a patch size that isn't prepared or can't be halved.
-        TrainingError, DataError, ClusterError: as training, data and cluster have it.
+        TrainingError, DataError, ClusterError: from training, data and cluster.
     """
     section = choose(params, sweep / "best.json")
     export(run_tracked(Training.of(params, section, prepared, patches), EXPERIMENT, "train"), out)
 
 
 def run_tracked(training: Training, experiment: str, kind: str) -> RunFolder:
-    """Train to the end on Ray's workers, or take what was trained on the same inputs before.
+    """Train to the end on Ray's workers, or take an earlier training of the same inputs.
 
     Args:
         kind: `train`, `pretrain` or `fold`.
 
     Raises:
-        TrainingError, DataError, ClusterError: as training, data and cluster have it.
+        TrainingError, DataError, ClusterError: from training, data and cluster.
         Stopped: by Ctrl-C, SIGTERM or `gliotrail runs stop`.
     """
     run, workers = training.folder(), workers_wanted()
@@ -133,7 +133,7 @@ def finish(training: Training, run: RunFolder) -> None:
     from gliotrail.training.driver import result
 
     state, model = result(training, run, postprocess=True)
-    write_durably(run.root / MODEL_FILE, model)  # its end tells that it is there
+    write_durably(run.root / MODEL_FILE, model)  # before the end, which makes readers look
     for name, picture in _curves(training, run).items():
         run.attach(name, picture)
     score = {} if math.isnan(state.kept_score) else {"score": state.kept_score}
@@ -141,7 +141,7 @@ def finish(training: Training, run: RunFolder) -> None:
 
 
 def _curves(training: Training, run: RunFolder) -> dict[str, bytes]:
-    """Losses, measures per class and region, learning rate and throughput; the first one alone."""
+    """The picture of all curves, and the one of the soft Dice loss alone."""
     from gliotrail.report.curves import draw_run
     from gliotrail.report.figures import figure_png
 
@@ -154,13 +154,13 @@ def _curves(training: Training, run: RunFolder) -> dict[str, bytes]:
 
 
 def choose(params: Params, best: Path) -> Train:
-    """`train`, with the sweep's winner where it says so.
+    """The section `train`, with the sweep's winner where it asks for it.
 
     Args:
         best: the sweep's `best.json`.
 
     Raises:
-        ParamsError: the winner is asked for, and there is none.
+        ParamsError: it asks for the winner, and there is none.
     """
     keys = [key for key in Train.model_fields if getattr(params.train, key) == FROM_SWEEP]
     if not keys:
@@ -188,7 +188,7 @@ def export(run: RunFolder, out: Path) -> None:
 
 
 def _dice_by_name(points: Sequence[Point]) -> bytes:
-    """The validation's Dice as CSV, a row a step and class, region or mean, for a plot of DVC's."""
+    """The validation's Dice as CSV for `dvc plots`: a row a step and class, region or mean."""
     start = "val/dice_"
     rows = [
         {"step": point.step, "name": point.key.removeprefix(start), "dice": point.value}

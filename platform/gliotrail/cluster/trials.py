@@ -1,4 +1,4 @@
-"""Ray Tune's side of a sweep: each trial is the plain driver in a Tune worker, used again."""
+"""Ray Tune's side of a sweep: each trial is the plain driver in a reused Tune worker."""
 
 import logging
 import os
@@ -46,17 +46,17 @@ _FAILURES_SURVIVED: Final = 3
 
 
 def resources(there: Sequence[Node], trials: int, of_a_gpu: float) -> tuple[Resources, int]:
-    """What each trial takes, and how many run at a time: as many as there are GPUs, or else cores.
+    """A trial's resources, and how many run at a time: as many as there are GPUs, or else cores.
 
-    GLIOTRAIL_TRIAL_WORKERS, GLIOTRAIL_TRIAL_CPUS and GLIOTRAIL_CONCURRENT_TRIALS say it otherwise.
+    GLIOTRAIL_TRIAL_WORKERS, GLIOTRAIL_TRIAL_CPUS and GLIOTRAIL_CONCURRENT_TRIALS override it.
 
     Args:
         there: the cluster's machines.
-        of_a_gpu: the share of one that each worker gets.
+        of_a_gpu: each worker's share of a GPU.
 
     Raises:
-        ClusterError: the cluster, as it is now, can't ever give so much.
-        ParamsError: a variable that is no such number.
+        ClusterError: the cluster, as it is now, can't give so much.
+        ParamsError: a variable that is not such a number.
     """
     workers, cpus = trial_workers(), whole_number(TRIAL_CPUS)
     wanted = Resources(workers, cpus or 1, of_a_gpu)
@@ -88,7 +88,7 @@ def trial_workers() -> int:
 
 
 def bundles(of_a_gpu: float) -> list[dict[str, float]]:
-    """The least that a trial asks a cluster for that has too little."""
+    """The smallest request for a trial, to a cluster that has too little."""
     workers = trial_workers()
     return [Resources(workers, whole_number(TRIAL_CPUS) or 1, of_a_gpu).per_worker()] * workers
 
@@ -103,27 +103,27 @@ def run_trials(
 ) -> None:
     """Run trials on the connected cluster, each taken from `waiting` when there is room for it.
 
-    `waiting` gives None where there is none yet.
+    `waiting` yields None if there is none yet.
 
-    Each run ends FINISHED, FAILED, or, stopped early, KILLED; one without an end was stopped with
+    Each run ends FINISHED, FAILED, or, stopped early, KILLED; a run without an end was stopped with
     the whole sweep.
 
     Args:
         number: how many there are at most.
-        wanted: what each takes; those of several workers hold nothing beside them.
+        wanted: each trial's resources; with several workers, its own process holds nothing more.
         at_once: how many run at a time.
         halving: decides which are stopped early.
-        came_back: is told of each whose worker is free again.
+        came_back: called with each trial whose worker is free again.
     """
     first = next(waiting, None)
     if first is None:
         return
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # see `runs.stop`
-    # a trial that fails or is stopped before its first epoch's end has no number to tell
+    # a trial that fails or is stopped before its first epoch's end has no number to report
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # nobody reads their files
-    # it misses those files at the end; what trials did is in their runs' folders
+    # Tune warns that those files are missing; the trials' records are in their runs' folders
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     name = f"sweep-{time.time_ns()}"
     search = _Waiting(chain([first], waiting), wanted, halving, came_back)
@@ -157,14 +157,14 @@ def run_trials(
 
 
 def _held(wanted: Resources) -> dict[str, float]:
-    """What a trial's own process holds. One that waits for its workers: a byte, for Tune's sake."""
+    """A trial's own process's resources; if it only waits for workers, a byte, as Tune asks."""
     if wanted.workers > 1:
         return {"cpu": 0, "memory": 1}
     return {name.lower(): n for name, n in wanted.per_worker().items()}
 
 
 class _Waiting(Searcher):
-    """Hands Tune the trials that wait, one by one, and ends those that were stopped early."""
+    """Hands Tune the waiting trials, one by one, and ends those that were stopped early."""
 
     def __init__(
         self,
@@ -177,9 +177,9 @@ class _Waiting(Searcher):
         self._waiting, self._halving = waiting, halving
         self.wanted, self._came_back = wanted, came_back
         self.trials: dict[str, Trial] = {}
-        """By Tune's own name."""
+        """The trials by Tune's own name."""
         self.mirrors: dict[str, Mirror] = {}
-        """Of those that go on, by the same."""
+        """The running ones, by the same name."""
 
     def suggest(self, trial_id: str) -> Any:
         trial = next(self._waiting, Searcher.FINISHED)
@@ -201,13 +201,13 @@ class _Waiting(Searcher):
         self._came_back(trial)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: what resumes is our own folders."""
+        """Nothing: sweeps resume from our own folders."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes itself down, to be resumed
+        return {}  # Tune saves itself, to be resumed
 
 
 class _Scheduler(FIFOScheduler):
@@ -223,7 +223,7 @@ class _Scheduler(FIFOScheduler):
             return self.CONTINUE
         if self._search.wanted.workers == 1:
             return self.STOP
-        # its workers stop by themselves: killed, they would leave what they hold reserved
+        # its workers stop by themselves: killed, they would leave their resources reserved
         note(ours.run, "the sweep")
         return self.CONTINUE
 
@@ -232,7 +232,7 @@ class _Scheduler(FIFOScheduler):
 
 
 def end_if_stopped(trial: Trial, halving: Halving) -> None:
-    """Write down that a trial was stopped early: its run is KILLED, and says why."""
+    """Record that a trial was stopped early: its run ends KILLED, with the reason."""
     decision = halving.stopped(trial)
     if decision is not None and trial.run.ended() is None:
         summary = {"score": decision.value} | trial.seen()
@@ -241,13 +241,13 @@ def end_if_stopped(trial: Trial, halving: Halving) -> None:
 
 
 def _trial(config: dict[str, Any]) -> None:
-    """What a Tune worker does for one trial: trains, or waits for workers of its own that do."""
+    """Run one trial on a Tune worker: train, or wait for the trial's own workers."""
     trial: Trial = config["trial"]
     training, run = trial.training, trial.run
     mirror = mirror_of(run)
     if mirror:
         mirror.take_part()
-    if config["retell"]:  # of an earlier attempt; the last one may not have been heard
+    if config["retell"]:  # an earlier attempt's last report may be lost
         for epoch, score in trial.by_epoch().items():
             tune.report({SCORE: score, "epoch": epoch})
     try:
@@ -261,7 +261,7 @@ def _trial(config: dict[str, Any]) -> None:
             bring_inputs()
             share = config["wanted"].gpus_per_worker
             device = device_of(share)
-            if device.type == "cuda" and 0 < share < 1:  # the rest is for the trials beside it
+            if device.type == "cuda" and 0 < share < 1:  # the rest is for other trials
                 torch.cuda.set_per_process_memory_fraction(share)
             alone = sampling(0, 1, 0, True, lambda tensor: None, device)
             with alone as of_machines, sending(mirror):
@@ -271,7 +271,7 @@ def _trial(config: dict[str, Any]) -> None:
         if trial.until is not None and trial.until < training.section.epochs:
             return
         state, _ = result(training, run)
-    except GliotrailError as error:  # it would come again if tried again
+    except GliotrailError as error:  # it would happen again
         if asked_by(run) is None:  # else it goes on with the sweep
             run.end("FAILED", str(error), trial.seen())
     else:

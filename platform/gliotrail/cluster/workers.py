@@ -1,4 +1,4 @@
-"""Ray Train's side of a training: the workers, and what becomes of their failures.
+"""Ray Train's side of a training: the workers, and the handling of their failures.
 
 Nothing here imports MLflow: a worker is ready seconds sooner without it.
 """
@@ -66,10 +66,10 @@ _RESERVED: Final = "reserved.json"
 
 
 class _Trainer(TorchTrainer):
-    """Without helpers that start processes, seconds each, and that a training here has no use for.
+    """Without helper processes that take seconds to start and are not needed here.
 
-    Of Ray's own two: shards of Ray's datasets, and placement groups that outlive their trainer on
-    a cluster that outlives them both.
+    Ray's own two are for shards of Ray's datasets, and for placement groups that outlive their
+    trainer on a cluster that outlives both.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -84,7 +84,7 @@ class _Trainer(TorchTrainer):
         return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """None: Ray's own aborts without a checkpoint; see `runs.stop`."""
+        """No handler: Ray's own aborts without a checkpoint; see `runs.stop`."""
 
 
 def fit_on_workers(
@@ -96,14 +96,14 @@ def fit_on_workers(
 ) -> None:
     """Train on Ray Train's workers; a killed one is replaced, and all go on from the checkpoint.
 
-    So does Ray Train's controller, which Ray itself doesn't replace.
+    A killed controller of Ray Train is replaced, too, which Ray itself doesn't do.
 
     Args:
-        callbacks: Ray Train's, which are told of each epoch's end.
-        until: as `run_training`.
+        callbacks: Ray Train's, called at each epoch's end.
+        until: as in `run_training`.
 
     Raises:
-        TrainingError: what a worker raised, or processes that were killed again and again.
+        TrainingError: a worker's error, or processes that were killed again and again.
     """
     failed = run.root / _FAILED
     failed.unlink(missing_ok=True)
@@ -114,17 +114,17 @@ def fit_on_workers(
                 _fit(training, run, wanted, callbacks, until)
                 break
             except TrainingFailedError as error:
-                if failed.is_file():  # a worker said why
+                if failed.is_file():  # a worker recorded its error
                     break
-                raise _told("Ray's workers failed", error) from error
+                raise _as_error("Ray's workers failed", error) from error
             except (RayActorError, OutOfMemoryError) as error:
                 if not left:
-                    raise _told("Ray's controller failed", error) from error
+                    raise _as_error("Ray's controller failed", error) from error
                 _give_back_all()
-    told = read_json(failed)
-    if told is not None:
-        # the run keeps the whole chain: see `RunFolder.end`
-        raise TrainingError(told["error"]) from RuntimeError(told["traceback"])
+    failure = read_json(failed)
+    if failure is not None:
+        # the run stores the traceback: see `RunFolder.end`
+        raise TrainingError(failure["error"]) from RuntimeError(failure["traceback"])
 
 
 def _fit(
@@ -134,11 +134,11 @@ def _fit(
     callbacks: Sequence[Any],
     until: int | None,
 ) -> None:
-    # Ray does nothing for a name that ended once; what resumes is our own folder
+    # Ray does nothing for a name that ended once; trainings resume from our own folder
     name = f"{run.root.name}-{time.time_ns()}"
     if wanted.at_least:
-        # for some seconds Ray counts on a machine that is lost; so long it waits for that one's
-        # place before it looks again how many there are. Free places are given in milliseconds.
+        # Ray counts on a lost machine for some seconds: as long it waits for that machine's place
+        # before it looks again how many there are. Free places are given in milliseconds.
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
     trainer = _Trainer(
         _work,
@@ -148,12 +148,12 @@ def _fit(
             "until": until,
             "of_a_gpu": wanted.gpus_per_worker,
             "first_weights": share(training.init) if training.init else None,
-            # trials are compared epoch by epoch: what they start from is the same for all
+            # trials are compared epoch by epoch: all have the same start
             "judge_start": not callbacks,
         },
         torch_config=TorchConfig(backend=backend_of(wanted.gpus_per_worker)),
         scaling_config=ScalingConfig(
-            # its stubs don't know of a span
+            # Ray's type stubs don't allow a span
             num_workers=(wanted.at_least, wanted.workers) if wanted.at_least else wanted.workers,  # type: ignore[arg-type]
             use_gpu=bool(wanted.gpus_per_worker),
             resources_per_worker=wanted.per_worker(),
@@ -175,9 +175,9 @@ def _fit(
 
 
 def give_back(run: RunFolder) -> None:
-    """Free what the workers of a training hold whose starter was killed in a sweep.
+    """Free the resources of a training's workers if the trial that started them was killed.
 
-    Ray would keep it reserved for them until the whole sweep ends.
+    Ray would keep them reserved until the whole sweep ends.
     """
     path = run.root / _RESERVED
     reserved = read_json(path)
@@ -187,10 +187,10 @@ def give_back(run: RunFolder) -> None:
 
 
 def _give_back_all() -> None:
-    """Free what a killed controller reserved for workers that had not begun, and so said nothing.
+    """Free what a killed controller reserved for workers that had not begun.
 
-    Not in a sweep, whose other trials have theirs; where the cluster isn't this process's own, a
-    helper of Ray's sees to it (see `_Trainer`).
+    Not in a sweep, whose other trials have their own; on another process's cluster, Ray's own
+    helper does it (see `_Trainer`).
     """
     if is_own() and not get_runtime_context().get_actor_id():
         for key, group in placement_group_table().items():
@@ -198,21 +198,21 @@ def _give_back_all() -> None:
                 remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(key)))
 
 
-def _told(what: str, error: Exception) -> TrainingError:
-    """Of Ray's message, which may be a traceback: its last line, or that memory ran out."""
+def _as_error(what: str, error: Exception) -> TrainingError:
+    """The error from Ray's message, which may be a traceback: its last line, or lack of memory."""
     text = str(error).strip()
     if "low on memory" not in text:
         return TrainingError(what, got=text.rpartition("\n")[2])
-    do = f"lower {WORKERS}, or end what else takes memory; the same command goes on"
+    do = f"lower {WORKERS}, or end other programs; the same command goes on"
     used = re.search("Memory usage .*", text)
     return TrainingError("memory ran out: Ray ended a process", got=used and used[0], do=do)
 
 
 def _same_for_all(run: RunFolder, rank: int, workers: int) -> RunFolder:
-    """The run's folder for a worker of a job: what worker 0 goes on from, all do.
+    """The run's folder for a worker of a job: all go on from the same checkpoint as worker 0.
 
-    Worker 0 may find a checkpoint on its machine that the store lacks, as after a network's
-    failure; the others take it from the store, each in a folder of its own.
+    Worker 0 may find a checkpoint on its machine that the store lacks, for example after a network
+    failure; the others take it from the store, each into a folder of its own.
     """
     mirror = mirror_of(run)
     if mirror is None:
@@ -233,7 +233,7 @@ def _same_for_all(run: RunFolder, rank: int, workers: int) -> RunFolder:
 
 
 def _work(config: dict[str, Any]) -> None:
-    """What each of Ray Train's workers does."""
+    """The training on each of Ray Train's workers."""
     training, run = config["training"], RunFolder(Path(config["root"]))
     context = get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
@@ -271,17 +271,17 @@ def _work(config: dict[str, Any]) -> None:
     except (_PeerLostError, RayError):
         raise  # a worker, a node or the controller is gone: tried again
     except Exception as error:
-        # it would come again if tried again: the workers that Ray starts in place of these stop
-        told = {"error": _ended_by(error), "traceback": traceback.format_exc()}
-        write_json(run.root / _FAILED, told)
+        # it would happen again: the workers that Ray starts in place of these stop
+        failure = {"error": _ended_by(error), "traceback": traceback.format_exc()}
+        write_json(run.root / _FAILED, failure)
         if mirror := mirror_of(run):
             mirror.send_whole()
-        if not isinstance(error, TrainingError):  # which all workers raise; others just one
+        if not isinstance(error, TrainingError):  # all workers raise that; other errors just one
             raise
 
 
 def _wait_for_all() -> None:
-    """One may fetch for long what another has: no limit is set before.
+    """Wait for all workers, without a limit: some may take long to fetch what others have.
 
     Raises:
         _PeerLostError: one is gone.
@@ -293,7 +293,7 @@ def _wait_for_all() -> None:
 
 
 def _ended_by(error: Exception) -> str:
-    """A line that says what to change."""
+    """The error in one line, with what to change."""
     if isinstance(error, GliotrailError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
@@ -310,8 +310,8 @@ class _PeerLostError(RuntimeError):
 class _Sums:
     """Sums over all workers, each of which may take a limited time.
 
-    Between steps that is a minute and ten times what a step usually takes, so that a worker that
-    hangs is an error soon; before the first one, and around a validation, the limit for starts.
+    Between steps the limit is a minute plus ten usual steps, so that a hanging worker is soon an
+    error; before the first step, and around a validation, it is the limit for starts.
     """
 
     def __init__(self) -> None:
@@ -321,7 +321,7 @@ class _Sums:
     def expect_s(self, median_s: float | None) -> None:
         """See `World`."""
         limit_s = _START_S if median_s is None else _LEAST_S + 10 * median_s
-        # no message between workers, but each setting costs some: not for a tenth more or less
+        # each setting costs time, though no message: not for a tenth more or less
         if abs(limit_s - self._limit_s) > 0.1 * self._limit_s:
             self._limit_s = limit_s
             _set_pg_timeout(timedelta(seconds=limit_s))
@@ -330,7 +330,7 @@ class _Sums:
         """Sum a tensor over all workers.
 
         Raises:
-            _PeerLostError: one is gone, or the limit is passed.
+            _PeerLostError: one is gone, or the limit is over.
         """
         try:
             torch.distributed.all_reduce(tensor)

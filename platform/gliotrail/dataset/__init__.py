@@ -1,1 +1,1 @@
-"""What a data set says it is: channels, classes and nested regions."""
+"""A data set's own description: channels, classes and nested regions."""

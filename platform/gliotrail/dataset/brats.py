@@ -31,7 +31,7 @@ EDEMA, NON_ENHANCING, ENHANCING = 1, 2, 3
 """Labels of BRATS."""
 
 SHOWN: Final = ("FLAIR", "T1gd")
-"""What tumours are looked at in, where a picture has room for two channels."""
+"""The channels of pictures with room for two."""
 COLOURS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "edema": "#56B4E9",
@@ -50,7 +50,7 @@ SPOKEN: Final[Mapping[str, str]] = MappingProxyType(
         "ET": "ET, enhancing",
     }
 )
-"""What a legend says where it is not the name itself."""
+"""Names in legends, where they differ from the name itself."""
 
 SCHEMES: Final[Mapping[str, Mapping[int, int]]] = MappingProxyType(
     {
@@ -81,7 +81,7 @@ _CLASSES: Final = {
 
 
 def scheme_task(scheme: str) -> tuple[Task, Mapping[int, int]]:
-    """What a scheme's scans have, with the labels as codes; and its codes -> labels.
+    """The task of a scheme's scans, with the labels as codes; and its codes -> labels.
 
     After treatment (2024) there is the resection cavity, which is in no region; in children (2024)
     the cystic component, which is part of the tumour core.
@@ -106,7 +106,7 @@ def channel_name(name: str) -> str:
 
 
 def class_name(name: str) -> str | None:
-    """The class of brain tumour that a name means: `non-enhancing tumor` is non_enhancing."""
+    """The brain tumour class of a name: `non-enhancing tumor` is non_enhancing."""
     plain = re.sub(r"[\s_/-]+", "_", name.strip().lower())
     plain = re.sub(r"_tumou?r(_core)?$", "", plain).replace("oedema", "edema")
     return _CLASSES.get(plain)
@@ -122,7 +122,7 @@ def is_brats(task: Task) -> bool:
 
 
 def codes_of_classes(names: Mapping[int, str]) -> tuple[int, ...] | None:
-    """The codes of the preset's classes in its order, if these names by code are just those."""
+    """The codes of the preset's classes in its order, if the names by code are exactly those."""
     codes = {class_name(name): code for code, name in names.items()}
     if len(names) != len(BRATS.classes) or set(codes) != set(BRATS.class_names):
         return None

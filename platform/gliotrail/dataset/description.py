@@ -5,7 +5,7 @@ The Decathlon: `modality` (number -> channel) and `labels` (code -> name). nnU-N
 `regions_class_order`; the name `ignore` is for voxels whose truth is unknown); see
 documentation/dataset_format.md and region_based_training.md of nnU-Net. Either may also have our
 own `regions` (name -> list of codes) beside plain classes, and `channel_kinds` (number -> MR, CT,
-none), where a channel's name does not tell.
+none), where a channel's name does not show it.
 """
 
 import json
@@ -54,10 +54,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def task_of(values: Mapping[str, Any], where: Path) -> tuple[Task, tuple[int, ...]]:
-    """What a description says, and where each of the task's channels is in a case's files.
+    """A description's task, and where each of its channels is in a case's files.
 
     Raises:
-        DataError: naming the key that is not as it must be.
+        DataError: naming the wrong key.
     """
     channels = _channels(values, where)
     order = tuple(range(len(channels)))
@@ -65,7 +65,7 @@ def task_of(values: Mapping[str, Any], where: Path) -> tuple[Task, tuple[int, ..
     if sorted(names) == sorted(brats.BRATS.channel_names):
         order = tuple(names.index(name) for name in brats.BRATS.channel_names)
     by_code, regions, ignore = _labels(values, where)
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "name": str(values.get("name") or ""),
         "channels": tuple(channels[place] for place in order),
         "ignore": ignore,
@@ -81,10 +81,10 @@ def task_of(values: Mapping[str, Any], where: Path) -> tuple[Task, tuple[int, ..
                 Class(name=one.name, code=code)
                 for one, code in zip(brats.BRATS.classes, codes, strict=True)
             )
-            return Task(**told, classes=classes, regions=brats.BRATS.regions), order
+            return Task(**fields, classes=classes, regions=brats.BRATS.regions), order
         classes = tuple(Class(name=as_name(by_code[c]), code=c) for c in sorted(by_code))
         places = {one.code: label for label, one in enumerate(classes, start=1)}
-        return Task(**told, classes=classes, regions=_regions(regions, places, written)), order
+        return Task(**fields, classes=classes, regions=_regions(regions, places, written)), order
     except ValidationError as error:
         problem = error.errors()[0]
         what = ".".join(str(part) for part in problem["loc"]) or "labels"

@@ -1,7 +1,7 @@
 """Known repeats: cases of public releases that are scans of one patient.
 
 Found by their tumours' masks: the Decathlon's Task01 repeats itself, and BraTS 2021 has some of
-its patients again, labelled anew. Of those the last are probable, and treated as certain.
+its patients again, labelled anew. Those last ones are probable, and treated as certain.
 """
 
 import re
@@ -27,7 +27,7 @@ _FIRST: Final = {name: row[0] for row in REPEATS for name in row}
 
 
 _SESSION: Final = re.compile(r"(BraTS-[A-Z]+-\d+)-\d{3}|(sub-[A-Za-z0-9]+)_ses-[A-Za-z0-9]+")
-"""A patient's scan at one of several times, as BraTS and BIDS name it."""
+"""Names of a patient's scans at several times, in BraTS and BIDS."""
 
 
 def patient_of(case: str) -> str:

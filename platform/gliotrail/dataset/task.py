@@ -1,4 +1,4 @@
-"""What is segmented: the channels, classes and nested regions of a data set, whatever the organ.
+"""The task of a data set, of any organ: its channels, classes and nested regions.
 
 Inside Gliotrail a label is a class's place: 0 is background, 1 the first class, 2 the second, and
 IGNORED marks voxels whose truth is unknown. The codes in a data set's files are translated when a
@@ -12,14 +12,14 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 IGNORED: Final = 255
-"""The label of voxels that nobody knows the class of."""
+"""The label of voxels whose class is unknown."""
 MOST_CLASSES: Final = 254
 
 Kind = Literal["MR", "CT", "none"]
 """How a channel's values are standardised: MR (and all else without a unit of its own) by each
 case's foreground, CT (Hounsfield units) by the whole data set's, `none` not at all."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$")]
-"""Of a channel, class or region: fits a metric's key, a file's name and a table's column."""
+"""A channel's, class's or region's name: fits a metric's key, a file's name and a column."""
 Label = Annotated[int, Field(ge=1, le=MOST_CLASSES)]
 
 
@@ -35,7 +35,7 @@ class Channel(_Part):
 
 
 class Class(_Part):
-    """What one voxel is; `code` is its number in the data set's label files."""
+    """A class of voxels; `code` is its number in the data set's label files."""
 
     name: Name
     code: Annotated[int, Field(ge=1, le=255)]
@@ -44,8 +44,8 @@ class Class(_Part):
 class Region(_Part):
     """Several classes together, as labels.
 
-    written: the label that its voxels get when labels are made from regions, one region after the
-        other, later ones over earlier ones (nnU-Net's `regions_class_order`).
+    written: the label that its voxels get when regions become labels, one region after the other,
+        later ones over earlier ones (nnU-Net's `regions_class_order`).
     """
 
     name: Name
@@ -54,10 +54,10 @@ class Region(_Part):
 
 
 class Task(_Part):
-    """A data set's own description, in one form whatever its dialect.
+    """A data set's own description, in one form for all dialects.
 
     classes: the class at place n (from 1) is the label n.
-    regions: in the order in which they are written back; none where classes are all there is.
+    regions: in the order in which they are written back; none if there are only classes.
     ignore: the code of voxels whose truth is unknown, if the data set has one.
     """
 
@@ -96,7 +96,7 @@ class Task(_Part):
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        """In the order in which a network is fed them."""
+        """The channels' names, in the order of a network's inputs."""
         return tuple(channel.name for channel in self.channels)
 
     @property
@@ -106,12 +106,12 @@ class Task(_Part):
 
     @property
     def region_names(self) -> tuple[str, ...]:
-        """In the order in which they are written back."""
+        """The regions' names, in the order in which they are written back."""
         return tuple(region.name for region in self.regions)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all that is measured: classes, then regions."""
+        """The names of all that is measured: classes, then regions."""
         return (*self.class_names, *self.region_names)
 
     @property
@@ -126,7 +126,7 @@ class Task(_Part):
 
     @property
     def n_labels(self) -> int:
-        """Background and classes."""
+        """The number of labels, background included."""
         return len(self.classes) + 1
 
     @property
@@ -142,5 +142,5 @@ class Task(_Part):
 
 
 def as_name(text: str) -> str:
-    """A name as `Name` wants it: `whole tumor (WT)` is whole_tumor_WT."""
+    """A text as a `Name`: `whole tumor (WT)` is whole_tumor_WT."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", text.strip()).strip("_.-")[:60]

@@ -1,1 +1,1 @@
-"""`gliotrail.track` within Ray Train, Ray Tune and trainers of others: a file each."""
+"""`gliotrail.track` within Ray Train, Ray Tune and other libraries' trainers: a file each."""

@@ -5,7 +5,7 @@
         trainer.train(resume_from_checkpoint=checkpoint_of(run))
 
 The Trainer's own checkpoints, made when its arguments say so, become the run's: each is copied, so
-that one which a kill left half written is never gone on from.
+that a run never resumes from one that a kill left half written.
 """
 
 import shutil
@@ -25,12 +25,12 @@ _AT_THE_END: Final = "train_runtime"
 
 
 def checkpoint_of(run: TrackedRun) -> str | None:
-    """What `Trainer.train(resume_from_checkpoint=...)` goes on from; None at the first start."""
+    """The argument of `Trainer.train(resume_from_checkpoint=...)`; None at the first start."""
     return str(run.checkpoint / _FOLDER) if run.checkpoint else None
 
 
 class TrackRun(TrainerCallback):
-    """Each number at the Trainer's `global_step`; what it tells at its end is the run's summary."""
+    """Reports each number at the Trainer's `global_step`; its final ones are the run's summary."""
 
     def __init__(self, run: TrackedRun) -> None:
         self._run, self._closed = run, run.last_step
@@ -38,7 +38,7 @@ class TrackRun(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Refuse what would be tracked by several processes.
+        """Refuse several processes.
 
         Raises:
             TrackingError: there is more than one.

@@ -4,7 +4,7 @@
         trainer = Trainer(logger=RunLogger(run), callbacks=[RunCheckpoints(run)], ...)
         trainer.fit(model, data, ckpt_path=checkpoint_of(run))
 
-A checkpoint is made at each epoch's end, where Lightning can go on exactly.
+A checkpoint is made at each epoch's end, where Lightning can resume exactly.
 """
 
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ _FILE: Final = "lightning.ckpt"
 
 
 def checkpoint_of(run: TrackedRun) -> Path | None:
-    """What `Trainer.fit(..., ckpt_path=...)` goes on from; None at the first start."""
+    """The argument of `Trainer.fit(..., ckpt_path=...)`; None at the first start."""
     return run.checkpoint / _FILE if run.checkpoint else None
 
 
 class RunLogger(Logger):
-    """Each number at Lightning's own step. Hyperparameters are the run's inputs already."""
+    """Reports each number at Lightning's own step. Hyperparameters are the run's inputs already."""
 
     def __init__(self, run: TrackedRun) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class RunLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Of the experiment."""
+        """The experiment's name."""
         return str(self._run.folder.describe()["experiment"])
 
     @property
@@ -45,7 +45,7 @@ class RunLogger(Logger):
         return self._run.id
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """See Lightning. Without a step, they are of the last one."""
+        """See Lightning. Without a step, the last one is meant."""
         self._last = self._last if step is None else step
         self._run.report(self._last, numbers_of(metrics))
 
@@ -61,7 +61,7 @@ class RunCheckpoints(Callback):
         self._coming = run.folder.root / _FILE
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what would be tracked by several processes.
+        """Refuse several processes.
 
         Raises:
             TrackingError: the Trainer has more than one.
@@ -79,11 +79,11 @@ class RunCheckpoints(Callback):
         )  # the last that was taken
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The epoch before is whole."""
+        """The epoch before is complete."""
         self._make_final()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last one is."""
+        """The last epoch is complete."""
         self._make_final()
 
     def on_exception(

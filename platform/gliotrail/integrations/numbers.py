@@ -1,4 +1,4 @@
-"""What of a trainer's report is a number."""
+"""The numbers in a trainer's report."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,10 +7,10 @@ from gliotrail.errors import TrackingError
 
 
 def numbers_of(metrics: Mapping[str, Any], without: Iterable[str] = ()) -> dict[str, float]:
-    """The numbers of nested metrics, by names such as `val/loss`; texts and the like are no points.
+    """The numbers of nested metrics, by names such as `val/loss`, without texts and the like.
 
     Args:
-        without: names at the top that are none of the loop's.
+        without: names at the top level to leave out.
     """
     left_out, found = set(without), dict[str, float]()
     for key, value in metrics.items():

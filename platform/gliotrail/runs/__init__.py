@@ -1,1 +1,1 @@
-"""What a training leaves on this disk: journal, owner, stop notes. No MLflow, Ray or torch."""
+"""A training's files on this disk: journal, owner, stop notes. No MLflow, Ray or torch."""

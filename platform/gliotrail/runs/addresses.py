@@ -1,4 +1,4 @@
-"""Where MLflow is. To know it takes no MLflow, which takes seconds to import."""
+"""MLflow's address, without importing MLflow, which takes seconds."""
 
 import os
 import re
@@ -17,7 +17,7 @@ def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else a SQLite file in this checkout's `.gliotrail/`.
 
     Raises:
-        ParamsError: it names neither a server nor a database.
+        ParamsError: neither a server's nor a database's address.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri and uri.partition(":")[0].partition("+")[0] not in _SCHEMES:
@@ -27,7 +27,7 @@ def tracking_uri() -> str:
 
 
 def database_uri(state: Path) -> str:
-    """The SQLite file of a state folder, whatever the folder's name has in it."""
+    """The address of a state folder's SQLite file, any special characters escaped."""
     path = str(state / "mlflow.db").replace("%", "%25").replace("?", "%3F")
     return f"sqlite:///{path}"
 
@@ -40,10 +40,10 @@ def shown(uri: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What MLflow raised, in one line; of a server that can't be reached, why."""
-    told = f"{type(error).__name__}: {error}".split("\n")[0]
-    unreached = _UNREACHED.search(told)
+    """MLflow's error in one line; for an unreachable server, the cause."""
+    text = f"{type(error).__name__}: {error}".split("\n")[0]
+    unreached = _UNREACHED.search(text)
     if unreached is None:
-        return told
+        return text
     cause = _ERRNO.search(unreached[1])
     return f"no answer: {cause[1].lower() if cause else unreached[1]}"

@@ -1,6 +1,6 @@
 """The code of a run: a commit that others can fetch, and all changes on top of it.
 
-It is kept by its hash in the state folder from the run's start, and delivered as `code/*`.
+It is stored by its hash in the state folder at the run's start, and delivered as `code/*`.
 """
 
 import gzip
@@ -23,13 +23,13 @@ LARGEST_BYTES: Final = 20_000_000
 CHANGES: Final = "changes.patch"
 UNTRACKED: Final = "untracked.tar.gz"
 _DIFF: Final = (
-    # each says against what git can be configured to: a patch must apply anywhere
+    # each overrides a setting of the user's git: a patch must apply anywhere
     *("diff", "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv"),
     *("--src-prefix=a/", "--dst-prefix=b/", "--no-relative", "--no-renames", "-O/dev/null"),
     *("--unified=3", "--inter-hunk-context=0", "--submodule=short", "--ignore-submodules=none"),
 )
 _OWNER: Final = "dubious ownership"
-"""What git says about a checkout that another user owns."""
+"""Part of git's message about a checkout that another user owns."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class Code:
     problem: str | None = None
 
     def tags(self) -> dict[str, str]:
-        """A run's tags; the files are found by their digest."""
-        told = {"gliotrail.code.base": self.base or "unknown"}
+        """A run's tags; the digest leads to the files."""
+        tags = {"gliotrail.code.base": self.base or "unknown"}
         if self.files:
-            told["gliotrail.code.files"] = _digest(self.files)
-        return told | {"gliotrail.code.problem": self.problem} if self.problem else told
+            tags["gliotrail.code.files"] = _digest(self.files)
+        return tags | {"gliotrail.code.problem": self.problem} if self.problem else tags
 
 
 def code_now(tell: bool = True) -> Code:
-    """The code of the current folder's checkout; a problem is also told on the terminal."""
+    """The code of the current folder's checkout; a problem is also printed."""
     code = _look()
     if code.problem and tell:
         say(f"not rebuildable: {code.problem}")
@@ -82,7 +82,7 @@ def _look() -> Code:
     paths = sorted(root / os.fsdecode(name) for name in names)
     patch = _git(root, *_DIFF, base)
     if not applies(patch, base, root):
-        return Code(base, {}, f"what `git diff` tells of the changes does not apply to {base}")
+        return Code(base, {}, f"the patch that `git diff` wrote does not apply to {base}")
     n_bytes = len(patch) + sum(path.lstat().st_size for path in paths)
     if n_bytes > LARGEST_BYTES:
         megabytes = f"{n_bytes / 1e6:.0f} MB of at most {LARGEST_BYTES / 1e6:.0f}"
@@ -95,7 +95,7 @@ def _look() -> Code:
 
 
 def unseen() -> str:
-    """Why git tells nothing of the current folder."""
+    """Why git has no answer for the current folder."""
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
@@ -128,7 +128,7 @@ def applies(patch: bytes, base: str, root: Path) -> bool:
 
 
 def _base(head: str) -> str | None:
-    # a temporary folder of DVC's is a repository that knows of no remote
+    # DVC's temporary folders are repositories without a remote
     main = main_checkout(Path.cwd())
     if not git("for-each-ref", "refs/remotes", cwd=main):
         return head

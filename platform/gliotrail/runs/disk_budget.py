@@ -51,9 +51,9 @@ def bytes_of(folder: Path) -> int:
 
 
 def bytes_of_lately(folder: Path) -> int:
-    """As `bytes_of`, which of a thousand runs takes a second; that long it counts a hundred times.
+    """Like `bytes_of`, but a result that took t seconds is used again for 100 t seconds.
 
-    What is measured in an instant is measured each time.
+    A thousand runs take a second to measure.
     """
     n_bytes, took_s, at_s = _MEASURED.get(folder, (0, 0.0, 0.0))
     started_s = time.monotonic()

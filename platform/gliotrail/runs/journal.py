@@ -1,4 +1,4 @@
-"""What a run did, kept so that whatever process is killed, the truth can be told from it.
+"""A run's record on disk, complete up to the last checkpoint whichever process is killed.
 
 A run's folder:
 
@@ -6,22 +6,22 @@ A run's folder:
     run.json                     what the run is (name, params, tags); with it the run has begun
     attempts/0001.jsonl          the live journal of each attempt: a line a point, checksummed
     checkpoints/0000000120-0001/ step and attempt
-        state.safetensors        all that the next step depends on; of the newest two only
-        saved/                   the same of a loop of somebody's own, which saves it itself
+        state.safetensors        all that the next step depends on; in the newest two only
+        saved/                   the same, saved by a loop of your own (`gliotrail.track`)
         segment.jsonl            the points since the checkpoint before
         *.png                    pictures
         manifest.json            the checksums of all that, and the name of the checkpoint before;
-                                 written last: with it the checkpoint is final, without it nothing
+                                 written last: only with it the checkpoint is final
     tags.json                    tags that were set since, if any were
     ended.json                   how the run ended: FINISHED, FAILED or KILLED, and why
     traceback.txt                of the error, if it FAILED
     owner.json, beat             the process that holds the run, and its heartbeat: see `owner`
-    delivered/*.json             what a tracking server was told: see `delivery`
+    delivered/*.json             what a tracking server has: see `delivery`
 
 The surviving history is the chain of final checkpoints back from the newest one. Once a newer
-attempt has begun, an older one that still runs makes no checkpoint final any more. Only the
-history's points are ever delivered, each with the time it was first written down, which makes
-delivering twice the same as delivering once.
+attempt has begun, an older one that still runs can make no checkpoint final. Only the history's
+points are delivered, each with the time of its first recording, so that delivering twice is the
+same as delivering once.
 """
 
 import hashlib
@@ -42,18 +42,18 @@ from gliotrail.files import locked, read_json, sha256, write_durably, write_json
 MODEL_FILE: Final = "model.safetensors"
 """The weights a finished run ended with, in its folder and in the stage's output."""
 RUN_FILE: Final = "run.json"
-"""What a run is, in its folder; in the stage's output also how it ended."""
+"""A run's description, in its folder; in the stage's output also how it ended."""
 JOURNAL_FILE: Final = "journal.jsonl"
 """The points of the whole history, in the stage's output."""
 LOSS_PICTURE: Final = "soft_dice_loss.png"
-"""Of training and validation, small enough for a run's description."""
+"""Training and validation curves, small enough for a run's description."""
 TRACEBACK_FILE: Final = "traceback.txt"
-"""Of the error that a run FAILED with, the last time that it did."""
+"""The traceback of the error that a run FAILED with last."""
 LOCK: Final = "attempts.lock"
 STATE_FILE: Final = "state.safetensors"
 SEGMENT_FILE: Final = "segment.jsonl"
 SAVED: Final = "saved"
-"""The folder of a checkpoint that a loop saves into by itself."""
+"""The folder of a checkpoint that a loop of your own saves into."""
 _ENDED: Final = "ended.json"
 _TAGS: Final = "tags.json"
 _MANIFESTS: Final = "checkpoints/*/manifest.json"
@@ -61,7 +61,7 @@ _MANIFESTS: Final = "checkpoints/*/manifest.json"
 
 @dataclass(frozen=True)
 class Point:
-    """One number of a run. `time_ms` since 1970, fixed when it was first written down."""
+    """One number of a run. `time_ms` since 1970 is that of its first recording."""
 
     key: str
     value: float
@@ -90,8 +90,8 @@ def parse_lines(content: bytes) -> list[Point]:
 class Checkpoint:
     """A final checkpoint. `sha256` is of its files, by name.
 
-    left_out: how many pictures there was no disk for.
-    made_on: what its bits depend on beside the run's inputs, such as the kind of CPU.
+    left_out: how many pictures were left out for lack of disk space.
+    made_on: what its bits depend on besides the run's inputs, such as the kind of CPU.
     """
 
     folder: Path
@@ -102,10 +102,10 @@ class Checkpoint:
     made_on: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, name: str, do: str | None = None) -> bytes:
-        """A file, its checksum compared; `do` is advice for when it is not what was written.
+        """A file, its checksum compared; `do` is advice for the error.
 
         Raises:
-            TrackingError: the file is gone, or not what was written.
+            TrackingError: the file is gone, or differs from what was written.
         """
         path = self.folder / name
         content = path.read_bytes() if path.is_file() else b""
@@ -139,26 +139,26 @@ class Checkpoint:
         return self.folder / SAVED if names else None
 
     def has_state(self) -> bool:
-        """Whether what it saved is there still: it may have made room."""
+        """Whether its state is still there: it may have been removed to make room."""
         names = (n for n in self.sha256 if n == STATE_FILE or n.startswith(f"{SAVED}/"))
         return all((self.folder / name).is_file() for name in names)
 
     def pictures(self) -> list[Path]:
-        """Drawn at this step; those that had to make room are gone."""
+        """The pictures of this step, unless they were removed to make room."""
         names = (name for name in self.sha256 if "/" not in name and name.endswith(".png"))
         paths = [self.folder / name for name in names]
         return [path for path in paths if path.is_file()]
 
 
 class RunFolder:
-    """A run's folder, for one who writes and many who read."""
+    """A run's folder, for one writer and many readers."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._read_ns: int | None = None  # when what the run is was written, found whole
+        self._read_ns: int | None = None  # when RUN_FILE, found whole, was written
 
     def has_begun(self) -> bool:
-        """Whether it is written down what the run is."""
+        """Whether the run's description is written."""
         path = self.root / RUN_FILE
         written_ns = _written_ns(path)
         if written_ns != self._read_ns and read_json(path) is not None:
@@ -168,7 +168,7 @@ class RunFolder:
     def begin(
         self, description: Mapping[str, Any], artifacts: Mapping[str, bytes] | None = None
     ) -> None:
-        """Write down what the run is and the files it has from its start; once is enough."""
+        """Write the run's description and its first files; a second call changes nothing."""
         with locked(self.root / LOCK):
             if self.has_begun():
                 return
@@ -177,7 +177,7 @@ class RunFolder:
             write_durably(self.root / RUN_FILE, _json(description))
 
     def attach(self, name: str, content: bytes) -> None:
-        """Add a file to the run, or replace it; before its end, which tells that it is there."""
+        """Add a file to the run, or replace it; before its end, which makes readers look."""
         write_durably(self.root / "artifacts" / name, content)
 
     def artifacts(self) -> dict[str, Path]:
@@ -187,16 +187,16 @@ class RunFolder:
         return {n: p for n, p in found.items() if p.is_file() and "/." not in f"/{n}"}
 
     def tag(self, key: str, value: str) -> None:
-        """Set a tag of the run, or set it anew."""
+        """Set a tag of the run, or change it."""
         with locked(self.root / LOCK):
             write_json(self.root / _TAGS, self.tags() | {key: value}, durably=True)
 
     def tags(self) -> dict[str, str]:
-        """Those that were set since it began."""
+        """The tags that were set since the run began."""
         return dict(read_json(self.root / _TAGS) or {})
 
     def seconds(self) -> float:
-        """From the first point to the last, of each attempt; their sum."""
+        """The time from the first to the last point of each attempt, summed."""
         total_ms = 0
         for path in self.root.glob("attempts/*.jsonl"):
             points = parse_lines(path.read_bytes())
@@ -204,11 +204,11 @@ class RunFolder:
         return total_ms / 1000
 
     def describe(self) -> dict[str, Any]:
-        """What the run is; TrackingError where there is no such run."""
+        """The run's description; TrackingError if there is no such run."""
         if not self.has_begun():
             raise TrackingError("no run", where=self.root, wanted=f"a folder with a {RUN_FILE}")
         says = read_json(self.root / RUN_FILE) or {}
-        return {"tags": {}, "params": {}, "datasets": [], **says}  # versions told less
+        return {"tags": {}, "params": {}, "datasets": [], **says}  # older versions wrote less
 
     def history(self) -> list[Checkpoint]:
         """The surviving chain of final checkpoints, oldest first.
@@ -227,7 +227,7 @@ class RunFolder:
         return chain[::-1]
 
     def points(self) -> list[Point]:
-        """Of the whole history.
+        """The points of the whole history.
 
         Raises:
             TrackingError: as `history`; a journal's segment is damaged.
@@ -235,12 +235,12 @@ class RunFolder:
         return [point for c in self.history() for point in parse_lines(c.segment())]
 
     def states(self) -> list[Path]:
-        """The files that training would go on from."""
+        """The files that training would resume from."""
         saved = (p for p in self.root.glob(f"checkpoints/*/{SAVED}/**/*") if p.is_file())
         return [*self.root.glob(f"checkpoints/*/{STATE_FILE}"), *saved]
 
     def drop_states(self) -> None:
-        """Give up what training would go on from: it would begin anew. Points and scores stay."""
+        """Remove the files that training would resume from. Points and scores stay."""
         for path in self.states():
             path.unlink()
 
@@ -255,15 +255,15 @@ class RunFolder:
         """The run ended: FINISHED at its plan's end, FAILED or KILLED before it.
 
         Args:
-            summary: what came of it. Numbers with a metric's name, such as `trial/voxels`, are
-                metrics in MLflow.
+            summary: its results. Numbers with a metric's name, such as `trial/voxels`, are metrics
+                in MLflow.
             time_ms: when, if not now.
-            error: why it FAILED, if it isn't what is being handled; its traceback is kept.
+            error: why it FAILED, by default the exception being handled; its traceback is kept.
         """
         error = error or sys.exc_info()[1]
         if status == "FAILED" and error:
-            told = "".join(traceback.format_exception(error))
-            write_durably(self.root / TRACEBACK_FILE, told.encode())
+            text = "".join(traceback.format_exception(error))
+            write_durably(self.root / TRACEBACK_FILE, text.encode())
         time_ms = now_ms() if time_ms is None else time_ms
         ended = {"status": status, "reason": reason, "time_ms": time_ms, "summary": summary or {}}
         write_durably(self.root / _ENDED, _json(ended))
@@ -278,7 +278,7 @@ class RunFolder:
         return ended and {"reason": "", "summary": {}, **ended}
 
     def ended_ns(self) -> int | None:
-        """When it was written down how the run ended; None while it goes on."""
+        """When the run's end was written, in ns; None while it goes on."""
         return _written_ns(self.root / _ENDED)
 
     def is_finished(self) -> bool:
@@ -287,7 +287,10 @@ class RunFolder:
 
 
 def resume_tags(history: Sequence[Checkpoint]) -> dict[str, str]:
-    """Where a run went on with another `made_on`, if it did: its bits may differ from then on."""
+    """Tags of a run that was resumed with another `made_on`: its bits may differ from then on.
+
+    `resume.exact` is `false` then, and `resume.changed` has the steps and the changes.
+    """
     changed = "; ".join(
         f"{key} {old}, from step {before.step} on {value}"
         for before, after in pairwise(history)
@@ -326,7 +329,7 @@ def _read_manifest(path: Path) -> Checkpoint:
 
 
 def newest_attempt(root: Path) -> int:
-    """Its number; 0 before the first."""
+    """The newest attempt's number; 0 before the first."""
     return max((int(path.stem) for path in root.glob("attempts/*.jsonl")), default=0)
 
 

@@ -1,4 +1,4 @@
-"""What a run is and where it comes from: params, commit, data hashes, code, environment."""
+"""A run's description and origin: params, commit, data hashes, code, environment."""
 
 import getpass
 import hashlib
@@ -22,13 +22,13 @@ from gliotrail.runs.journal import now_ms
 _PACKAGES = ("dvc", "mlflow", "numpy", "nibabel", "ray", "safetensors", "scipy", "torch")
 
 PLANNED_TAG: Final = "gliotrail.planned_voxels"
-"""How many voxels `train` sees by params.yaml as it is committed."""
+"""How many voxels `train` sees by the committed params.yaml."""
 
 LAYOUT: Final = {"workers": "GLIOTRAIL_WORKERS", "threads": "OMP_NUM_THREADS"}
-"""Environment variables that say how a training is spread, by the name that they are told under."""
+"""Environment variables that say how a training is spread, by the name of their tag."""
 
 ORIGIN: Final = "GLIOTRAIL_ORIGIN"
-"""Environment variable of a job: `Origin.of_checkout` of what sent it, as JSON."""
+"""Environment variable of a job: the sender's `Origin.of_checkout`, as JSON."""
 
 OWN_LOOP: Final = "run"
 """The kind of a run that `gliotrail.track` tracks."""
@@ -48,14 +48,14 @@ class Origin:
         """The origin in the current folder's checkout, or in the one that sent this job.
 
         Args:
-            tell: on the terminal, where the code can't be rebuilt.
+            tell: print a line if the code can't be rebuilt.
         """
-        told = os.environ.get(ORIGIN)
-        checkout = json.loads(told) if told else code_now(tell).tags() | _planned()
+        sent = os.environ.get(ORIGIN)
+        checkout = json.loads(sent) if sent else code_now(tell).tags() | _planned()
         return cls(provenance() | checkout, dvc_digests())
 
     def of_checkout(self) -> dict[str, str]:
-        """What a job without the checkout can't know: commit, code, person."""
+        """What a job can't know without the checkout: commit, code, person."""
         return {key: tag for key, tag in self.tags.items() if not key.startswith("env.")}
 
 
@@ -74,10 +74,10 @@ def describe(
 
     Args:
         kind: `train`, `pretrain`, `sweep`, `trial`, `fold`, or OWN_LOOP.
-        params: nested, as params.yaml has them.
+        params: nested, as in params.yaml.
         inputs: everything the result depends on, as plain values.
-        data: paths of the data that went in; those that DVC knows become datasets.
-        parent: the own id of the run above.
+        data: paths of the input data; those that DVC tracks become datasets.
+        parent: our own id of the parent run.
     """
     known = [path for path in data if path in origin.digests]
     init = inputs.get("init") if isinstance(inputs, Mapping) else None
@@ -111,7 +111,7 @@ def _source(kind: str) -> str:
 
 
 def as_plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that JSON has, others as text."""
+    """The values with JSON's types, others as text."""
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain
 
@@ -134,7 +134,7 @@ def provenance() -> dict[str, str]:
 
 
 def _version(package: str) -> str | None:
-    """Of an extra that is not installed there is none."""
+    """A package's version; None for an extra that is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -153,7 +153,7 @@ def _planned() -> dict[str, str]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a container's user may have no name
         return "unknown"
 
 

@@ -1,4 +1,4 @@
-"""The runs on this machine's disk: their sizes, and what the tracking server lacks of them."""
+"""The runs on this machine's disk: their sizes, and what the tracking server lacks."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from gliotrail.runs.owner import Owner, is_alive, owner_of
 
 @dataclass(frozen=True)
 class Spooled:
-    """A run as it lies on the disk.
+    """A run on the disk.
 
     status: RUNNING until it has ended.
-    holder: the process that works on it, or that it is gone.
+    holder: the process that works on it, or a note that it is gone.
     step: of its last final checkpoint.
     size_bytes: of its folder.
-    waiting_checkpoints: final ones that the tracking server doesn't know yet.
-    waiting_bytes: of their points and pictures, and of a model that it doesn't know.
-    is_known: whether the server knows all of it, its end too.
+    waiting_checkpoints: final ones that the tracking server doesn't have yet.
+    waiting_bytes: of their points and pictures, and of a model that it doesn't have.
+    is_known: whether the server has all of it, its end included.
     problem: why the folder can't be read, if so.
     """
 
@@ -54,7 +54,7 @@ def all_runs() -> list[RunFolder]:
 
 
 def run_named(name: str) -> RunFolder:
-    """The run of this checkout whose folder or own id begins so.
+    """The run of this checkout whose folder or own id begins with `name`.
 
     Raises:
         TrackingError: there is none, or more than one.
@@ -68,7 +68,7 @@ def run_named(name: str) -> RunFolder:
 
 
 def runs_named(name: str) -> list[RunFolder]:
-    """The runs of this checkout whose folder or own id is `name`; else those that begin so."""
+    """The runs of this checkout whose folder or own id is `name`, or else begins with it."""
     known = [(run, {run.root.name, str(run.describe()["id"])}) for run in all_runs()]
     return [run for run, ids in known if name in ids] or [
         run for run, ids in known if name and any(one.startswith(name) for one in ids)
@@ -76,10 +76,10 @@ def runs_named(name: str) -> list[RunFolder]:
 
 
 def newest_running() -> RunFolder:
-    """The run of this checkout that began last of those that go on, sweeps before their trials.
+    """The running run of this checkout that began last, sweeps before their trials.
 
     Raises:
-        TrackingError: none goes on.
+        TrackingError: none is running.
     """
     going = [run for run in all_runs() if run.ended() is None and owner_of(run) is not None]
     if not going:
@@ -89,29 +89,29 @@ def newest_running() -> RunFolder:
 
 
 def notes_path(run: RunFolder) -> Path:
-    """The file that notes what of a run the tracking server was told."""
+    """The file with notes of what the tracking server has of a run."""
     server = hashlib.sha256(tracking_uri().encode()).hexdigest()[:12]
     return run.root / "delivered" / f"{server}.json"
 
 
 def read_notes(run: RunFolder) -> dict[str, Any]:
-    """What the tracking server was told; empty before the first time."""
+    """The notes of what was delivered; empty before the first delivery."""
     return dict(read_json(notes_path(run)) or {})
 
 
 def look_at(run: RunFolder) -> Spooled:
-    """What there is of a run, and what of it waits. The server is not asked."""
-    says, told, ended, owner = run.describe(), read_notes(run), run.ended(), owner_of(run)
+    """A run's state, and what waits for delivery. The server is not asked."""
+    says, delivered, ended, owner = run.describe(), read_notes(run), run.ended(), owner_of(run)
     problem = None
     try:
         history = run.history()
     except TrackingError as error:
         history, problem = [], str(error)
     names = [checkpoint.folder.name for checkpoint in history]
-    waiting = history[names.index(told["upto"]) + 1 if told.get("upto") in names else 0 :]
+    waiting = history[names.index(delivered["upto"]) + 1 if delivered.get("upto") in names else 0 :]
     files = [path for c in waiting for path in (c.folder / "segment.jsonl", *c.pictures())]
     model = run.root / MODEL_FILE
-    if model.is_file() and "model" not in told:
+    if model.is_file() and "model" not in delivered:
         files.append(model)
     return Spooled(
         folder=run.root.name,
@@ -123,7 +123,7 @@ def look_at(run: RunFolder) -> Spooled:
         size_bytes=bytes_of(run.root),
         waiting_checkpoints=len(waiting),
         waiting_bytes=sum(path.stat().st_size for path in files if path.is_file()),
-        is_known="run_id" in told and not files and ended == told.get("ended"),
+        is_known="run_id" in delivered and not files and ended == delivered.get("ended"),
         problem=problem,
     )
 
@@ -137,13 +137,13 @@ def _pictures(run: RunFolder) -> list[Path]:
 
 
 def make_room(budget_bytes: int) -> int:
-    """Remove what nothing needs any more, of the oldest runs first, until all fit in a budget.
+    """Remove what is not needed any more, from the oldest runs first, until all fit in a budget.
 
-    That is, of runs that FINISHED and are wholly in MLflow: first the states that training would
-    go on from, then the pictures. Points, models and what a run is are never removed.
+    From runs that FINISHED and are wholly in MLflow, first the states that training would resume
+    from, then the pictures. Points, models and descriptions are never removed.
 
     Returns:
-        how many bytes are over the budget still.
+        how many bytes are still over the budget.
     """
     over = bytes_of(runs_dir()) - budget_bytes
     if over <= 0:

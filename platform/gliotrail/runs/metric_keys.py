@@ -1,9 +1,9 @@
-"""Which metrics tell of time and machines, not of what is learnt: no two runs have the same."""
+"""Metrics of time and machines, not of learning: they differ between equal runs."""
 
 from typing import Final
 
 SYSTEM: Final = "system/"
-"""What MLflow's page of system metrics shows."""
+"""The prefix of metrics on MLflow's page of system metrics."""
 OF_TIME: Final = (
     "train/voxels_per_s",
     "train/data_wait_share",

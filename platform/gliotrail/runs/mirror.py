@@ -1,4 +1,4 @@
-"""A run's folder on machines that share no disk: what is final goes to the store, and comes back.
+"""A run's folder on machines that share no disk: final files are copied through the store.
 
 In the store `gliotrail/runs/<folder's name>/` has the same files as the folder. Checkpoints are
 never changed there, and their manifest comes last. A live journal is there from its attempt's start
@@ -27,7 +27,7 @@ _OF_AN_ATTEMPT: Final = (_ENDED, TRACEBACK_FILE, "failed.json", STOP_FILE)
 
 
 class Mirror:
-    """Of one run."""
+    """The mirror of one run."""
 
     def __init__(self, run: RunFolder, store: Store) -> None:
         self.run, self._store = run, store
@@ -36,19 +36,19 @@ class Mirror:
         self._came = 0
 
     def bring(self, to_go_on: bool = True) -> bool:
-        """Copy here what the store has and this folder has not.
+        """Copy here what this folder lacks.
 
         Args:
-            to_go_on: also what a training goes on from, and how the run ended; else checkpoints
-                without their state, to follow a run that goes on elsewhere.
+            to_go_on: also the state that a training resumes from, and how the run ended; else
+                checkpoints without their state, to follow a run on another machine.
 
         Returns:
             whether there was anything.
 
         Raises:
-            ClusterError: as the store has it.
+            ClusterError: as `Store`.
         """
-        with locked(self.run.root / _LOCK):  # who waits and who works may be on one machine
+        with locked(self.run.root / _LOCK):  # driver and worker may be on one machine
             before = self._came
             self._bring(set(self._store.names(self._at)), to_go_on)
             return self._came > before
@@ -84,19 +84,19 @@ class Mirror:
             return  # a state that a newer one has replaced meanwhile
 
     def send_whole(self) -> None:
-        """What a run is, and how it ended."""
+        """Send the run's description, and how it ended."""
         for path in [*(self.run.root / n for n in _WHOLE), *self.run.root.glob("artifacts/*")]:
             if path.is_file():
                 self._upload(path)
 
     def send(self, attempt: int | None = None) -> None:
-        """Final checkpoints that the store has not, oldest first, and the live journals' names.
+        """Send final checkpoints that the store lacks, oldest first, and the live journals' names.
 
         Args:
-            attempt: this process's; if the store knows of a newer one, it is asked to stop.
+            attempt: this process's; if the store has a newer one, this one is asked to stop.
 
         Raises:
-            ClusterError: as the store has it.
+            ClusterError: as `Store`.
         """
         names = set(self._store.names(self._at))
         for path in sorted(self.run.root.glob("attempts/*.jsonl")):
@@ -129,22 +129,22 @@ class Mirror:
             return  # a state that a newer one has replaced
 
     def begin(self) -> None:
-        """Who holds the run starts it or goes on: how it ended before is of no account any more."""
+        """The run's holder starts or resumes it: remove an earlier end."""
         for name in _OF_AN_ATTEMPT:
             self._store.remove(f"{self._at}/{name}")
-            if name != STOP_FILE:  # which was asked for since
+            if name != STOP_FILE:  # this request is a new one
                 (self.run.root / name).unlink(missing_ok=True)
         self._upload(self.run.root / _OWNER)
         self.send()
         self.send_whole()
 
     def take_part(self) -> None:
-        """Where it is worked on: go on from what the store has.
+        """On a worker's machine: go on from what the store has.
 
-        In a folder that who holds the run hasn't, how it ended is of an attempt before.
+        In a folder that isn't the holder's, a recorded end is that of an earlier attempt.
 
         Raises:
-            ClusterError: as the store has it.
+            ClusterError: as `Store`.
         """
         owner = self.run.root / _OWNER
         here = owner.read_bytes() if owner.is_file() else None
@@ -154,13 +154,13 @@ class Mirror:
         self.bring()
 
     def tell_of_stop(self) -> None:
-        """Tell the other machines what asked the run to stop, if anything did."""
+        """Pass a request to stop on to the other machines, if there is one."""
         path = self.run.root / STOP_FILE
         if path.is_file():
             self._upload(path)
 
     def hear_of_stop(self) -> None:
-        """Hear it here."""
+        """Take over a request to stop from another machine."""
         if not (self.run.root / STOP_FILE).is_file():
             by = self._store.read(f"{self._at}/{STOP_FILE}")
             if by is not None:
@@ -201,8 +201,7 @@ def sending(mirror: Mirror | None) -> Iterator[None]:
 def following(mirror: Mirror | None) -> Iterator[None]:
     """While the block waits for workers on other machines, their checkpoints come here.
 
-    What asks the run to stop is told to them, or heard of as they do. Without a mirror this does
-    nothing.
+    Requests to stop the run are passed on in both directions. Without a mirror this does nothing.
 
     Raises:
         ClusterError: at the end, the store does not answer for ten minutes.
@@ -230,10 +229,10 @@ def following(mirror: Mirror | None) -> Iterator[None]:
 
 @contextmanager
 def telling_of_stops(mirrors: Collection[Mirror]) -> Iterator[None]:
-    """While the block waits for runs on other machines, what asks them to stop is told to them.
+    """While the block waits for runs on other machines, pass on requests to stop them.
 
     Args:
-        mirrors: of the runs that go on; looked at again and again.
+        mirrors: of the running ones; may change meanwhile.
 
     Raises:
         ClusterError: at the end, the store does not answer for ten minutes.
@@ -248,7 +247,7 @@ def telling_of_stops(mirrors: Collection[Mirror]) -> Iterator[None]:
 
 
 class _Seldom:
-    """When to ask the store again: the longer there was nothing new, the later, up to 8 s."""
+    """When to ask the store again: the longer nothing was new, the later, up to 8 s."""
 
     def __init__(self) -> None:
         self._pause_s, self._due_s = _EVERY_S, 0.0
@@ -263,7 +262,7 @@ class _Seldom:
 
 @contextmanager
 def _sitting_out(work: Callable[[], None]) -> Iterator[None]:
-    """Work beside the block, until a last time after it; the store's outages are sat out."""
+    """Work beside the block, and a last time after it; try again during the store's outages."""
     problem: Exception | None = None
 
     def try_again() -> None:
@@ -273,7 +272,7 @@ def _sitting_out(work: Callable[[], None]) -> Iterator[None]:
             problem = None
         except (ClusterError, OSError) as error:
             if problem is None:
-                say(f"{error}; it is tried again")
+                say(f"{error}; trying again")
             problem = error
 
     try:
@@ -289,5 +288,5 @@ def _sitting_out(work: Callable[[], None]) -> Iterator[None]:
 
 
 def _newest(journals: Iterable[Path]) -> int:
-    """Attempt, by the names of live journals; 0 before the first."""
+    """The newest attempt, by the names of live journals; 0 before the first."""
     return max((int(path.stem) for path in journals), default=0)

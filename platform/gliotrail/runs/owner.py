@@ -1,7 +1,7 @@
-"""Who holds a run: the one process that may write it, and whether it is still alive.
+"""The owner of a run: the one process that may write it, and whether it is still alive.
 
-On its own machine a process is identified by the boot, its number and its start time, which no
-other process shares. Other machines see only its heartbeat, a growing counter: see `Watch`.
+On its own machine, boot, process number and start time identify a process uniquely. Other machines
+see only its heartbeat, a growing counter: see `Watch`.
 """
 
 import os
@@ -57,7 +57,7 @@ def machine() -> str:
 def _started(pid: int) -> int | None:
     """When a process started, in ticks since the boot; None if it is gone.
 
-    0 if it can't be seen: another user's process, with /proc mounted with hidepid.
+    0 if it is hidden: another user's process, with /proc mounted with hidepid.
     """
     try:
         # the second field is the command, in brackets, with any characters in it
@@ -84,7 +84,7 @@ def this_process() -> Owner:
 
 
 def is_alive(owner: Owner) -> bool | None:
-    """Whether a process still runs; None if it is on another machine or boot, or can't be seen."""
+    """Whether a process still runs; None if it is on another machine or boot, or hidden."""
     if not owner.machine or owner.machine != machine():
         return None
     started = _started(owner.pid)
@@ -104,29 +104,29 @@ def claim(
 ) -> None:
     """Take a run for this process.
 
-    A holder on another machine counts as dead only if its heartbeat stood still for three of its
+    A holder on another machine counts as dead only after its heartbeat stood still for three of its
     intervals while it was watched.
 
     Args:
-        gone: holders that counted as dead before; each is taken for dead only once, and added here.
+        gone: holders already known to be dead; new ones are added.
 
     Raises:
         TrackingError: another living process holds it.
     """
-    holder, mine, watch, told = owner_of(run), this_process(), Watch(), False
+    holder, mine, watch, said = owner_of(run), this_process(), Watch(), False
     gone = set() if gone is None else gone
     while holder not in (None, mine) and holder not in gone and is_alive(holder) is None:
         beat = beat_of(run)
         if watch.is_still(str(holder), beat):
-            if run.ended() is None:  # one that ended has no heartbeat, whoever holds it
+            if run.ended() is None:  # a run that ended has no heartbeat
                 gone.add(holder)
             break
         if watch.has_moved(str(holder)):
             raise _held(run, holder)
-        if not told:
+        if not said:
             up_to = f"up to {_INTERVALS * interval_of(beat):g} s"
             say(f"{run.root.name} was held by {holder}: waiting {up_to} for its heartbeat")
-            told = True
+            said = True
         wait(interval_of(beat) / 4)
         holder = owner_of(run)
     with locked(run.root / _LOCK):
@@ -209,7 +209,7 @@ def interval_of(beat: str) -> float:
 class Watch:
     """Watches heartbeats of other machines by this machine's clock, as no two clocks agree.
 
-    Only watched time counts: of a longer pause between two looks, one interval.
+    Only watched time counts: a longer pause between two looks counts as one interval.
     """
 
     def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
@@ -232,5 +232,5 @@ class Watch:
         return name in self._moved
 
     def forget(self) -> None:
-        """Start again, after a time in which nothing could be seen."""
+        """Start again, after a time without a view of the heartbeats."""
         self._seen.clear()

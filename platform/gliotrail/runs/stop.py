@@ -1,7 +1,7 @@
 """Stop runs at their next step, with a checkpoint: by Ctrl-C, SIGTERM or `gliotrail runs stop`.
 
-Whoever asks writes a file into the run's folder; the worker that writes the run looks for it at
-each step. The same command goes on from there.
+A request is a file in the run's folder; the worker that writes the run looks for it at each step.
+The same command goes on from there.
 """
 
 import os
@@ -20,16 +20,16 @@ from gliotrail.runs.owner import held, owner_of
 
 STOP_FILE: Final = "stop"
 STOP: Final = "GLIOTRAIL_STOP_S"
-_DEFAULT_S: Final = 240.0  # less than a job of Ray's is given: see `submit`
+_DEFAULT_S: Final = 240.0  # less than Ray's limit for jobs: see `submit`
 _AGAIN: Final = "what was trained is kept, and the same command goes on"
 _BY: Final = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 def ask(run: RunFolder, by: str) -> None:
-    """Ask a run to stop, and all others that the same process holds: they have one fate.
+    """Ask a run to stop, and all others that the same process holds.
 
     Args:
-        by: what stops it, for its reason.
+        by: who or what asks, for the reason that is recorded.
     """
     holder = owner_of(run)
     note(run, by)
@@ -44,21 +44,21 @@ def note(run: RunFolder, by: str) -> None:
 
 
 def asked_by(run: RunFolder) -> str | None:
-    """What asked a run to stop, if anything did."""
+    """Who or what asked a run to stop, if anything did."""
     path = run.root / STOP_FILE
     return path.read_text() if path.is_file() else None
 
 
 def forget(run: RunFolder) -> None:
-    """It goes on: what asked it to stop is done."""
+    """Remove a request to stop: the run goes on."""
     (run.root / STOP_FILE).unlink(missing_ok=True)
 
 
 def stop_if_asked(run: RunFolder) -> None:
-    """Called where work can be left.
+    """Call it where work can be interrupted.
 
     Raises:
-        Stopped: it was asked to.
+        Stopped: the run was asked to stop.
     """
     by = asked_by(run)
     if by is not None:
@@ -69,13 +69,13 @@ def ask_here(name: str, by: str) -> str | None:
     """Ask a run of this disk to stop.
 
     Args:
-        name: the run's folder or its own id, or how one of them begins.
+        name: the run's folder or its own id, or the beginning of one of them.
 
     Returns:
-        the process that works on it; None where no such run is here.
+        the process that works on it; None if no such run is here.
 
     Raises:
-        TrackingError: nobody works on it, or more than one begin so.
+        TrackingError: no process works on it, or several names begin so.
     """
     if not runs_named(name):
         return None
@@ -101,7 +101,7 @@ def stop_s() -> float:
 
 
 def end_at_once(by: str, number: int) -> None:
-    """End this process as a signal's number says; what it holds ends KILLED."""
+    """End this process with a signal's exit code; its runs end KILLED."""
     for run in held():
         if run.has_begun() and run.ended() is None:
             run.end("KILLED", f"stopped at once by {by}")
@@ -110,9 +110,9 @@ def end_at_once(by: str, number: int) -> None:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """In the block Ctrl-C or SIGTERM asks what this process holds to stop.
+    """In the block, Ctrl-C or SIGTERM asks the runs that this process holds to stop.
 
-    The second ends it at once, and so does GLIOTRAIL_STOP_S after the first.
+    A second one ends the process at once, and so does GLIOTRAIL_STOP_S after the first.
 
     Signals reach the main thread alone; elsewhere this does nothing.
     """
@@ -135,9 +135,9 @@ def stopped_by_signals() -> Iterator[None]:
         latest.append(threading.Timer(patience_s, end_at_once, (by, number)))
         latest[0].daemon = True
         latest[0].start()
-        # not by print: it may be what was interrupted
-        told = f"stopping at the next step, with a checkpoint; at once after {patience_s:g} s"
-        os.write(2, f"\n{by}: {told}, or if asked once more\n".encode())
+        # not print: the signal may have interrupted one
+        what = f"stopping at the next step, with a checkpoint; at once after {patience_s:g} s"
+        os.write(2, f"\n{by}: {what}, or if asked once more\n".encode())
 
     before = {number: signal.signal(number, handle) for number in _BY}
     try:

@@ -21,7 +21,7 @@ _NO_SECRETS: Final = ("url", "endpointurl", "region", "use_ssl", "projectname", 
 
 @dataclass(frozen=True)
 class Store:
-    """Files by name, such as `gliotrail/jobs/a.json`. Each is there whole or not at all.
+    """Files by name, such as `gliotrail/jobs/a.json`; each is there whole or not at all.
 
     All methods raise ClusterError if the store does not answer, or refuses.
 
@@ -48,7 +48,7 @@ class Store:
         return cls(get_fs_config(config, name=name))
 
     def without_secrets(self) -> dict[str, Any]:
-        """The settings that may be sent to other machines, which have keys of their own."""
+        """The settings without keys, for other machines, which have their own."""
         return {key: self.config[key] for key in _NO_SECRETS if key in self.config}
 
     @property
@@ -78,7 +78,7 @@ class Store:
         except FileNotFoundError:
             raise
         except Exception as error:
-            # as broad as what the clients of stores raise
+            # as broad as the errors of the stores' clients
             got = f"{type(error).__name__}: {error}".split("\n")[0]
             what = "the store of data and runs"
             raise ClusterError(what, where=shown(self.url), got=got) from error
@@ -120,7 +120,7 @@ class Store:
             fs.put_file(str(path), f"{root}/{name}")
 
     def _whole(self, name: str, write: Callable[[Path], object]) -> None:
-        """In a folder; two may write the same file at once."""
+        """Write a file of a folder; two processes may write the same one at once."""
         assert self.folder is not None
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""A run that goes on, in the hands of the loop that reports to it.
+"""A running run, for the loop that reports to it.
 
-What is reported goes to the attempt's journal at once; with each checkpoint all up to it is final.
-A step that was final before this attempt began is not written down again.
+Reports go to the attempt's journal at once; each checkpoint makes all before it final. Steps that
+were final before this attempt began are not recorded again.
 """
 
 import math
@@ -21,7 +21,7 @@ CHECKPOINT_EVERY_S: Final = 60.0
 _PLAIN: Final = re.compile(r"[\w-][\w.-]*")
 
 Save = Callable[[Path], object]
-"""Saves all that the next step depends on into the empty folder that it is given."""
+"""Saves all that the next step depends on into a given empty folder."""
 
 
 class TrackedRun:
@@ -31,14 +31,14 @@ class TrackedRun:
         folder: of a run that has begun.
         made_on: see `Writer`.
         every_s: seconds between two checkpoints, if nothing else asks for one.
-        stops: whether a report stops a run that is asked to; else its loop does, which has other
-            workers.
+        stops: whether `report` raises if the run is asked to stop; if not, its loop, which has
+            other workers, looks itself.
 
     Attributes:
-        checkpoint: the folder that the last final checkpoint saved; None where there is none.
-        last_step: of the checkpoint that it goes on from; 0 at the beginning.
+        checkpoint: the folder that the last final checkpoint saved; None if there is none.
+        last_step: the step of the checkpoint that it resumes from; 0 at the beginning.
         finished: whether it was FINISHED before: then there is nothing to do.
-        summary: what came of it; numbers with a slash in their names are metrics in MLflow.
+        summary: its results; numbers with a slash in their names are metrics in MLflow.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class TrackedRun:
     ) -> None:
         self.folder, self._every_s, self._stops = folder, every_s, stops
         self.finished = folder.is_finished()
-        # before what it goes on from is read: no older attempt may go on
+        # before the last checkpoint is read: no older attempt may go on
         self._writer = None if self.finished else Writer(folder, made_on)
         last = next(reversed(folder.history()), None)
         self._final = last.step if last else -1
@@ -68,11 +68,11 @@ class TrackedRun:
 
     @property
     def id(self) -> str:
-        """Its own id: `gliotrail runs` and `gliotrail trace` know it by that."""
+        """Its own id, for `gliotrail runs` and `gliotrail trace`."""
         return str(self.folder.describe()["id"])
 
     def steps(self, number: int) -> Iterator[int]:
-        """The steps from the one behind the last checkpoint up to `number`; the first is 1."""
+        """The steps after the last checkpoint up to `number`; the first is 1."""
         self._planned = number
         if not self.finished:
             yield from range(self.last_step + 1, number + 1)
@@ -87,22 +87,22 @@ class TrackedRun:
         now: bool = False,
         time_ms: int | None = None,
     ) -> None:
-        """Note numbers of a step. Several reports of a step are one; steps never go back.
+        """Record numbers of a step. Several reports of a step are one; steps never go back.
 
         Args:
             metrics: anything that `float` takes, by any names.
-            checkpoint: saves what the next step depends on, if one is due: after `every_s`, at the
-                last of `steps`, and if the run is asked to stop. It ends the step: a report that
-                has one is the last of its step.
+            checkpoint: saves all that the next step depends on, if a checkpoint is due: after
+                `every_s`, at the last of `steps`, and if the run is asked to stop. A report with a
+                checkpoint is the last of its step.
             state: the same as bytes, which are stored while the next steps run.
-            now: the checkpoint is due in any case.
-            time_ms: when the numbers were taken, since 1970; else now.
+            now: make the checkpoint in any case.
+            time_ms: when the numbers were taken, since 1970; by default now.
 
         Raises:
-            TrackingError: no number; a second value of a key at a step; a step that has ended; a
-                newer attempt has taken the run.
+            TrackingError: not a number; a second value of a key at a step; a step that has ended;
+                a newer attempt has taken the run.
             Stopped: the run was asked to stop; the checkpoint was made.
-            OSError: this machine's disk does not take it.
+            OSError: this machine's disk is full or fails.
         """
         ends = checkpoint is not None or state is not None
         if self._writer is not None and step > self._final:
@@ -153,13 +153,13 @@ class TrackedRun:
         self._is_final, self._made_s = True, time.monotonic()
 
     def adopt(self, upto: int | None = None) -> None:
-        """Take over what earlier attempts noted behind the last checkpoint, with its times.
+        """Take over points of earlier attempts after the last checkpoint, with their times.
 
-        For who goes on from a state that is not ours: what led to it has come to pass.
+        For loops that resume from a state of their own: the steps that led to it did happen.
 
         Args:
-            upto: the step of that state; of each step the newest attempt that noted it counts. None
-                takes all of the newest attempt.
+            upto: the step of that state; for each step, the newest attempt that recorded it
+                counts. None takes all of the newest attempt.
         """
         if self._writer is None:
             return
@@ -178,7 +178,7 @@ class TrackedRun:
             self._is_closed = self._is_final = False
 
     def make_final(self) -> None:
-        """Make final all that was noted, and wait for it: a step that is open ends.
+        """Make all reports final, and wait for it: an open step ends.
 
         Raises:
             OSError, TrackingError: as `report`.
@@ -220,12 +220,12 @@ class TrackedRun:
             self._writer.attach(f"{name.removesuffix('.png')}.png", png)
 
     def tag(self, key: str, value: object) -> None:
-        """Set a tag, or set it anew; MLflow has it with the next checkpoint."""
+        """Set a tag, or change it; MLflow has it with the next checkpoint."""
         if not self.finished:
             self.folder.tag(key, str(value))
 
     def finish(self) -> None:
-        """The loop came to its end: what is not final becomes so, and the run is FINISHED.
+        """The loop came to its end: everything becomes final, and the run is FINISHED.
 
         Raises:
             OSError, TrackingError: as `report`.
@@ -236,7 +236,7 @@ class TrackedRun:
         self.folder.end("FINISHED", "the loop came to its end", self.summary)
 
     def close(self) -> None:
-        """Let go of the journal.
+        """Close the journal.
 
         Raises:
             OSError, TrackingError: as `report`.

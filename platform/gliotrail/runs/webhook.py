@@ -1,7 +1,6 @@
-"""One JSON line to an address of the user's, when a run ends, fails or stands still.
+"""Posts one JSON line to the address GLIOTRAIL_WEBHOOK when a run ends, fails or stands still.
 
-GLIOTRAIL_WEBHOOK is the address. What comes of it is nobody's concern here: training goes on, and
-MLflow is told, whether or not somebody listens.
+If the address does not answer, training and delivery to MLflow go on all the same.
 """
 
 import json
@@ -23,17 +22,17 @@ from gliotrail.runs.journal import RunFolder
 WEBHOOK: Final = "GLIOTRAIL_WEBHOOK"
 STALL: Final = "GLIOTRAIL_STALL_S"
 NOT_FINITE_FILE: Final = "not_finite.json"
-"""An artifact: what led to a loss or a gradient that is no finite number."""
+"""An artifact: what led to a loss or a gradient of NaN or infinity."""
 _PATIENCE_S: Final = 5.0
 _STALL_S: Final = 600.0
 _EVENTS: Final = {"FINISHED": "end", "KILLED": "stop", "FAILED": "failure"}
 
 
 def address() -> str | None:
-    """Where alerts go; None where nobody asked for them.
+    """Where alerts go; None if no address is set.
 
     Raises:
-        ParamsError: it is no http address.
+        ParamsError: it is not an http address.
     """
     url = os.environ.get(WEBHOOK)
     if url and not url.startswith(("http://", "https://")):
@@ -42,25 +41,25 @@ def address() -> str | None:
 
 
 def tell(event: str, run: RunFolder, **more: Any) -> None:
-    """Post one line: the event (end, failure, nan, stop, stall), the run, and what came of it."""
+    """Post one line: the event (end, failure, nan, stop, stall), the run, and its results."""
     url = address()
     if url is None or not run.has_begun():
         return
     says = run.describe()
-    told = {"event": event, "run": says["id"], "folder": run.root.name, "name": says["name"]}
-    body = json.dumps(told | {"kind": says["tags"].get("gliotrail.kind")} | more).encode() + b"\n"
+    fields = {"event": event, "run": says["id"], "folder": run.root.name, "name": says["name"]}
+    body = json.dumps(fields | {"kind": says["tags"].get("gliotrail.kind")} | more).encode() + b"\n"
     request = urllib.request.Request(  # noqa: S310 - http or https, as `address` has it
         url, body, {"Content-Type": "application/json"}
     )
     try:
         urllib.request.urlopen(request, timeout=_PATIENCE_S).close()  # noqa: S310
     except (URLError, OSError, ValueError) as error:
-        say(f"{shown(url)} was not told of {event}: {error}")
+        say(f"could not post {event} to {shown(url)}: {error}")
 
 
 @contextmanager
 def alerting(run: RunFolder) -> Iterator[None]:
-    """Tell how the run ends that the block works on, and if it takes no step for ten minutes."""
+    """Post how the block's run ends, and if it takes no step for ten minutes."""
     if address() is None:
         yield
         return
@@ -68,13 +67,13 @@ def alerting(run: RunFolder) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
-        last, since_s, told = 0, time.monotonic(), False
+        last, since_s, said = 0, time.monotonic(), False
         while not done.wait(min(5.0, patience_s / 4)):
             size = sum(path.stat().st_size for path in run.root.glob("attempts/*.jsonl"))
             if size != last:
-                last, since_s, told = size, time.monotonic(), False
-            elif not told and time.monotonic() - since_s > patience_s:
-                told = True
+                last, since_s, said = size, time.monotonic(), False
+            elif not said and time.monotonic() - since_s > patience_s:
+                said = True
                 tell("stall", run, seconds=round(time.monotonic() - since_s))
 
     thread = threading.Thread(target=watch, name="webhook", daemon=True)

@@ -1,4 +1,4 @@
-"""One attempt's hand on a run's folder: see `journal`, which says what lies there."""
+"""Writes one attempt into a run's folder, whose layout is in `journal`."""
 
 import hashlib
 import shutil
@@ -24,9 +24,9 @@ from gliotrail.runs.journal import (
 
 
 class Writer:
-    """One attempt's hand: points go to its journal at once, to a checkpoint when there is one.
+    """One attempt's writer: points go to its journal at once, then into the next checkpoint.
 
-    Where the runs take more disk than their budget, checkpoints come without their pictures.
+    If the runs take more disk than their budget, checkpoints have no pictures.
     """
 
     def __init__(self, run: RunFolder, made_on: Mapping[str, str] | None = None) -> None:
@@ -41,22 +41,22 @@ class Writer:
         self._segment: list[bytes] = []
         self._files: dict[str, bytes] = {}
         self._coming: Future[Checkpoint] | None = None
-        self.last_step = self._last.step if self._last else 0  # of the last, final or coming
+        self.last_step = self._last.step if self._last else 0  # final or pending
 
     def write(self, step: int, metrics: Mapping[str, float], time_ms: int | None = None) -> None:
-        """Note points, each with the time it has from now on: this one, if none is told."""
+        """Record points, with this time for ever; by default now."""
         time_ms = now_ms() if time_ms is None else time_ms
         lines = [to_line(Point(key, float(v), step, time_ms)) for key, v in metrics.items()]
         self._journal.write(b"".join(lines))
         self._segment += lines
 
     def adopt(self, lines: bytes) -> None:
-        """Note points of a journal that was kept elsewhere, with the times that they have."""
+        """Record points of another journal, with their own times."""
         self._journal.write(lines)
         self._segment.append(lines)
 
     def attach(self, name: str, content: bytes) -> None:
-        """Add a file to the coming checkpoint."""
+        """Add a file to the next checkpoint."""
         self._files[name] = content
 
     def checkpoint(self, step: int, state: bytes) -> Checkpoint:
@@ -77,10 +77,10 @@ class Writer:
         """The same without waiting for the disk, which may take longer than a step.
 
         Args:
-            save: writes files into the folder that it is given, in place of a state.
+            save: writes files into a given folder, in place of a state.
 
         Raises:
-            OSError, TrackingError: as `checkpoint`, of the one before.
+            OSError, TrackingError: as `checkpoint`, for the checkpoint before.
         """
         self.finish_checkpoint()
         if save is not None:
@@ -99,7 +99,7 @@ class Writer:
         storing.shutdown(wait=False)
 
     def finish_checkpoint(self) -> Checkpoint | None:
-        """Wait until the coming checkpoint is final; None where none is coming.
+        """Wait until the pending checkpoint is final; None if there is none.
 
         Raises:
             OSError, TrackingError: as `checkpoint`.
@@ -142,7 +142,7 @@ class Writer:
         return self._root / "checkpoints" / f"{step:010d}-{self.attempt:04d}"
 
     def close(self) -> None:
-        """See the coming checkpoint through, and let go of the journal.
+        """Finish the pending checkpoint, and close the journal.
 
         Raises:
             OSError, TrackingError: as `checkpoint`.

@@ -1,7 +1,7 @@
-"""Which trials stop early. Decisions depend on nothing but the log of earlier ones.
+"""Early stopping of trials. Decisions depend on nothing but the log of earlier ones.
 
 asha: asynchronous successive halving (Li et al., MLSys 2020, arXiv:1810.05934). At each rung, an
-epoch, a trial goes on if it is among the best 1/reduction of the trials that came there so far;
+epoch, a trial goes on if it is among the best 1/reduction of the trials that reached it so far;
 the first one always does. An epoch has the same number of voxels for every patch size.
 hyperband: the same in several brackets, in case early values mislead (Li et al., JMLR 2018,
 arXiv:1603.06560). Each bracket has its first rung later than the one before; the last has none.
@@ -24,7 +24,7 @@ FINISHED: Final = "finished before"
 
 @dataclass(frozen=True)
 class Decision:
-    """What happened to a trial at a rung, which is an epoch; `value` is the score there."""
+    """The decision about a trial at a rung, an epoch; `value` is its score there."""
 
     order: int
     trial: str
@@ -46,7 +46,7 @@ class Halving:
         self._made = {(d.trial, d.rung): d for d in self.decisions}
 
     def best_by_rung(self) -> dict[int, float]:
-        """The best value that was seen at each rung."""
+        """The best value at each rung so far."""
         best: dict[int, float] = {}
         for decision in self.decisions:
             best[decision.rung] = max(decision.value, best.get(decision.rung, decision.value))

@@ -1,4 +1,4 @@
-"""What a terminal or a log shows while a sweep runs. It is read from the trials' own folders.
+"""A running sweep on a terminal or in a log, read from the trials' own folders.
 
 On a terminal it is a table, the best on top, drawn anew each second; in a log it is a line for each
 decision at a rung and for each trial's end.
@@ -25,12 +25,12 @@ from gliotrail.training.driver import plan_of
 from gliotrail.training.watch import Journal
 
 _FRAME_LINES: Final = 7
-"""Of a table's title, head and foot, the line below it, and the cursor's."""
+"""Lines of a table's title, head and foot, the line below it, and the cursor's."""
 
 
 @dataclass
 class _Seen:
-    """What is known about a trial. `status`: waits, runs, finished, stopped early, failed."""
+    """A trial's state. `status`: waits, runs, finished, stopped early, failed."""
 
     trial: Trial
     journal: Journal = field(default_factory=Journal)
@@ -48,7 +48,7 @@ class _Seen:
 
 
 class Board:
-    """What is known of a sweep's trials; `look` reads what is new."""
+    """The state of a sweep's trials; `look` reads the news."""
 
     def __init__(self, proposals: Proposals, halving: Halving) -> None:
         self._proposals, self._halving = proposals, halving
@@ -57,20 +57,20 @@ class Board:
         first = proposals.probes[0]
         self._epochs = first.section.epochs
         known = [trial.training for trial in proposals.trials]
-        asked = [first] * (proposals.total - len(known))  # whose patches may be of another size
+        asked = [first] * (proposals.total - len(known))  # their patches may have another size
         self._budget = sum(plan_of(of).steps * of.voxels_per_step for of in known + asked)
         self._decisions, self._voxels_before = len(halving.decisions), 0
         self.look()
         self._voxels_before = self._voxels()
         for seen in self._seen.values():
-            if not seen.has_ended:  # it ran before; when it goes on there is news
+            if not seen.has_ended:  # it ran before: there is news when it goes on
                 seen.status = "waits"
 
     def look(self) -> list[str]:
-        """Read what is new in the folders of running trials.
+        """Read the news in the folders of running trials.
 
         Returns:
-            lines that tell what happened since the last look.
+            lines about the events since the last look.
         """
         made = self._halving.decisions[self._decisions :]
         self._decisions += len(made)
@@ -80,7 +80,7 @@ class Board:
             f"{labels[d.trial]}: epoch {d.rung} of {self._epochs}, "
             f"validation Dice {d.value:.3f}: {d.decision}"
             for d in made
-            if d.decision == GOES_ON  # of the others their ends tell
+            if d.decision == GOES_ON  # the ends of the others are reported
         ]
         for trial in trials:
             seen = self._seen.get(trial.number)
@@ -88,13 +88,13 @@ class Board:
                 seen = self._seen[trial.number] = _Seen(trial)
             if seen is None or seen.has_ended:
                 continue
-            ended = self._ended(trial)  # first: what is read then is all of it
+            ended = self._ended(trial)  # first, so that all its points are read then
             for point in seen.journal.news(trial.run):
                 seen.step, seen.status = point.step, "runs"
                 seen.score = point.value if point.key == SCORE else seen.score
             if ended is not None:
-                seen.status, told = ended
-                lines.append(f"{trial.label}: {told}; {self.state()}")
+                seen.status, line = ended
+                lines.append(f"{trial.label}: {line}; {self.state()}")
         return lines
 
     def _ended(self, trial: Trial) -> tuple[str, str] | None:
@@ -142,7 +142,7 @@ class Board:
             return -1.0 if seen.score is None else seen.score
 
         known = sorted(self._seen.values(), key=by_score, reverse=True)
-        # what runs comes first only in being kept
+        # running trials are kept first, but sorted like the others
         kept = sorted(known, key=lambda seen: seen.status != "runs")[
             : max(1, height - _FRAME_LINES)
         ]

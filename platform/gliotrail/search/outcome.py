@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 def row_of(trial: Trial, halving: Halving) -> Row:
     """How a trial ended: FINISHED, STOPPED (early) or FAILED.
 
-    `score` is the mean Dice over regions of the whole validation scans; `voxels` those seen.
+    `score` is the mean Dice over regions of whole validation scans; `voxels` are those it saw.
     """
     ended, stopped = trial.run.ended(), halving.stopped(trial)
     assert ended is not None
@@ -63,12 +63,12 @@ def best_of(rows: Sequence[Row], trials: Sequence[Trial]) -> dict[str, Any]:
 
 
 def figures(best: Mapping[str, Any], trials: Sequence[Trial], halving: Halving) -> dict[str, float]:
-    """What the sweep's own run has as metrics: its winner's Dice, and the best of each rung."""
+    """The metrics of the sweep's own run: its winner's Dice, and the best of each rung."""
     (winner,) = (trial for trial in trials if trial.name == best["trial"])
     last = {p.key: p.value for p in winner.run.points() if p.key.startswith("val/dice_")}
-    told = {key.replace("val/", "sweep/winner_"): value for key, value in last.items()}
+    scores = {key.replace("val/", "sweep/winner_"): value for key, value in last.items()}
     rungs = {f"sweep/best_dice_at_epoch_{n}": v for n, v in halving.best_by_rung().items()}
-    return told | rungs
+    return scores | rungs
 
 
 def write(out: Path, rows: Sequence[Row], best: Mapping[str, Any], decisions: bytes) -> None:
@@ -88,7 +88,7 @@ def artifacts(
     halving: Halving,
     decisions: bytes,
 ) -> dict[str, bytes]:
-    """What the sweep's own run holds in MLflow, by file name: two tables and three pictures."""
+    """The sweep's own files in MLflow, by name: two tables and three pictures."""
     # seconds of imports
     from gliotrail.report.figures import figure_png
     from gliotrail.report.sweep_charts import Outcome, draw_budget, draw_parallel, draw_rates
@@ -118,11 +118,11 @@ def artifacts(
 def summary(rows: Sequence[Row], best: Mapping[str, Any]) -> str:
     """One line about a sweep."""
     counts = Counter(row["status"].lower() for row in rows)
-    told = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+    by_status = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
     values = ", ".join(f"{key} {_short(value)}" for key, value in best["params"].items())
     voxels = sum(row["voxels"] or 0 for row in rows)
     return (
-        f"{len(rows)} trials ({told}), {voxels / 1e6:.0f} million voxels; "
+        f"{len(rows)} trials ({by_status}), {voxels / 1e6:.0f} million voxels; "
         f"best: {values}, validation Dice {best['score']:.3f}"
     )
 

@@ -26,9 +26,9 @@ _FACTORS: Final = (0.8, 1.2)
 
 @dataclass(frozen=True)
 class Decision:
-    """What happened to a member after an epoch; `value` is its score.
+    """The decision about a member after an epoch; `value` is its score.
 
-    source: the member whose state it takes over, if it does.
+    source: the member whose state it takes over, if any.
     before, after: the values until then, and from then on.
     """
 
@@ -55,7 +55,7 @@ class Population:
         self.decisions = list(parsed_rows(log, _parse))
 
     def parts(self) -> Iterator[Trial | None]:
-        """What to train next, an epoch each; None while other members must finish theirs first."""
+        """The next members to train, an epoch each; None while others must finish theirs first."""
         epochs = self._proposals.space.sweep.epochs
         for epoch in range(1, epochs + 1):
             for name, member in self._members.items():
@@ -70,7 +70,7 @@ class Population:
                 self.decide(epoch)
 
     def came_back(self, trial: Trial) -> None:
-        """A part has ended, in whatever way."""
+        """Note that a part has ended, in whatever way."""
         self._running.discard(trial.name)
 
     def member(self, trial: Trial, epoch: int | None = None) -> Trial:
@@ -82,7 +82,7 @@ class Population:
         return replace(now, until=until, reason=trial.reason + taken)
 
     def decide(self, epoch: int) -> None:
-        """Decide after an epoch who copies whom. Earlier decisions stand."""
+        """Decide after an epoch which member copies which. Earlier decisions stand."""
         if not any(made.epoch == epoch for made in self.decisions):
             self.decisions += list(self._decide(epoch))
             write_durably(self._log, self.table())
@@ -115,7 +115,7 @@ class Population:
         sweep = self._proposals.space.sweep
         scores = {name: trial.by_epoch().get(epoch) for name, trial in self._members.items()}
         there = {name: score for name, score in scores.items() if score is not None}
-        ranked = sorted(there, key=lambda name: -there[name])  # of equals the first is the better
+        ranked = sorted(there, key=lambda name: -there[name])  # the first of equals is the better
         share = min(len(there) // 2, max(1, len(there) // sweep.reduction))
         best, worst = ranked[:share], ranked[len(ranked) - share :]
         for order, (name, score) in enumerate(there.items(), len(self.decisions) + 1):

@@ -35,21 +35,21 @@ class Trial:
     until: int | None = None
     """The epoch that it is trained to for now, if not to its end."""
     reason: str = "trained to its budget"
-    """What its run ends with."""
+    """The reason with which its run ends."""
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Its folder's name."""
         return self.run.root.name
 
     def values(self) -> dict[str, Any]:
-        """Learning rate, patch size, and what else is swept."""
+        """Learning rate, patch size, and the other swept values."""
         section = self.training.section.model_dump(mode="json")
         return {key: section[key] for key in ALWAYS} | self.point
 
     @property
     def label(self) -> str:
-        """Such as `lr=3.2e-04 patch=48x48x16 batch_size=2`."""
+        """The values as text, such as `lr=3.2e-04 patch=48x48x16 batch_size=2`."""
         of = {"lr": f"{self.training.learning_rate:.1e}"}
         of["patch"] = format_size(self.training.size_vox)
         more = {key: value for key, value in self.point.items() if key not in ALWAYS}
@@ -57,7 +57,7 @@ class Trial:
         return " ".join(f"{key}={value}" for key, value in of.items())
 
     def seen(self) -> dict[str, float]:
-        """What the trial took until its last checkpoint: steps, voxels, seconds."""
+        """Steps, voxels and seconds until its last checkpoint."""
         history = self.run.history()
         steps = history[-1].step if history else 0
         voxels = steps * self.training.voxels_per_step
@@ -76,7 +76,7 @@ class Proposals:
     """The trials of a sweep, checked as far as possible before anything starts.
 
     trials: those that are known so far.
-    probes: trainings that together have all that is swept.
+    probes: trainings that together have all swept values.
     parent: the folder of the sweep's own run.
 
     Raises:
@@ -118,7 +118,7 @@ class Proposals:
         return replace(trial, point=point, training=training)
 
     def add(self, point: Point) -> Trial:
-        """Add a proposed point. It is written down, so that a resumed sweep has it."""
+        """Add a proposed point, and record it for a resumed sweep."""
         trial = self._append(point)
         points = [trial.point for trial in self.trials]
         write_durably(self._asked, json.dumps(points).encode())
@@ -128,20 +128,20 @@ class Proposals:
         """Yield trials until there are as many as wanted. Each is chosen as late as possible."""
         from gliotrail.search.tpe import Tpe  # a second of imports
 
-        tpe, told = Tpe(self.space), set()
+        tpe, added = Tpe(self.space), set()
         for trial in self.trials:
             tpe.add(trial.point)
         while len(self.trials) < self.total:
             for trial in self.trials:
-                ended = None if trial.number in told else trial.run.ended()
+                ended = None if trial.number in added else trial.run.ended()
                 if ended is not None:
                     tpe.tell(trial.point, trial.by_epoch(), trial.run.is_finished())
-                    told.add(trial.number)
+                    added.add(trial.number)
             yield self.add(tpe.ask())
 
     def _append(self, point: Point) -> Trial:
         training = replace(self._first, section=self._section(point))
-        if self._params.sweep.algorithm == "pbt":  # what becomes of it depends on all others
+        if self._params.sweep.algorithm == "pbt":  # its result depends on all others
             training = replace(training, member=f"{len(self.trials)} of {self.parent.root.name}")
         self.trials.append(Trial(len(self.trials), point, training, training.folder()))
         return self.trials[-1]

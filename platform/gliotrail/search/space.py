@@ -1,7 +1,7 @@
-"""What a sweep tries: points of its space. A point has a value for each swept key of `train`.
+"""A sweep's space and its points. A point has a value for each swept key of `train`.
 
-Points follow from params.yaml and the seed alone, not from where or when trials run; those of the
-TPE also from earlier results.
+Points follow from params.yaml and the seed alone, not from where or when trials run; those of TPE
+also depend on earlier results.
 """
 
 import itertools
@@ -23,7 +23,7 @@ FIXED: Final = ("epochs", "epoch_voxels", "seed")
 LASTING: Final = (
     "batch_size", "freeze", "init", "keep", "model", "patch_size", "precision",
 )  # fmt: skip
-"""Of `train`: a checkpoint is of no use to a training where they differ, or steps are others."""
+"""Keys of `train` that must not change in mid-training: checkpoints or steps would not fit."""
 _DRAWS: Final = 100
 """How often to draw again, for each trial, when a point was drawn before."""
 

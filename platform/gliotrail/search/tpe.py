@@ -63,12 +63,12 @@ class Tpe:
         trial = self._study.ask(self._distributions)
         self._study.tell(trial, state=TrialState.FAIL)  # added again once it is taken
         yield dict(trial.params)
-        for n in range(_TRIES):  # it liked one it knows
+        for n in range(_TRIES):  # it proposed a known point
             yield self._space.draw(number * _TRIES + n)
 
     def tell(self, point: Point, by_epoch: Mapping[int, float], finished: bool) -> None:
         """Note a point's values by epoch, and whether it finished; no value if it failed."""
-        self._study.tell(self._known[name_of(point)], state=TrialState.FAIL)  # it runs no more
+        self._study.tell(self._known[name_of(point)], state=TrialState.FAIL)  # it has ended
         if by_epoch:
             last = {"value": by_epoch[max(by_epoch)]} if finished else {}
             state = TrialState.COMPLETE if finished else TrialState.PRUNED

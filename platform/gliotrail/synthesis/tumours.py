@@ -1,10 +1,10 @@
-"""Synthetic tumours in real anatomy: what the network is pretrained on, and rehearses.
+"""Synthetic tumours in real anatomy, for pretraining and rehearsal.
 
 A real tumour's shape (a label volume) is turned, scaled and warped, laid into the standardised
-scan of a head that has none, and painted into its four modalities. What a class looks like is
-drawn anew for each tumour from wide ranges: edema bright on FLAIR and T2, graded, following white
-matter; necrosis dark on T1; non-enhancing tumour between the two; a thin enhancing rim bright on
-T1gd. Then the whole is blurred, shaded and re-contrasted as other scanners would.
+scan of a head that has none, and painted into its four modalities. Each tumour's look is drawn
+anew from wide ranges: edema bright on FLAIR and T2, graded, following white matter; necrosis dark
+on T1; non-enhancing tumour between the two; a thin enhancing rim bright on T1gd. Then the whole
+scan is blurred, shaded and re-contrasted to look like other scanners'.
 
 Channels are FLAIR, T1w, T1gd, T2w, standardised over the brain; axes (C, I, J, K) in RAS+.
 """
@@ -34,7 +34,7 @@ FILES: Final[Mapping[str, str]] = {
 }  # fmt: skip
 LESION_FILE: Final = "lesion_mask.nii.gz"
 
-# What is painted, relative to normal white matter, in standard deviations of the brain:
+# Painted intensities relative to normal white matter, in standard deviations of the brain:
 # (low, high) for FLAIR, T1w, T1gd, T2w. Ranges after the descriptions of Bakas et al. (2017,
 # doi 10.1038/sdata.2017.117) and deliberately wider than any scanner.
 _LOOKS: Final[Mapping[str, tuple[tuple[float, float], ...]]] = {
@@ -45,7 +45,7 @@ _LOOKS: Final[Mapping[str, tuple[tuple[float, float], ...]]] = {
 }
 _LEAST_ENHANCEMENT: Final = 0.8
 _MEAN_STD: Final = 3.5
-"""A brain's mean in its own standard deviations: what shading multiplies is raw values."""
+"""A brain's mean in its own standard deviations: shading multiplies raw values."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Style:
-    """Which spans of every range are drawn from: those of training and validation don't meet."""
+    """The spans to draw from of every range: those of training and validation don't overlap."""
 
     spans: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
 
@@ -134,7 +134,7 @@ def smooth_noise(shape: Sequence[int], scale_vox: float, rng: np.random.Generato
         share = (at - below).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
         lower, upper = noise.take(below, axis), noise.take(below + 1, axis)
         noise = lower + share * (upper - lower)
-    return noise * 1.8  # interpolation averages: (2/3) ** 1.5 of the variance is left
+    return noise * 1.8  # interpolation averages: it leaves (2/3) ** 1.5 of the variance
 
 
 def synthesize(
@@ -279,7 +279,7 @@ def _restructure(labels: Labels, rng: np.random.Generator) -> Labels:
 
 
 def _looks(rng: np.random.Generator, style: Style) -> dict[str, Floats]:
-    """What each part of a tumour is in each channel, relative to normal white matter."""
+    """Each tumour part's intensity in each channel, relative to normal white matter."""
     looks = {
         name: np.array([style.draw(rng, *limits) for limits in limits_C], np.float32)
         for name, limits_C in _LOOKS.items()
@@ -293,9 +293,9 @@ def _looks(rng: np.random.Generator, style: Style) -> dict[str, Floats]:
 def _standardize_again(
     image: Floats, white_C: Floats, looks: Mapping[str, Floats], rng: np.random.Generator
 ) -> Floats:
-    """By mean and std of a brain of which the tumour is a share: a bright one darkens the rest.
+    """Standardise by the whole brain, tumour included: a bright tumour darkens the rest.
 
-    The network sees 19 voxels at a time; what is normal it knows mostly from absolute values.
+    The network sees 19 voxels at a time; it knows the normal mostly by absolute values.
     """
     # mostly small; at most that of a slab around a large tumour
     share = np.float32(0.35 * rng.uniform() ** 2)
@@ -315,7 +315,7 @@ def _paint(
     looks: Mapping[str, Floats],
     rng: np.random.Generator,
 ) -> tuple[Floats, Labels]:
-    """Give each part of the tumour its look in each channel; labels follow what became visible."""
+    """Paint each part of the tumour into each channel; labels follow the visible result."""
     parts, labels = _parts(image, labels, white_C, rng)
     painted, size = image.copy(), labels.shape
     for name, share in parts.items():
@@ -357,7 +357,7 @@ def _parts(
 
 
 def _rescan(image: Floats, brain: Mask, rng: np.random.Generator, style: Style) -> Floats:
-    """As another scanner would show it: blur, thick slices, shading, noise, contrast."""
+    """The image of another scanner: blur, thick slices, shading, noise, contrast."""
     size = brain.shape
     shown = np.empty_like(image)
     thick = rng.integers(3)

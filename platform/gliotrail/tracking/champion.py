@@ -1,4 +1,4 @@
-"""Which registered version is champion, by whom, and with what figures."""
+"""The registered versions: which one is champion, their figures, and their pages in MLflow."""
 
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from gliotrail.tracking.run_page import names_of
 _DICE: Final = "test/dice_"
 _ALL: Final = "name LIKE 'gliotrail-%'"
 _OURS: Final = "**Gliotrail**"
-"""Begins a description that may be written anew."""
+"""The start of descriptions that Gliotrail wrote, and may replace."""
 
 
 def versions() -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def versions() -> list[dict[str, Any]]:
     """
     with one_line():
         server = client()
-        # of a search MLflow leaves the aliases out
+        # MLflow's search results come without aliases
         aliases: dict[tuple[str, str], list[str]] = {}
         for model in server.search_registered_models(_ALL):
             for alias, number in sorted(model.aliases.items()):
@@ -70,15 +70,15 @@ def figures(server: MlflowClient, version: ModelVersion) -> str:
     """A version with its validation and, where it was evaluated, its held-out Dice."""
     score = validation_score(version)
     dice = held_out(server, server.get_run(str(version.run_id))).get(f"{_DICE}mean_regions")
-    told = [f"validation Dice {score:.3f}"] if score is not None else []
-    told += [f"held out {dice:.3f}"] if dice is not None else []
-    return f"version {version.version} ({', '.join(told) or 'not judged'})"
+    scores = [f"validation Dice {score:.3f}"] if score is not None else []
+    scores += [f"held out {dice:.3f}"] if dice is not None else []
+    return f"version {version.version} ({', '.join(scores) or 'not judged'})"
 
 
 def describe_version(server: MlflowClient, version: ModelVersion, task: Task) -> None:
-    """Say on a version's page in MLflow what it is worth, of what, and how to use it.
+    """Write a version's measures, data and usage on its page in MLflow.
 
-    What a person wrote stays.
+    A text that a person wrote stays.
     """
     known = server.get_model_version(version.name, version.version)
     if known.description and not known.description.startswith(_OURS):
@@ -116,7 +116,7 @@ def crown(name: str) -> dict[str, str | None]:
         name: its number, or `models:/NAME/NUMBER`.
 
     Returns:
-        the versions `before` and `now`, and what to tell of them.
+        the versions `before` and `now`, and a line to print (`told`).
 
     Raises:
         TrackingError: there is no such version, or MLflow can't be reached.
@@ -128,9 +128,9 @@ def crown(name: str) -> dict[str, str | None]:
         for alias in (CHAMPION, PROMOTED):
             server.set_registered_model_alias(version.name, alias, version.version)
         old = figures(server, before) if before else "none"
-        told = f"champion: {old} -> {figures(server, version)}"
+        line = f"champion: {old} -> {figures(server, version)}"
         was = str(before.version) if before else None
-        return {"before": was, "now": str(version.version), "told": told}
+        return {"before": was, "now": str(version.version), "told": line}
 
 
 def uncrown(name: str) -> dict[str, str | None]:
@@ -150,14 +150,14 @@ def uncrown(name: str) -> dict[str, str | None]:
             aliases = server.get_registered_model(version.name).aliases
             if str(aliases.get(alias)) == str(version.version):
                 server.delete_registered_model_alias(version.name, alias)
-        told = (
+        line = (
             f"champion: {figures(server, version)} -> none; `gliotrail promote VERSION` names one"
         )
-        return {"before": str(version.version), "now": None, "told": told}
+        return {"before": str(version.version), "now": None, "told": line}
 
 
 def short_uri(version: ModelVersion) -> str:
-    """What to call a version by: its number, or of other models than brain tumours' NAME/NUMBER."""
+    """A version's short name: its number; NAME/NUMBER unless it is a brain tumour model."""
     return str(version.version) if version.name == MODEL else f"{version.name}/{version.version}"
 
 

@@ -1,4 +1,4 @@
-"""MLflow's experiments and runs. A run is known by its own id, kept in the tag `gliotrail.id`."""
+"""MLflow's experiments and runs. The tag `gliotrail.id` has our own id of a run."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ ID_TAG: Final = "gliotrail.id"
 OWNER_TAG: Final = "gliotrail.owner"
 """The process that holds the run, as JSON."""
 STATUS_TAG: Final = "gliotrail.status"
-"""What the run's own process says of it."""
+"""The status that the run's own process gave it."""
 _SET_UP: Final = "mlflow.set-up."
 _ADDRESSES: Final = (
     ("experiments", "artifact_location"),
@@ -38,20 +38,20 @@ _ADDRESSES: Final = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-"""Tables and columns of MLflow's database that hold places of artifacts."""
+"""Tables and columns of MLflow's database that hold paths of artifacts."""
 
 
 def client() -> MlflowClient:
     """A client of `tracking_uri()`; a new SQLite file is set up first, by one process alone."""
-    # a training must not hang on a server that does: MLflow's own defaults wait for many minutes
+    # a training must not hang with the server: MLflow's own defaults wait for many minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # of a database that is away it logs a traceback a call, as errors; what it raises is told here
+    # without its database MLflow logs a traceback at each call; we report what it raises
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     uri = tracking_uri()
-    mlflow.set_tracking_uri(uri)  # parts of MLflow make clients of their own
+    mlflow.set_tracking_uri(uri)  # parts of MLflow make their own clients
     if not uri.startswith("sqlite"):
         return MlflowClient(uri)
     with locked(state_dir() / "mlflow.lock"):
@@ -72,7 +72,7 @@ def _opened_in(folder: Path) -> MlflowClient:
     made = _opened(database_uri(folder))
     stray = Path(database_uri(folder).removeprefix("sqlite:///")).parent
     if stray != folder:
-        with suppress(OSError):  # MLflow makes a folder of the name as it is in the address
+        with suppress(OSError):  # MLflow makes a folder with the name as written in the address
             os.removedirs(stray)
     return made
 
@@ -80,7 +80,7 @@ def _opened_in(folder: Path) -> MlflowClient:
 def _set_up(state: Path) -> None:
     """Make the checkout's own database in a folder of its own, and move it whole to its place.
 
-    MLflow never opens one again whose set-up was killed.
+    MLflow can't open a database whose set-up was killed.
     """
     database = state / "mlflow.db"
     if database.is_file() and database.stat().st_size:
@@ -93,9 +93,9 @@ def _set_up(state: Path) -> None:
 
 
 def _follow_a_move(state: Path) -> None:
-    """Mend the addresses of artifacts in the checkout's own database after it was copied or moved.
+    """Update the paths of artifacts in the checkout's own database after it was copied or moved.
 
-    MLflow keeps them absolute: pictures and models would go to the old place, without a word.
+    They are absolute in MLflow: pictures and models would silently go to the old place.
     """
     database, here = state / "mlflow.db", (state / "artifacts").as_uri()
     if not database.is_file() or not (state / "artifacts").is_dir():
@@ -123,7 +123,7 @@ def _follow_a_move(state: Path) -> None:
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Tell what MLflow raises in one line.
+    """Turn MLflow's errors into one line.
 
     Raises:
         TrackingError: the server refuses or can't be reached.
@@ -136,13 +136,13 @@ def one_line() -> Iterator[None]:
 
 
 def experiment_id(server: MlflowClient, name: str, of: Mapping[str, str] | None = None) -> str:
-    """The experiment of that name, made if need be. What a person wrote of it stays.
+    """The experiment of that name, made if need be. A description by a person stays.
 
     Args:
-        of: the tags of a run in it: those of a loop of somebody's own get no views of ours.
+        of: the tags of a run in it; experiments of `gliotrail.track` get no views of ours.
 
-    One that was deleted in MLflow's pages is restored, with its runs: MLflow keeps its name, so
-    that no other could be made.
+    An experiment that was deleted in MLflow's pages is restored, with its runs: MLflow keeps its
+    name, so that no other could be made.
     """
     found = server.get_experiment_by_name(name) or _make_experiment(server, name)
     number = str(found.experiment_id)
@@ -157,7 +157,7 @@ def experiment_id(server: MlflowClient, name: str, of: Mapping[str, str] | None 
 
 
 def _make_experiment(server: MlflowClient, name: str) -> Experiment:
-    """Where MLflow is a database and no server, its artifacts lie in `.gliotrail/` too."""
+    """Make it; without a server, its artifacts lie in `.gliotrail/`, like the database."""
     local = "sql" in tracking_uri().partition(":")[0]
     location = (state_dir() / "artifacts" / name).as_uri() if local else None
     try:
@@ -170,24 +170,24 @@ def _make_experiment(server: MlflowClient, name: str) -> Experiment:
 
 
 def find_run(server: MlflowClient, experiment: str, own_id: str) -> Run | None:
-    """The MLflow run that carries a run's own id."""
+    """The MLflow run with our own id."""
     return next(iter(runs_of(server, experiment_id(server, experiment), own_id)), None)
 
 
 def runs_of(server: MlflowClient, number: str, own_id: str) -> list[Run]:
-    """All runs of an experiment that carry an id of ours: the one that counts, then its twins."""
+    """All runs of an experiment with our own id: the one that counts, then its twins."""
     found = server.search_runs([number], f"tags.`{ID_TAG}` = '{own_id}'", max_results=100)
     return sorted(found, key=lambda run: (not is_ours(run), run.info.run_id))
 
 
 def is_ours(run: Run) -> bool:
-    """Whether a process has told of a run more than that it is there."""
-    told = OWNER_TAG in run.data.tags or STATUS_TAG in run.data.tags
-    return told or run.info.status != "RUNNING"
+    """Whether a process has written more of a run than its creation."""
+    has_spoken = OWNER_TAG in run.data.tags or STATUS_TAG in run.data.tags
+    return has_spoken or run.info.status != "RUNNING"
 
 
 def every_run(server: MlflowClient, condition: str) -> Iterator[tuple[Run, str]]:
-    """Runs of ours, of all experiments, each with our own id of it."""
+    """Our runs in all experiments, each with our own id."""
     experiments = [e.experiment_id for e in server.search_experiments(max_results=1000)]
     token = None
     while experiments:
@@ -216,7 +216,7 @@ def existing_run(server: MlflowClient, experiment: str, own_id: str) -> Run:
 
 
 def page_of_runs() -> str:
-    """Where MLflow's pages show the trainings, the best first; the end of an address."""
+    """The end of the address of MLflow's page of trainings, the best first."""
     found = client().get_experiment_by_name("gliotrail")
     place = f"experiments/{found.experiment_id}/runs?{BEST_FIRST}" if found else f"?{TRAINING}"
     return f"#/{place}"

@@ -1,9 +1,8 @@
 """From a run's folder to MLflow: everything exactly once, however often delivery is tried.
 
-The folder is the truth (see `journal`); MLflow is told of what is final in it. Each call here
-either is the same when made again (a metric is known by its time as well, a file by its name), or
-looks first. What was told is noted after it was, so a delivery that is broken off anywhere only
-makes calls again.
+The folder is the truth (see `journal`); what is final in it goes to MLflow. Each call here can be
+repeated (MLflow identifies a metric by its time as well, a file by its name), or looks first. A
+note follows each call, so a delivery that is interrupted anywhere only repeats calls.
 """
 
 import json
@@ -47,21 +46,20 @@ from gliotrail.tracking.registry import log_model
 from gliotrail.tracking.run_page import note_of_folder, note_tags, page_of
 
 HEARTBEAT_TAG: Final = "gliotrail.heartbeat"
-"""Of that process; of its runs, the first has it."""
+"""The heartbeat of the run's process; only the first of its runs has the tag."""
 REAPED_TAG: Final = "gliotrail.reaped"
-"""Why another process closed it."""
+"""Why another process closed the run."""
 STOP_TAG: Final = "gliotrail.stop"
-"""What asks it to stop, from another machine; its process takes it away."""
+"""A request to stop from another machine; the run's process removes it."""
 NOT_FINITE_TAG: Final = "gliotrail.not_finite"
-"""Of each metric that had such numbers, the first; MLflow keeps infinity as the largest number."""
+"""Each metric's first NaN or infinity: MLflow stores infinity as the largest number."""
 PARENT_TAG: Final = "mlflow.parentRunId"
-"""`false` where a run went on in another way than it began, so that its bits may differ."""
 _BATCH: Final = 1000
-_THRESHOLD: Final = 0.5  # of runs of versions that told none
+_THRESHOLD: Final = 0.5  # for runs of versions that recorded none
 _LONGEST_TAG: Final = 5000
 _LONGEST_PARAM: Final = 6000
 _SMALL_PX: Final = 1280
-"""Legible where MLflow shows an image in full screen, too."""
+"""Legible in MLflow's full-screen view, too."""
 
 
 def deliver(
@@ -70,35 +68,35 @@ def deliver(
     stop: Callable[[], bool] = lambda: False,
     above: Mapping[str, str] | None = None,
 ) -> str:
-    """Tell MLflow all that is final in a run's folder and was not told before.
+    """Deliver all that is final in a run's folder and not in MLflow yet.
 
     Args:
-        stop: asked before each checkpoint: whether to leave the rest for another time.
-        above: MLflow's ids of runs by our own: the run above this one is looked up if not there.
+        stop: called before each checkpoint; if true, the rest is left for another time.
+        above: MLflow's ids of runs by our own; a parent that is not in it is looked up.
 
     Returns:
         MLflow's id of the run.
 
     Raises:
         MlflowException: the server refuses or can't be reached; try again later.
-        TrackingError: the folder is damaged, or the run above this one is not in MLflow.
+        TrackingError: the folder is damaged, or the parent run is not in MLflow.
     """
     with locked(run.root / "delivery.lock"):
-        notes, told, description = notes_path(run), read_notes(run), run.describe()
-        same = "run_id" in told and told.get("id", description["id"]) == description["id"]
-        seen = _on_server(server, told["run_id"]) if same else None
+        notes, delivered, description = notes_path(run), read_notes(run), run.describe()
+        same = "run_id" in delivered and delivered.get("id", description["id"]) == description["id"]
+        seen = _on_server(server, delivered["run_id"]) if same else None
         if seen is None:
-            told = {}  # none yet; or a new database at the same address, or the run was deleted
+            delivered = {}  # no run yet, a new database at the same address, or a deleted run
 
         def note(**changes: Any) -> None:
-            told.update(changes)
-            write_json(notes, told, durably=True)
+            delivered.update(changes)
+            write_json(notes, delivered, durably=True)
 
         parent = description.get("parent")
         if parent:
             known = (above or {}).get(parent)
             parent = known or existing_run(server, description["experiment"], parent).info.run_id
-        # the end is read first: what came before it is told before it
+        # read the end first, so that all before it is delivered before it
         ended, owner = run.ended(), owner_of(run)
         held = {"owner": asdict(owner)} if owner and ended is None else {}
         tags = [RunTag(OWNER_TAG, json.dumps(held["owner"]))] if held else []
@@ -107,29 +105,29 @@ def deliver(
             seen = _make_run(server, run, parent, tags, is_new)
             noted = {"noted": [ended]} if is_new else {}
             note(run_id=str(seen.info.run_id), id=description["id"], **held, **noted)
-        run_id = str(told["run_id"])
-        if parent and seen.data.tags.get(PARENT_TAG) != parent:  # it was deleted, and made again
+        run_id = str(delivered["run_id"])
+        if parent and seen.data.tags.get(PARENT_TAG) != parent:  # the parent is a new one
             server.set_tag(run_id, PARENT_TAG, parent)
-        if held and told.get("owner") != held["owner"]:
+        if held and delivered.get("owner") != held["owner"]:
             server.log_batch(run_id, tags=tags)
             note(**held)
         for name, path in run.artifacts().items():
-            known, digest = told.get("artifacts", {}), sha256(path)
+            known, digest = delivered.get("artifacts", {}), sha256(path)
             if known.get(name) != digest:
                 server.log_artifact(run_id, str(path), name.rpartition("/")[0] or None)
                 note(artifacts={**known, name: digest})
-        if (set_since := run.tags()) != told.get("tags", {}):
+        if (set_since := run.tags()) != delivered.get("tags", {}):
             _log_tags(server, run_id, {mlflow_name(key): v for key, v in set_since.items()})
             note(tags=set_since)
         history = run.history()
         names = [checkpoint.folder.name for checkpoint in history]
-        start = names.index(told["upto"]) + 1 if told.get("upto") in names else 0
+        start = names.index(delivered["upto"]) + 1 if delivered.get("upto") in names else 0
         for checkpoint in history[start:]:
             if stop():
                 return run_id
             points = parse_lines(checkpoint.segment())
             log_points(server, run_id, points)
-            known = told.get("not_finite", {})
+            known = delivered.get("not_finite", {})
             odd = [point for point in reversed(points) if not math.isfinite(point.value)]
             if (first := {p.key: f"{p.value} at step {p.step}" for p in odd} | known) != known:
                 text = "; ".join(f"{key} {how}" for key, how in first.items())
@@ -140,23 +138,23 @@ def deliver(
                 _log_picture(server, run_id, checkpoint, picture, time_ms)
             note(upto=checkpoint.folder.name)
         left_out = sum(checkpoint.left_out for checkpoint in history)
-        if left_out != told.get("left_out", 0):
+        if left_out != delivered.get("left_out", 0):
             server.set_tag(run_id, "gliotrail.pictures_left_out", str(left_out))
             note(left_out=left_out)
         resumed = resume_tags(history)
-        if resumed and resumed != told.get("resumed"):
+        if resumed and resumed != delivered.get("resumed"):
             _log_tags(server, run_id, resumed)
             note(resumed=resumed)
-        if (run.root / MODEL_FILE).is_file() and "model" not in told:
+        if (run.root / MODEL_FILE).is_file() and "model" not in delivered:
             experiment = experiment_id(server, description["experiment"])
             weights = run.root / MODEL_FILE
             threshold = description["params"].get("threshold", _THRESHOLD)
             note(model=log_model(server, experiment, run_id, weights, threshold))
         status = ended["status"] if ended else "RUNNING"
-        news = ended != told.get("ended") or seen.info.status != status
-        text = "" if told.get("noted") == [ended] else note_of_folder(run, page_of(seen))
+        news = ended != delivered.get("ended") or seen.info.status != status
+        text = "" if delivered.get("noted") == [ended] else note_of_folder(run, page_of(seen))
         described = note_tags(seen, text) if text else []
-        # that it runs only its own process says
+        # only its own process may set a run to RUNNING
         if news and (ended or owner is None or is_alive(owner)):
             if status == "FAILED" and (run.root / TRACEBACK_FILE).is_file():
                 server.log_artifact(run_id, str(run.root / TRACEBACK_FILE))
@@ -172,7 +170,7 @@ def deliver(
 
 
 def _on_server(server: MlflowClient, run_id: str) -> Run | None:
-    """What the server knows of a run; None where it is not there or was deleted."""
+    """The run on the server; None if it isn't there or was deleted."""
     try:
         run = server.get_run(run_id)
     except MlflowException as error:
@@ -183,19 +181,19 @@ def _on_server(server: MlflowClient, run_id: str) -> Run | None:
 
 
 def _log_tags(server: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
-    told = [RunTag(key, value[:_LONGEST_TAG]) for key, value in tags.items()]
-    for start in range(0, len(told), 100):
-        server.log_batch(run_id, tags=told[start : start + 100])
+    listed = [RunTag(key, value[:_LONGEST_TAG]) for key, value in tags.items()]
+    for start in range(0, len(listed), 100):
+        server.log_batch(run_id, tags=listed[start : start + 100])
 
 
 def _make_run(
     server: MlflowClient, run: RunFolder, parent: str | None, more: Sequence[RunTag], is_new: bool
 ) -> Run:
-    """With all that is known of it at its beginning, in few calls: of many runs they are the most.
+    """Create a run with all that is known at its start, in few calls: sweeps create many runs.
 
     Args:
-        more: tags that may come only once it is known to be the one that counts.
-        is_new: it has no checkpoint yet, and is described at once.
+        more: tags to set once the run is known to be no twin.
+        is_new: it has no checkpoint yet, and gets its description at once.
     """
     description = run.describe()
     number = experiment_id(server, description["experiment"], description["tags"])
@@ -236,7 +234,7 @@ def _make_run(
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested params as `model.depth` -> `2`, as MLflow wants them."""
+    """Nested params as flat ones for MLflow: `model.depth` -> `2`."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -247,7 +245,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def log_points(server: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
-    """Log metrics with the times they already have: again is the same as once."""
+    """Log metrics with the times they already have: repeating it changes nothing."""
     metrics = [Metric(mlflow_name(p.key), p.value, p.time_ms, p.step) for p in points]
     for start in range(0, len(metrics), _BATCH):
         server.log_batch(run_id, metrics=metrics[start : start + _BATCH])
@@ -256,10 +254,10 @@ def log_points(server: MlflowClient, run_id: str, points: Sequence[Point]) -> No
 def _log_picture(
     server: MlflowClient, run_id: str, checkpoint: Checkpoint, path: Path, time_ms: int
 ) -> None:
-    """As an image with a step, so that MLflow's slider moves through training.
+    """Log an image with a step, so that MLflow's slider moves through training.
 
-    MLflow knows such images by their file names, and `log_image` makes up a new one at each call:
-    this gives the same picture the same name, so that it is there once.
+    MLflow identifies images by file names, and `log_image` makes up a new one at each call. Here
+    the same picture always has the same name, so that it is there once.
     """
     made_up = uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id} {checkpoint.folder.name} {path.name}")
     stem = f"{path.stem}+step+{checkpoint.step}+timestamp+{time_ms}+{made_up}"
@@ -274,7 +272,7 @@ def _log_picture(
 def _small(image: Image.Image) -> Image.Image:
     """The copy that MLflow shows beside its slider, at the top of a square.
 
-    MLflow makes a square of it in any case, with the picture in its middle, where it is not seen.
+    MLflow would make it square by itself, with the picture in the middle, out of view.
     """
     small = image.convert("RGB")
     small.thumbnail((_SMALL_PX, _SMALL_PX))
@@ -289,14 +287,14 @@ def _set_status(
     ended: Mapping[str, Any] | None,
     more: Sequence[RunTag],
 ) -> None:
-    """And the end's tags and figures, with more tags."""
+    """Set the status, after the end's tags and figures and `more` tags."""
     if ended is None:
         server.log_batch(run_id, tags=[RunTag(STATUS_TAG, "RUNNING"), *more])
         server.update_run(run_id, status="RUNNING")
         return
-    # the tags come first: a reaper that closes the run at this moment looks at them afterwards
-    told = {"gliotrail.ended": ended["reason"], STATUS_TAG: ended["status"]}
-    tags = [*more, *(RunTag(*tag) for tag in told.items())]
+    # tags first: a reaper that closes the run at this moment reads them afterwards
+    says = {"gliotrail.ended": ended["reason"], STATUS_TAG: ended["status"]}
+    tags = [*more, *(RunTag(*tag) for tag in says.items())]
     metrics = [
         Metric(mlflow_name(key), float(value), ended["time_ms"], 0)
         for key, value in ended["summary"].items()

@@ -1,7 +1,7 @@
 """Delivers runs from a process of its own: `python -m gliotrail.tracking.delivery_process RUN ..`.
 
-The loop's process never imports MLflow, and never waits for it. Where that process is killed, this
-one closes its runs as KILLED, delivers what is final, and ends.
+The loop's process never imports MLflow, and never waits for it. If that process is killed, this one
+closes its runs as KILLED, delivers what is final, and ends.
 """
 
 import os
@@ -25,12 +25,12 @@ _PATIENCE_S: Final = 60.0
 
 
 def main(*roots: str) -> None:
-    """Until a line on standard input says that this is all; others are folders of further runs.
+    """Deliver until the line `all` on standard input; other lines are folders of further runs.
 
-    Then, or when who started it is gone, it delivers what is left, for a minute at most; why it
-    could not, it prints.
+    After it, or when the parent process is gone, deliver what is left, for a minute at most. If
+    that fails, the reason is printed.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # a batch system's go to all; see `runs.stop`
+    for number in (signal.SIGINT, signal.SIGTERM):  # a batch system signals every process
         signal.signal(number, signal.SIG_IGN)
     runs = [RunFolder(Path(root)) for root in roots]
     holder = owner_of(runs[0])
@@ -44,17 +44,17 @@ def main(*roots: str) -> None:
             close_if(run, holder, GONE)
     late = delivery.close(_PATIENCE_S)
     with suppress(BrokenPipeError):
-        os.write(1, (late or "").encode())  # to who started it
+        os.write(1, (late or "").encode())  # to the parent process
 
 
 def _wait(holder: Owner | None, add: Callable[[str], None]) -> bool:
-    """Until it is told that this is all; or, False, until the holder is gone."""
+    """Wait for the line `all` (True), or until the holder is gone (False)."""
     lines: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
         for line in sys.stdin:
             lines.put(line.strip())
-        lines.put("")  # it ended without a word
+        lines.put("")  # it ended without `all`
 
     threading.Thread(target=read, daemon=True).start()
     is_open = True

@@ -1,6 +1,6 @@
-"""Runs on their way to MLflow while they go on. Training never waits for a tracking server.
+"""Delivery to MLflow while runs go on. Training never waits for a tracking server.
 
-MLflow is imported by the delivery's own thread: that takes seconds, in which Ray starts.
+The delivery's own thread imports MLflow: that takes seconds, during which Ray starts.
 """
 
 import os
@@ -22,19 +22,19 @@ from gliotrail.runs.stop import forget, stop_s, stopped_by_signals
 from gliotrail.runs.webhook import alerting
 from gliotrail.tracking.heartbeat import Heartbeat
 
-_AT_A_TIME_S = 1.0  # this much later may a new point be told
+_AT_A_TIME_S = 1.0  # the longest that other runs hold up this one's new points
 _AGAIN_S = 5.0
-"""From when a delivery's process is killed until another is started."""
+"""The pause between the kill of a delivery process and the start of another."""
 
 Hold = Callable[[RunFolder], None]
-"""Holds and delivers one more run, as a part."""
+"""Hold and deliver one more run, as a part."""
 
 
 class DeliveryThread:
     """Delivers runs from a thread beside the training.
 
-    Runs are told in their order: a sweep before its trials; more may be added at the end. When all
-    is told, what other runs of this checkout left is delivered too, a second at a time.
+    Runs are delivered in order: a sweep before its trials; more may be added at the end. Then what
+    other runs of this checkout left is delivered, too, a second at a time.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class DeliveryThread:
                 self._deliver_news()
             except Exception as error:  # noqa: BLE001 - whatever a server does, training goes on
                 self.problem = reason(error)
-                # not above a heartbeat's interval: that long after an outage all is as it was
+                # at most a heartbeat's interval, within which delivery resumes after an outage
                 pause_s = min(2 * pause_s, heartbeat_s())
             else:
                 self.problem, pause_s = None, self._every_s
@@ -76,7 +76,7 @@ class DeliveryThread:
         from gliotrail.tracking.delivery import deliver
 
         server, first = client(), seen[0]
-        # the first with each: if somebody deleted it in MLflow, it is made again, for all others
+        # the first one each time: if it was deleted in MLflow, it is made again as the parent
         before, news = dict(self._ids), [first, *(one for one in news if one != first)]
         for run, now in news:
             self._ids[run.describe()["id"]] = deliver(run, server, above=self._ids)
@@ -85,7 +85,7 @@ class DeliveryThread:
                 news += [one for one in seen[1:] if one not in news]
 
     def _deliver_others(self) -> None:
-        """What was left by runs that nobody holds any more, those killed included."""
+        """Deliver what runs without a holder left, killed ones included."""
         if self._others == []:
             return
         from gliotrail.tracking.sync import clean_up, deliver_some
@@ -96,26 +96,26 @@ class DeliveryThread:
             ends_s = time.monotonic() + _AT_A_TIME_S
             enough = lambda: self._closing.is_set() or time.monotonic() > ends_s  # noqa: E731
             self._others = deliver_some(self._others, enough)
-        except Exception:  # noqa: BLE001 - `gliotrail runs sync` tells what is wrong with them
+        except Exception:  # noqa: BLE001 - `gliotrail runs sync` reports what is wrong
             self._others = []
 
     def close(self, timeout_s: float = 30.0) -> str | None:
-        """Deliver what is left, within a time.
+        """Deliver what is left, within the time.
 
         Returns:
-            None, or why it could not all be delivered; `gliotrail runs sync` does it later.
+            None, or why something could not be delivered; `gliotrail runs sync` does it later.
         """
         self._closing.set()
         self._thread.join(timeout_s)
-        self._given_up = self._thread.is_alive()  # the request that hangs is its last
+        self._given_up = self._thread.is_alive()  # the hanging request is its last
         return "the tracking server hangs" if self._given_up else self.problem
 
 
 class DeliveryProcess:
     """Delivers runs from a process of its own: see `delivery_process`.
 
-    One that is killed, by a machine short of memory, say, is started again: it delivers all that
-    there is.
+    If it is killed, for example by a machine short of memory, another is started, which delivers
+    everything.
     """
 
     def __init__(self, runs: Sequence[RunFolder]) -> None:
@@ -135,7 +135,7 @@ class DeliveryProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C in a terminal is this process's alone
+            start_new_session=True,  # Ctrl-C in a terminal must not reach it
             env={**os.environ, "GLIOTRAIL_STATE": str(state_dir()), "PYTHONPATH": path},
         )
 
@@ -148,26 +148,26 @@ class DeliveryProcess:
                     self._process = self._start()
 
     def add(self, run: RunFolder) -> None:
-        """One more."""
+        """Deliver one more run."""
         with self._lock:
             self._runs.append(run)
             assert self._process.stdin is not None
-            with suppress(BrokenPipeError):  # it is gone: it is started again with all
+            with suppress(BrokenPipeError):  # it is gone: another is started with all runs
                 self._process.stdin.write(f"{run.root}\n")
                 self._process.stdin.flush()
 
     def close(self, timeout_s: float = 30.0) -> str | None:
-        """As `DeliveryThread.close`."""
+        """Like `DeliveryThread.close`."""
         with self._lock:
             self._closing.set()
             if self._process.poll() is not None and self._process.returncode < 0:
                 self._process = self._start()
         try:
-            told, _ = self._process.communicate("all\n", timeout=timeout_s)
+            printed, _ = self._process.communicate("all\n", timeout=timeout_s)
         except subprocess.TimeoutExpired:  # it outlives this process
             return "the tracking server is slow; its delivery goes on for a minute"
         code = self._process.returncode
-        return told.strip() or (f"its delivery ended with exit code {code}" if code else None)
+        return printed.strip() or (f"its delivery ended with exit code {code}" if code else None)
 
 
 @contextmanager
@@ -180,11 +180,11 @@ def tracked(
     """Hold a run, and its parts, and deliver them while the block works on them.
 
     Args:
-        goes_on: the block opens the run again if it FINISHED. Others that did are not held.
-        by_process: a process of its own delivers, and outlives this one if it is killed.
+        goes_on: the block opens the run again if it FINISHED. Other FINISHED runs are not held.
+        by_process: a process of its own delivers, and outlives this one if this is killed.
 
     Yields:
-        what takes in a part that comes later.
+        a function that adds a part later.
 
     If the block fails, the run ends FAILED with the reason; if it was stopped, KILLED. So do its
     parts.
@@ -194,7 +194,7 @@ def tracked(
     """
     runs: list[RunFolder] = []
     gone: set[Owner] = set()
-    heartbeat_s(), stop_s(), tracking_uri()  # wrong ones are told before anything starts
+    heartbeat_s(), stop_s(), tracking_uri()  # wrong values raise before anything starts
     outermost = not held()
     with ExitStack() as closing:
 
@@ -224,14 +224,14 @@ def tracked(
         try:
             yield hold
         except BaseException as error:
-            told = str(error) if isinstance(error, GliotrailError) else repr(error)
+            reason = str(error) if isinstance(error, GliotrailError) else repr(error)
             if run.has_begun() and not run.is_finished():
                 killed = isinstance(error, KeyboardInterrupt | Stopped)
                 patience_s = 10.0 if killed else patience_s
-                run.end("KILLED" if killed else "FAILED", told[:500])
+                run.end("KILLED" if killed else "FAILED", reason[:500])
             for part in runs[1:]:
                 if part.has_begun() and part.ended() is None:
-                    part.end("KILLED", f"the run above ended: {told}"[:500])
+                    part.end("KILLED", f"the run above ended: {reason}"[:500])
             raise
         finally:
             late = delivery.close(patience_s)
@@ -241,10 +241,10 @@ def tracked(
 
 
 def _progress_of(run: RunFolder) -> object:
-    """Changes whenever there is something to tell; None before the run began."""
+    """Changes whenever there is something to deliver; None before the run began."""
     if not run.has_begun():
         return None
-    if (ended := run.ended_ns()) is not None:  # of a thousand trials most have: no more is read
+    if (ended := run.ended_ns()) is not None:  # most of a thousand trials have: read no more
         return ended
     manifests = sum(1 for _ in run.root.glob("checkpoints/*/manifest.json"))
     return manifests, (run.root / MODEL_FILE).exists()

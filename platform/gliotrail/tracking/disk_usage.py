@@ -1,7 +1,7 @@
-"""What takes this machine's disk, by owner, and which of it nothing needs any more.
+"""This machine's disk usage by owner, and how much of it is not needed any more.
 
-Kept is all that a living process works on, that MLflow was not told, that a registered model came
-from, or that the outputs of this checkout, a git branch, tag or experiment refer to.
+Everything is kept that a living process works on, that is not in MLflow yet, that a registered
+model came from, or that the outputs of this checkout, a git branch, tag or experiment refer to.
 """
 
 import io
@@ -39,17 +39,17 @@ _GC: Final = ("gc", "--workspace", "--all-branches", "--all-tags", "--all-experi
 
 @dataclass(frozen=True)
 class Part:
-    """What one owner has on the disk.
+    """One owner's files on the disk.
 
-    unneeded_bytes: what `remove` would free.
-    told: what stays, and why.
-    remove: removes it; returns a line to show.
+    unneeded_bytes: as many as `remove` would free.
+    stays: what stays, and why.
+    remove: removes what isn't needed; returns a line to print.
     """
 
     owner: str
     size_bytes: int
     unneeded_bytes: int
-    told: str
+    stays: str
     remove: Callable[[], str] = lambda: ""
 
 
@@ -98,7 +98,7 @@ def of_mlflow(
 
     Args:
         deleted: the runs that were deleted in MLflow.
-        kept: MLflow's ids of runs that stay all the same.
+        kept: MLflow's ids of runs that stay although they were deleted.
     """
     owner, own = "MLflow", state_dir() / "mlflow.db"
     size = bytes_of(state_dir() / "artifacts") + (own.stat().st_size if own.is_file() else 0)
@@ -134,9 +134,9 @@ def of_mlflow(
             )
         return said.getvalue().strip()
 
-    told = f"{len(deleted) - len(going)} deleted runs stay" if len(going) < len(deleted) else ""
+    stays = f"{len(deleted) - len(going)} deleted runs stay" if len(going) < len(deleted) else ""
     unneeded = sum(bytes_of(_path(home)) for home in homes)
-    return Part(owner, size, unneeded, told or "runs that exist", remove)
+    return Part(owner, size, unneeded, stays or "runs that exist", remove)
 
 
 def _has_model(server: MlflowClient, version: ModelVersion) -> bool:
@@ -156,7 +156,7 @@ def _path(uri: str) -> Path:
 
 
 def _is_here(run: Run) -> bool:
-    """Whether a run's artifacts are this checkout's; in a copied database they are another's."""
+    """Whether a run's artifacts are in this checkout: a copied database has another's."""
     return _path(run.info.artifact_uri).is_relative_to(state_dir() / "artifacts")
 
 
@@ -165,7 +165,7 @@ def of_dvc(root: Path, digests: Collection[str]) -> Part | None:
 
     Args:
         root: the checkout.
-        digests: of data that stay although no commit may have them.
+        digests: of data that stay, whether a commit has them or not.
 
     Raises:
         TrackingError: DVC can't tell what is used, for example while a stage holds its lock.
@@ -202,10 +202,10 @@ def _checkouts(root: Path) -> list[str]:
 
 @contextmanager
 def _project(cache: Path, digests: Collection[str]) -> Iterator[Path]:
-    """A project on the same cache that refers to some data, so that DVC keeps them."""
+    """A project on the same cache that refers to the data, so that DVC keeps them."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        git("init", "--quiet", cwd=root)  # branches and tags are asked of each project
+        git("init", "--quiet", cwd=root)  # DVC looks for branches and tags in each project
         (root / ".dvc").mkdir()
         (root / ".dvc/config").write_text(f"[cache]\n    dir = {cache}\n")
         for n, digest in enumerate(sorted(digests)):
@@ -215,7 +215,7 @@ def _project(cache: Path, digests: Collection[str]) -> Iterator[Path]:
 
 
 def _run(cwd: Path, *command: str) -> str:
-    """What a Python tool prints.
+    """Run a Python tool; its output.
 
     Raises:
         TrackingError: it fails.
@@ -233,10 +233,10 @@ _DAY_S: Final = 24 * 3600
 
 
 def parts(days: float) -> list[Part]:
-    """All owners. Nothing is removed yet.
+    """The parts of all owners. Nothing is removed yet.
 
     Args:
-        days: how long the checkpoints of a training that didn't come to its end stay.
+        days: how long the checkpoints of a training that didn't finish stay.
 
     Raises:
         TrackingError: MLflow can't be reached, or DVC can't tell what is used.
@@ -296,8 +296,8 @@ def _checkpoints(runs: Sequence[RunFolder], forgotten: Sequence[RunFolder], days
                 release(run)
         return ""
 
-    told = f"of what goes on, or ended early within {days:g} days, is a sweep's winner, or untold"
-    return Part("checkpoints", _states_bytes(runs), _states_bytes(done), told, remove)
+    which = f"of running, undelivered, winning trials; of those ended early within {days:g} days"
+    return Part("checkpoints", _states_bytes(runs), _states_bytes(done), which, remove)
 
 
 def _states_bytes(runs: Sequence[RunFolder]) -> int:
@@ -329,13 +329,13 @@ def _journals(forgotten: Sequence[RunFolder]) -> Part:
 
 
 def _caches(runs: Sequence[RunFolder]) -> Part:
-    """What is fetched, converted, packed or kept for runs, and what Ray leaves when killed."""
+    """Files fetched, converted, packed or kept for runs, and those that a killed Ray leaves."""
     used = {run.describe()["tags"].get("gliotrail.code.files") for run in runs}
     used |= {
         run.describe()["tags"].get("gliotrail.init_sha256") for run in runs if not run.is_finished()
     }
     folders = [state_dir() / name for name in ("code", "init", "kept", "ray")]
-    before_s = time.time() - _DAY_S  # a run that starts has not said yet what it uses
+    before_s = time.time() - _DAY_S  # a starting run has not recorded yet what it uses
     going = [
         path
         for folder in folders

@@ -20,11 +20,11 @@ from gliotrail.tracking.registry import log_model, register
 MEMBERS_TAG: Final = "gliotrail.members"
 """MLflow's ids of the members' runs."""
 _KEPT: Final = ("task", "channels", "classes", "regions", "threshold")
-"""Params that every member has alike, and that models' pages are made of."""
+"""Params that all members have in common, and that a model's page shows."""
 
 
 def register_ensemble(file: Path, members: Sequence[Path]) -> ModelVersion:
-    """Register a weights file of several networks; again is the same as once.
+    """Register a weights file of several networks. It can be repeated.
 
     Raises:
         TrackingError: no run ended with a member's weights, or MLflow can't be reached.

@@ -1,4 +1,4 @@
-"""What an evaluation adds to a training's run, and to the registry. It can be repeated."""
+"""An evaluation's record in MLflow, at the training's run and in the registry. Repeatable."""
 
 import json
 import tempfile
@@ -30,12 +30,12 @@ from gliotrail.tracking.registry import (
 from gliotrail.tracking.run_page import note_of, page_of, write_note
 
 _UNCOMPARED: Final = (
-    "it was trained on these validation data, does not tell, or is of other channels or classes: "
+    "it was trained on these validation data or doesn't say so, or has other channels or classes: "
     "`gliotrail promote` chooses by name"
 )
 _UNMEASURED: Final = "it is not measured on validation data, so only"
 TABLE: Final = "table.json"
-"""Of the files, a table that MLflow's pages show as one."""
+"""The file that MLflow's pages show as a table."""
 
 
 def record_evaluation(
@@ -48,23 +48,23 @@ def record_evaluation(
     rescore: Callable[[Path, str | None], Rescored | None],
     caveat: str = "",
 ) -> str:
-    """Log test scores and files, register the model, and see whether it is the new champion.
+    """Log test scores and files, register the model, and make it champion if it is the best.
 
     The run's status is not touched. Scores get the model's step and the time the run ended, so
-    that logging them again is the same as once; they are in a run of their own below it. A run
-    that saw fewer voxels than params.yaml planned at its commit becomes champion only by
+    that logging them again changes nothing; they are in a run of their own below it. A run that saw
+    fewer voxels than params.yaml planned at its commit becomes champion only by
     `gliotrail promote`.
 
     Args:
-        run: what `results/train/run.json` says.
+        run: the content of `results/train/run.json`.
         judged_on: digest of the validation data and of the measures' version.
         trained_on: the model's training cases, kept with its version for later comparisons.
-        rescore: this model and another weights file on what that one, by its `trained_on` (None
-            if it tells none), was not trained on; None if there is nothing.
-        caveat: why the validation score is little to go by, if so.
+        rescore: scores this model and another weights file on the data that the other, by its
+            `trained_on` (None if unknown), was not trained on; None if there are no such data.
+        caveat: why the validation score is not reliable, if so.
 
     Returns:
-        one line to show.
+        one line to print.
 
     Raises:
         TrackingError: MLflow can't be reached, or doesn't know the run.
@@ -74,14 +74,14 @@ def record_evaluation(
     with one_line():
         server = client()
         folder = RunFolder(state_dir() / "runs" / run["tags"]["gliotrail.inputs"])
-        if folder.has_begun():  # it is here that it was trained, perhaps while MLflow was away
+        if folder.has_begun():  # trained in this checkout, perhaps while MLflow was down
             deliver(folder, server)
         found = existing_run(server, run["experiment"], run["id"])
         run_id = found.info.run_id
         record_held_out(server, found, points, time_ms)
         for path in files:
             server.log_artifact(run_id, str(path), "evaluation")
-            if path.name == TABLE:  # as `mlflow.log_table` tells of one, which appends if repeated
+            if path.name == TABLE:  # as `mlflow.log_table` sets it; that appends if repeated
                 table = [{"path": f"evaluation/{TABLE}", "type": "table"}]
                 server.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(table))
 
@@ -106,27 +106,27 @@ def record_evaluation(
         describe_version(server, version, read(weights)[1].task)
         now = champion(server, version.name)
         scored = server.get_model_version(version.name, version.version)
-        told = [f"{version.name} {figures(server, scored)}"]
+        lines = [f"{version.name} {figures(server, scored)}"]
         if not won:
-            told.append(f"the champion stays {figures(server, now) if now else 'nobody'}")
-            told += [_UNCOMPARED] if won is None else []
+            lines.append(f"the champion stays {figures(server, now) if now else 'nobody'}")
+            lines += [_UNCOMPARED] if won is None else []
         elif before is None or str(before.version) == str(version.version):
-            told.append("it is champion")
+            lines.append("it is champion")
         else:
-            # it may have been scored again
+            # its score may be a new one
             was = server.get_model_version(version.name, before.version)
-            told.append(f"champion: {figures(server, was)} -> {figures(server, now or version)}")
+            lines.append(f"champion: {figures(server, was)} -> {figures(server, now or version)}")
     name = short_uri(version)
     if "score" not in summary:
-        told.append(f"{_UNMEASURED} `gliotrail promote {name}` makes it champion")
+        lines.append(f"{_UNMEASURED} `gliotrail promote {name}` makes it champion")
     elif missing:
-        told.append(f"{missing}, so only `gliotrail promote {name}` makes it champion")
-    told += [caveat] if caveat else []
-    return "; ".join(told)
+        lines.append(f"{missing}, so only `gliotrail promote {name}` makes it champion")
+    lines += [caveat] if caveat else []
+    return "; ".join(lines)
 
 
 def _missing_voxels(run: Mapping[str, Any]) -> str:
-    """That a run saw fewer voxels than params.yaml planned at its commit; empty if it did not."""
+    """A text if a run saw fewer voxels than params.yaml planned at its commit, else empty."""
     params, planned = run["params"], int(run["tags"].get(PLANNED_TAG) or 0)
     seen = params.get("epochs", 0) * params.get("epoch_voxels", 0)
     if seen >= planned:
@@ -135,7 +135,7 @@ def _missing_voxels(run: Mapping[str, Any]) -> str:
 
 
 def _write_note(server: MlflowClient, known: Run, says: Mapping[str, Any]) -> None:
-    """The run's description again, with the measures."""
+    """Write the run's description again, with the measures."""
     run_id = known.info.run_id
     values = known.data.metrics | held_out(server, known)
     last = [Point(key, value, 0, 0) for key, value in values.items() if key != SCORE]

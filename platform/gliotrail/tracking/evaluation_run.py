@@ -1,6 +1,6 @@
 """The held-out measures of a training, in a run of their own below the training's.
 
-In the training's own run each would be a line chart of a single dot, above its curves.
+In the training's own run each would be a chart of a single dot, above its curves.
 """
 
 import uuid
@@ -21,7 +21,7 @@ SHOWN: Final = "test/dice_mean_regions"
 
 
 def record_held_out(server: MlflowClient, of: Run, points: Sequence[Point], time_ms: int) -> None:
-    """Log the measures of a training that has ended; again is the same as once."""
+    """Log the measures of a training that has ended. It can be repeated."""
     if not points:
         return
     own_id, run_id = _own_id(of), of.info.run_id
@@ -47,7 +47,7 @@ def held_out(server: MlflowClient, of: Run) -> dict[str, float]:
 
 
 def held_out_points(server: MlflowClient, of: Run) -> list[Point]:
-    """The same with steps and times. Runs of before have them among their own."""
+    """The same with steps and times. Runs of older versions have them among their own points."""
     found = _evaluation(server, of)
     return [
         Point(m.key, m.value, m.step, m.timestamp)

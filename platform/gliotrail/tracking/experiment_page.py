@@ -1,7 +1,7 @@
-"""What MLflow's page of an experiment shows: few columns, the best validation first, curves.
+"""MLflow's page of an experiment: few columns, the best validation first, curves.
 
-A saved view of these pages is a tag of the experiment, which its menu `Views` lists: its name, and
-as JSON the columns, the order and the charts that it opens with.
+A saved view, listed in the menu `Views`, is a tag of the experiment: a name, and as JSON the
+columns, the order and the charts.
 """
 
 import json
@@ -11,20 +11,20 @@ from typing import Any, Final
 from gliotrail.dataset.brats import BRATS
 
 SCORE: Final = "val/dice_mean_regions"
-"""What runs are sorted and epochs judged by, as `segmentation.loop.SCORE`, which needs torch."""
+"""The metric that sorts runs, the same as `segmentation.loop.SCORE`, which needs torch."""
 HELD_OUT_TAG: Final = "gliotrail.held_out_dice"
-"""Of a training that was evaluated: `test/dice_mean_regions` of its evaluation, rounded."""
+"""An evaluated training's `test/dice_mean_regions`, rounded."""
 PICTURE: Final = "validation"
 """The image of each validation: the same slices, step by step."""
 VIEW_TAGS: Final = "mlflow.sharedViewState."
 VIEW_NAME: Final = "best validation Dice first"
 CURVES_NAME: Final = "curves"
 TRAINING: Final = "workflowType=machine_learning"
-"""Ends an address within MLflow's pages that are for trainings; without it they are for GenAI."""
+"""The end of the addresses of MLflow's pages for trainings; without it they are for GenAI."""
 BEST_FIRST: Final = f"viewStateShareKey=gliotrail&{TRAINING}"
-"""Ends the address of an experiment's runs that opens the table."""
+"""The end of the address of an experiment's table of runs."""
 CURVES: Final = f"compareRunsMode=CHART&viewStateShareKey=gliotrail-curves&{TRAINING}"
-"""Ends the address of an experiment's runs that opens the charts."""
+"""The end of the address of an experiment's charts."""
 COLUMNS: Final = (
     f"metrics.`{SCORE}`",
     f"tags.`{HELD_OUT_TAG}`",
@@ -78,7 +78,7 @@ def _charts() -> dict[str, Any]:
         _line(*(f"val/dice_{name}" for name in BRATS.region_names), SCORE),
         _line("train/learning_rate"),
         {"type": "PARALLEL", "showAllRuns": True, **score},
-        # a slider through training; with all params above it the picture would not be seen
+        # a slider through training; all params above it would push the picture out of view
         {"type": "IMAGE", "imageKeys": [PICTURE], "step": 0, "showRunParams": False},
         # smoothed; MLflow draws the raw curve behind it
         _line(losses[0]) | {"lineSmoothness": 70, "useGlobalLineSmoothing": False},

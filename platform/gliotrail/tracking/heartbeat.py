@@ -1,7 +1,7 @@
-"""A process's heartbeat, in its runs' folders and in MLflow, and a look after the others' runs.
+"""A process's heartbeat in its runs' folders and in MLflow, and the closing of dead runs.
 
-Each of the three has a thread of its own: no delivery, however long, and no server, however slow,
-holds up a heartbeat, without which another host would take this process for dead.
+Each of the three has a thread of its own, so that neither a long delivery nor a slow server holds
+up a heartbeat: without one, another host would take this process for dead.
 """
 
 import threading
@@ -17,10 +17,10 @@ from gliotrail.runs.stop import ask
 class Heartbeat:
     """Beats for all runs that this process holds: in their folders, and in MLflow for one of them.
 
-    What MLflow knows of the others has the same owner, so all have one fate.
+    In MLflow the others have the same owner, so that one heartbeat stands for all.
 
     Args:
-        there: whether it beats in MLflow, too; else another process does.
+        there: beat in MLflow, too; else another process does.
         holder: the process that holds the run, where it is not this one.
     """
 
@@ -38,9 +38,9 @@ class Heartbeat:
             thread.start()
 
     def _repeat(self, work: Callable[[], None]) -> None:
-        # twice in an interval, so that one that is late is none that is missing
+        # twice in an interval, so that a late heartbeat is not a missing one
         while not self._closing.wait(self._every_s / 2):
-            with suppress(Exception):  # the server is away, say: by the next time it may not be
+            with suppress(Exception):  # for example, the server is down: try again next time
                 work()
 
     def _beat_here(self) -> None:
@@ -50,39 +50,39 @@ class Heartbeat:
                     beat(run)
 
     def _beat_there(self) -> None:
-        # MLflow takes seconds to import, in which Ray starts
+        # MLflow takes seconds to import, during which Ray starts
         from gliotrail.tracking.client import client
         from gliotrail.tracking.delivery import HEARTBEAT_TAG, STOP_TAG
 
-        told = read_notes(self._run)
-        if "run_id" not in told or self._run.ended() is not None:
+        delivered = read_notes(self._run)
+        if "run_id" not in delivered or self._run.ended() is not None:
             return
         server = client()
-        server.set_tag(told["run_id"], HEARTBEAT_TAG, beat_of(self._run))
-        by = server.get_run(told["run_id"]).data.tags.get(STOP_TAG)
+        server.set_tag(delivered["run_id"], HEARTBEAT_TAG, beat_of(self._run))
+        by = server.get_run(delivered["run_id"]).data.tags.get(STOP_TAG)
         if by is not None:  # asked for on another machine
             ask(self._run, by)
-            server.delete_tag(told["run_id"], STOP_TAG)
+            server.delete_tag(delivered["run_id"], STOP_TAG)
 
     def _look_after_others(self) -> None:
-        """Close runs whose processes are gone; and open own ones again that others closed."""
+        """Close runs whose processes are gone; open own runs again that others closed."""
         from gliotrail.tracking.client import client
         from gliotrail.tracking.delivery import deliver
         from gliotrail.tracking.reaper import reap, was_closed
 
         try:
             server = client()
-            if was_closed(server, self._holder):  # by one who couldn't see that it lives
+            if was_closed(server, self._holder):  # by a process that couldn't see this one
                 for run in held() if self._holder is None else [self._run]:
                     if run.has_begun():
                         deliver(run, server)
             reap(self._watch)
         except Exception:
-            self._watch.forget()  # what is seen then counts nothing
+            self._watch.forget()  # earlier observations don't count after an outage
             raise
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Beat no more."""
+        """Stop beating."""
         self._closing.set()
         for thread in self._threads:
             thread.join(timeout_s / len(self._threads))

@@ -1,4 +1,4 @@
-"""Any name as one that MLflow takes, and no two as the same."""
+"""Names that MLflow accepts, different for different names."""
 
 import hashlib
 import posixpath
@@ -12,9 +12,9 @@ _FINE: Final = re.compile(r"[/\w.\- :]+")
 _LONGEST: Final = 250
 
 
-@cache  # each is told once
+@cache  # each is reported once
 def mlflow_name(name: str) -> str:
-    """The name itself, if MLflow takes it; else with `_` for what it refuses, and a hash."""
+    """The name itself, if MLflow accepts it; else with `_` for refused characters, and a hash."""
     is_path = posixpath.normpath(name) == name and not name.startswith((".", "/"))
     if _FINE.fullmatch(name) and len(name) <= _LONGEST and is_path:
         return name

@@ -1,9 +1,9 @@
-"""Creations that leave one of each thing, whatever becomes of a request or of its answer.
+"""Create runs, models and versions exactly once, even if a request or its answer is lost.
 
 MLflow makes a run, a model or a version as often as it is asked, and its client asks again by
-itself where an answer is lost or late. So it is looked for by an id of ours before each try, and
-once more afterwards: what came into being beside the one that counts, an abandoned twin, is closed.
-A request may be carried out minutes later: then `close_twins_left` finds its twin.
+itself if an answer is lost or late. So we search by our own id before each try, and once more
+afterwards; a second one, an abandoned twin, is closed. A server may carry out a request minutes
+later: `twins_left` finds such twins.
 """
 
 import os
@@ -32,13 +32,13 @@ T = TypeVar("T")
 
 
 def make_once(look: Callable[[], T | None], make: Callable[[], object]) -> T:
-    """What `look` finds, made if it isn't there.
+    """The object that `look` finds, made if it isn't there.
 
     Args:
         look: finds it by our own id, and closes twins.
 
     Raises:
-        MlflowException: the server refuses, or can't be reached; to try again later is safe.
+        MlflowException: the server refuses, or can't be reached; trying again later is safe.
     """
     for n in range(_TRIES):
         found = look()
@@ -59,7 +59,7 @@ def make_once(look: Callable[[], T | None], make: Callable[[], object]) -> T:
 
 @contextmanager
 def _asked_once() -> Iterator[None]:
-    """Without MLflow's own repeats, which don't look."""
+    """Switch off the client's own retries, which don't look first."""
     with _LOCK:
         before = os.environ.get(_REPEATS)
         os.environ[_REPEATS] = "0"
@@ -73,7 +73,7 @@ def _asked_once() -> Iterator[None]:
 
 
 def the_run(server: MlflowClient, experiment_id: str, own_id: str) -> Run | None:
-    """The run of an id of ours, its twins closed."""
+    """The run with our own id; its twins are closed."""
     found = runs_of(server, experiment_id, own_id)
     for twin in found[1:]:
         _close_twin(server, twin, str(found[0].info.run_id))
@@ -81,10 +81,10 @@ def the_run(server: MlflowClient, experiment_id: str, own_id: str) -> Run | None
 
 
 def _close_twin(server: MlflowClient, twin: Run, of: str) -> None:
-    """KILLED, and in MLflow's bin: nobody ever wrote to it."""
+    """Set a twin to KILLED and delete it: no process ever wrote to it."""
     run_id = twin.info.run_id
-    told = [RunTag(TWIN_TAG, of), RunTag("gliotrail.ended", f"abandoned twin of run {of}")]
-    server.log_batch(run_id, tags=told)
+    tags = [RunTag(TWIN_TAG, of), RunTag("gliotrail.ended", f"abandoned twin of run {of}")]
+    server.log_batch(run_id, tags=tags)
     server.set_terminated(run_id, "KILLED")
     server.delete_run(run_id)
 
@@ -92,7 +92,7 @@ def _close_twin(server: MlflowClient, twin: Run, of: str) -> None:
 def the_model(
     server: MlflowClient, experiment_id: str, run_id: str, digest: str
 ) -> LoggedModel | None:
-    """The logged model of a run with these weights, its twins deleted."""
+    """The logged model of a run with these weights; its twins are deleted."""
     ours = _models(server, experiment_id, run_id, digest)
     for twin in ours[1:]:
         if not _is_ready(twin):
@@ -103,7 +103,7 @@ def the_model(
 def _models(
     server: MlflowClient, experiment_id: str, run_id: str, digest: str
 ) -> list[LoggedModel]:
-    """The one that counts, then its twins."""
+    """The model that counts, then its twins."""
     found = server.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
     ours = [model for model in found if model.tags.get(SHA256_TAG) == digest]
     return sorted(ours, key=lambda m: (not _is_ready(m), m.creation_timestamp, m.model_id))
@@ -114,10 +114,10 @@ def _is_ready(model: LoggedModel) -> bool:
 
 
 def the_version(server: MlflowClient, name: str, run_id: str, digest: str) -> ModelVersion | None:
-    """The registered version of a run with these weights, its twins deleted."""
+    """The registered version of a run with these weights; its twins are deleted."""
     found = server.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     ours = [version for version in found if version.tags.get(SHA256_TAG) == digest]
-    if len(ours) > 1:  # only the whole model tells of aliases
+    if len(ours) > 1:  # only the whole model has the aliases
         aliased = {str(v) for v in server.get_registered_model(name).aliases.values()}
         ours.sort(key=lambda v: (str(v.version) not in aliased, int(v.version)))
         for twin in ours[1:]:
@@ -126,7 +126,7 @@ def the_version(server: MlflowClient, name: str, run_id: str, digest: str) -> Mo
 
 
 def close_if_twin(server: MlflowClient, run: Run, own_id: str) -> bool:
-    """Close a RUNNING run that no process holds, if another is the one that counts."""
+    """Close a RUNNING run that no process holds, if it is a twin."""
     first = runs_of(server, run.info.experiment_id, own_id)[0]
     if first.info.run_id == run.info.run_id or not is_ours(first):
         return False  # just made, perhaps
@@ -135,7 +135,7 @@ def close_if_twin(server: MlflowClient, run: Run, own_id: str) -> bool:
 
 
 def twins_left(server: MlflowClient, name: str) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Twins of requests that were carried out late: what each is, and what closes it.
+    """Twins from requests that were carried out late: a description, and a function to close it.
 
     Args:
         name: of the registered model.
@@ -143,8 +143,8 @@ def twins_left(server: MlflowClient, name: str) -> Iterator[tuple[str, Callable[
     for run, own_id in every_run(server, "attributes.status = 'RUNNING'"):
         first = runs_of(server, run.info.experiment_id, own_id)[0] if not is_ours(run) else run
         if first.info.run_id != run.info.run_id and OWNER_TAG not in run.data.tags:
-            told = f"run {run.info.run_id}, a twin of {first.info.run_id}"
-            yield told, partial(close_if_twin, server, run, own_id)
+            what = f"run {run.info.run_id}, a twin of {first.info.run_id}"
+            yield what, partial(close_if_twin, server, run, own_id)
 
     experiments = [e.experiment_id for e in server.search_experiments(max_results=1000)]
     pending = f"status = '{LoggedModelStatus.PENDING.to_int()}'"  # as MLflow's database has it
@@ -152,8 +152,8 @@ def twins_left(server: MlflowClient, name: str) -> Iterator[tuple[str, Callable[
         number, weights = str(model.experiment_id), str(model.tags.get(SHA256_TAG))
         same_models = _models(server, number, str(model.source_run_id), weights)
         if same_models and _is_ready(same_models[0]):
-            told = f"model {model.model_id}, a twin of {same_models[0].model_id}"
-            yield told, partial(the_model, server, number, str(model.source_run_id), weights)
+            what = f"model {model.model_id}, a twin of {same_models[0].model_id}"
+            yield what, partial(the_model, server, number, str(model.source_run_id), weights)
 
     def of(version: ModelVersion) -> tuple[str, str]:
         return str(version.run_id), str(version.tags.get(SHA256_TAG))
@@ -162,5 +162,5 @@ def twins_left(server: MlflowClient, name: str) -> Iterator[tuple[str, Callable[
     for (run_id, digest), same in groupby(sorted(versions, key=of), of):
         numbers = sorted(int(version.version) for version in same)
         if len(numbers) > 1:
-            told = f"versions {', '.join(map(str, numbers))} of {name}, of one run"
-            yield told, partial(the_version, server, name, run_id, digest)
+            what = f"versions {', '.join(map(str, numbers))} of {name}, of one run"
+            yield what, partial(the_version, server, name, run_id, digest)

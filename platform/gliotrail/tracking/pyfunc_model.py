@@ -1,4 +1,4 @@
-"""What MLflow runs to load a model: a script, not a module of the package ('models from code').
+"""The script that MLflow runs to load a model ('models from code'), no module of the package.
 
 It goes into each logged model together with the package, so that the model needs no installation
 of Gliotrail where it is served.
@@ -34,7 +34,7 @@ class Segmenter(PythonModel):
         self.model, self.description = load(Path(context.artifacts["weights"]))
         self.threshold = float(context.model_config["threshold"])
 
-    # MLflow leaves np.ndarray alone; other hints it takes for a schema, and warns of none
+    # MLflow takes any hint but np.ndarray for a schema, and warns if there is none
     def predict(
         self,
         context: Any,
@@ -47,7 +47,7 @@ class Segmenter(PythonModel):
             params: `channels`: their names in the array's order, if that is not the model's own.
 
         Raises:
-            MlflowException: of what a server then tells in one line.
+            MlflowException: bad input, as one line, which a server passes on.
         """
         try:
             return self._labels(model_input, (params or {}).get("channels"))
@@ -56,7 +56,7 @@ class Segmenter(PythonModel):
 
     def _labels(self, model_input: Any, channels: Any) -> Labels:
         seen = np.asarray(model_input)
-        if seen.dtype.kind in "UO" and seen.size == 1:  # what servers make of a text varies
+        if seen.dtype.kind in "UO" and seen.size == 1:  # servers pass a text in different forms
             scan = read_image(Path(str(seen.item())))
             return segment(scan, [(self.model, self.description)], self.threshold).labels
         of, given = self.description, [str(n) for n in (() if channels is None else channels)]

@@ -1,8 +1,8 @@
-"""Runs whose processes are gone are closed as KILLED; those of the living never.
+"""Close runs as KILLED if their process is gone, never while it lives.
 
-A run with a folder here is closed in its folder, which is the truth, and then told to MLflow. Of a
-run of another checkout there is only what MLflow knows: it is closed there, and its process, if it
-comes back all the same, opens it again with its next heartbeat.
+A run with a folder here is closed in its folder, which is the truth, and then in MLflow. A run of
+another checkout is closed in MLflow alone; if its process comes back all the same, it opens the run
+again with its next heartbeat.
 """
 
 import json
@@ -39,7 +39,7 @@ def close_here(watch: Watch) -> tuple[list[RunFolder], float]:
     """Close the runs of this checkout's folders whose processes are gone.
 
     Returns:
-        those closed now, and the longest interval of heartbeats that have to be watched on.
+        the runs closed now, and the longest interval of heartbeats that must still be watched.
     """
     closed, longest_s = [], 0.0
     for run in all_runs():
@@ -59,13 +59,13 @@ def close_here(watch: Watch) -> tuple[list[RunFolder], float]:
 def close_there(
     server: MlflowClient, watch: Watch, here: Collection[str]
 ) -> tuple[list[str], float]:
-    """Close runs of which there is no folder here, in MLflow. Runs of a process have one fate.
+    """Close runs without a folder here, in MLflow. All runs of a process are closed together.
 
     Args:
         here: the own ids of runs with a folder here.
 
     Returns:
-        MLflow's ids of those closed now, and the longest interval that has to be watched on.
+        MLflow's ids of the runs closed now, and the longest interval that must still be watched.
     """
     closed, longest_s = [], 0.0
     by_owner: defaultdict[str, list[Run]] = defaultdict(list)
@@ -78,7 +78,7 @@ def close_there(
         try:
             owner = Owner(**json.loads(text))
         except (ValueError, TypeError):
-            continue  # a later version's, perhaps
+            continue  # perhaps written by a later version
         alive = is_alive(owner)
         if alive is None:
             beats = " ".join(sorted(run.data.tags.get(HEARTBEAT_TAG, "") for run in runs))
@@ -91,14 +91,14 @@ def close_there(
 
 
 def _close(server: MlflowClient, run: Run, owner: Owner) -> bool:
-    """KILLED, unless it lives or ends at this very moment."""
+    """Set a run to KILLED, unless it shows signs of life or ends at this very moment."""
     run_id, beat = run.info.run_id, run.data.tags.get(HEARTBEAT_TAG)
     now = server.get_run(run_id)
     if now.info.status != "RUNNING" or now.data.tags.get(HEARTBEAT_TAG) != beat:
         return False
     server.log_batch(run_id, tags=[RunTag(REAPED_TAG, f"{GONE}: {owner}")])
     server.set_terminated(run_id, "KILLED")
-    # its process says how it ended before it sets the status: if it did so meanwhile, that counts
+    # its process records its end before it sets the status: if it did so meanwhile, that counts
     says = server.get_run(run_id).data.tags.get(STATUS_TAG)
     if says in _ENDS:
         server.set_terminated(run_id, says)
@@ -108,7 +108,7 @@ def _close(server: MlflowClient, run: Run, owner: Owner) -> bool:
 
 
 def was_closed(server: MlflowClient, holder: Owner | None = None) -> bool:
-    """Whether a run that this process holds, or another, was closed by a reaper."""
+    """Whether a reaper closed a run of the holder, by default this process."""
     mine = json.dumps(asdict(holder or this_process()))
     return any(
         run.data.tags.get(OWNER_TAG) == mine
@@ -117,16 +117,16 @@ def was_closed(server: MlflowClient, holder: Owner | None = None) -> bool:
 
 
 def own_ids() -> set[str]:
-    """Of the runs with a folder here."""
+    """Our own ids of the runs with a folder here."""
     return {run.describe()["id"] for run in all_runs()}
 
 
 def reap(watch: Watch) -> tuple[list[str], float]:
-    """One look at all runs, here and in MLflow; those of this checkout are delivered as well.
+    """Look once at all runs, here and in MLflow; closed runs of this checkout are delivered, too.
 
     Returns:
-        the names of those closed, and the longest interval of heartbeats to be watched on: look
-        again for three of it.
+        the names of those closed, and the longest interval of heartbeats that must still be
+        watched: look again for three of it.
 
     Raises:
         MlflowException: the server can't be reached; that time doesn't count.
@@ -144,7 +144,7 @@ def reap(watch: Watch) -> tuple[list[str], float]:
 
 
 def reap_all(look_every_s: float = 0.0) -> list[str]:
-    """Look until the fate of every run is known: at once for this machine's processes.
+    """Look until every run is known to live or is closed: at once for this machine's processes.
 
     Raises:
         MlflowException: the server can't be reached.

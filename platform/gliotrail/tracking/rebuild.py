@@ -1,4 +1,4 @@
-"""The checkout that a run was made in, once more: its code, params and data, in a git worktree."""
+"""Rebuild the checkout that a run was made in: code, params and data, in a git worktree."""
 
 import re
 import shutil
@@ -33,7 +33,7 @@ def base_of(server: MlflowClient, run: Run) -> str:
     """The commit that a run is rebuilt from, fetched from the remotes if it isn't here.
 
     Raises:
-        TrackingError: the run can't be rebuilt, or nobody has the commit.
+        TrackingError: the run can't be rebuilt, or the commit is nowhere.
     """
     tags, what = run.data.tags, "not rebuildable"
     base = tags.get("gliotrail.code.base") or tags.get(COMMIT_TAG, "")
@@ -58,12 +58,12 @@ def _has_commit(name: str) -> bool:
 
 @contextmanager
 def worktree(base: str, folder: Path) -> Iterator[None]:
-    """A worktree at a commit, for the block; one that a killed process left is removed first."""
+    """A worktree at a commit, for the block; a leftover of a killed process is removed first."""
     remove = ("worktree", "remove", "--force", "--force", str(folder))
     git(*remove)
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        # without hooks: DVC's would check data out that nobody asked for
+        # without hooks: DVC's would check out data
         hooks = ("-c", "core.hooksPath=/dev/null")
         _must(Path.cwd(), "git", *hooks, "worktree", "add", "--detach", str(folder), base)
         yield
@@ -72,12 +72,12 @@ def worktree(base: str, folder: Path) -> Iterator[None]:
 
 
 def lay_out(server: MlflowClient, run: Run, tree: Path, downloads: Path) -> None:
-    """Make of a worktree at the run's commit the checkout that the run was started in.
+    """Turn a worktree at the run's commit into the checkout that the run was started in.
 
     DVC gets the settings and the cache of this checkout.
 
     Raises:
-        TrackingError: something that the run should have recorded is not there.
+        TrackingError: a file that the run should have recorded is not there.
     """
     run_id = run.info.run_id
     recorded = {file.path for file in server.list_artifacts(run_id)}
@@ -101,7 +101,7 @@ def lay_out(server: MlflowClient, run: Run, tree: Path, downloads: Path) -> None
 
 
 def _take_first_weights(server: MlflowClient, digest: str, tree: Path, downloads: Path) -> None:
-    """By their hash: the name that the run knew them by may mean another model now."""
+    """Fetch them by their hash: their name may mean another model now."""
     known = server.search_model_versions(f"tags.`{SHA256_TAG}` = '{digest}'")
     if not known:
         raise TrackingError(f"not rebuildable: no model has its first weights, sha256 {digest}")
@@ -114,27 +114,27 @@ def _take_first_weights(server: MlflowClient, digest: str, tree: Path, downloads
 
 
 def bring_data(run: Run, tree: Path, with_sweep: bool) -> None:
-    """Data by the digests of the run's dvc.lock, from the cache or else from DVC's remotes.
+    """Bring data by the digests of the run's dvc.lock, from the cache or else from DVC's remotes.
 
     Args:
-        with_sweep: bring what a sweep needs, not what it found.
+        with_sweep: bring a sweep's inputs, not its results.
 
     Raises:
-        TrackingError: neither has them.
+        TrackingError: neither has the data.
     """
     digests, params, paths = dvc_digests(tree / LOCK), read_yaml(tree / PARAMS), [*datasets_of(run)]
-    if with_sweep:  # not all that dvc.lock has: it remembers sizes that are no longer asked for
+    if with_sweep:  # not all of dvc.lock, which keeps sizes that params.yaml no longer has
         patched = [f"data/patch/{size}" for size in params["patch"]["sizes"]]
         paths = list(dict.fromkeys([*paths, *patched]))
     elif FROM_SWEEP in params["train"].values():
         paths.append(SWEEP)
     if _dvc(tree, "checkout", paths) or _dvc(tree, "pull", paths):
         return
-    # DVC may have made a folder and then found nothing to put into it
+    # DVC may have made a folder and then found no data for it
     there = [p for p in paths if (tree / p).is_file() or any((tree / p).glob("*"))]
     missing = [path for path in paths if path not in there] or paths
-    told = ", ".join(f"{path} ({digests.get(path, 'no digest')})" for path in missing)
-    what = f"neither the cache nor a remote has all of {told}"
+    missing_text = ", ".join(f"{path} ({digests.get(path, 'no digest')})" for path in missing)
+    what = f"neither the cache nor a remote has all of {missing_text}"
     raise TrackingError(what, where=run.info.run_id, do="`dvc push` it where it was made")
 
 
@@ -146,5 +146,5 @@ def _dvc(tree: Path, verb: str, paths: Sequence[str]) -> bool:
 def _must(folder: Path, *words: str) -> None:
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        told = done.stderr.strip().rpartition("\n")[2]
-        raise TrackingError(" ".join(words), where=folder, got=told)
+        last_line = done.stderr.strip().rpartition("\n")[2]
+        raise TrackingError(" ".join(words), where=folder, got=last_line)

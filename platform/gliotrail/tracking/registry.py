@@ -1,7 +1,7 @@
 """Models in MLflow: logged with their run, registered, and the best one called `champion`.
 
-A model is weights as safetensors and a pyfunc from code: nothing of it is ever unpickled. Each
-step can be repeated: a model is known by the SHA-256 of its weights.
+A model is weights as safetensors and a pyfunc from code: nothing is ever unpickled. Each step can
+be repeated: the SHA-256 of its weights identifies a model.
 """
 
 import re
@@ -34,12 +34,12 @@ from gliotrail.tracking.client import client, one_line
 from gliotrail.tracking.once import SHA256_TAG, make_once, the_model, the_version
 
 MODEL: Final = "gliotrail-unet3d"
-"""Of brain tumours; each other task has a name of its own, see `model_name`."""
+"""The brain tumour models' name; each other task has its own, see `model_name`."""
 CHAMPION: Final = "champion"
 PROMOTED: Final = "promoted"
-"""The version that somebody made champion by name: what `gliotrail segment` takes."""
+"""The alias of the version that a person made champion by name; `gliotrail segment` takes it."""
 TRAINED_ON: Final = "gliotrail.trained_on"
-"""A version's tag: the training cases, as whoever registers it names them."""
+"""A version's tag: the training cases, as named at registration."""
 Rescored = tuple[float, float, str]
 """The challenger's score, the holder's, and the digest of the data that both were judged on."""
 _NEEDS: Final = (
@@ -47,16 +47,16 @@ _NEEDS: Final = (
     "torch",
 )  # fmt: skip
 NO_MODEL_NEEDS: Final = ("cli", "cluster", "report", "runs", "search", "tracking", "training")
-"""The rooms above `segmentation`: each file of a model's code is a request, and a file stored."""
+"""The rooms above `segmentation`, left out: each file of a model's code is stored with it."""
 _SCORE, _JUDGED_ON = "gliotrail.score", "gliotrail.judged_on"
 _CHALLENGES: Final = "gliotrail.challenges"
-"""While it is compared with the champion."""
+"""A version's tag while it is compared with the champion."""
 _ABSENT: Final = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 _URI: Final = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
 
 
 def model_name(task: Task) -> str:
-    """What models of these channels and classes are registered as, so that like meets like."""
+    """The registered name of models of these channels and classes; only they are compared."""
     if set(task.channel_names) == set(BRATS.channel_names) and (
         set(task.class_names) == set(BRATS.class_names)
     ):
@@ -89,7 +89,7 @@ def log_model(
     outputs = server.get_run(run_id).outputs
     if model_id not in {known.model_id for known in (outputs.model_outputs if outputs else ())}:
         server.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
-    server.finalize_logged_model(model_id, "READY")  # last: a broken-off logging is made again
+    server.finalize_logged_model(model_id, "READY")  # last: an interrupted logging is repeated
     return model_id
 
 
@@ -100,7 +100,7 @@ def save_pyfunc(weights: Path, folder: Path, threshold: float) -> None:
 
     description = read(weights)[1]
     network, channels = description.model.name, description.channels
-    told = (
+    expected = (
         f"raw values of {', '.join(channels)}: an array ({len(channels)}, I, J, K) in RAS+ at the "
         "training data's spacing, or a file's path"
     )
@@ -121,7 +121,7 @@ def save_pyfunc(weights: Path, folder: Path, threshold: float) -> None:
             to = code.with_name(OWN) / path.relative_to(own_folder())
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, to)
-        # an input example would be stored with each model, to check what our tests check
+        # an input example would be stored with each model; our tests check the signature
         warnings.filterwarnings("ignore", ".*input example was not provided")
         mlflow.pyfunc.save_model(
             folder,
@@ -130,7 +130,7 @@ def save_pyfunc(weights: Path, folder: Path, threshold: float) -> None:
             artifacts={"weights": str(weights)},
             code_paths=[str(code), *([str(code.with_name(OWN))] if parts else [])],
             signature=signature,
-            metadata={"input": told, "labels": labels_told},
+            metadata={"input": expected, "labels": labels_told},
             pip_requirements=needs,
         )
 
@@ -162,7 +162,7 @@ def register(
 
 
 def validation_score(version: ModelVersion) -> float | None:
-    """What a version was promoted by, or not: its mean Dice on validation."""
+    """A version's mean Dice on validation, which decides its promotion."""
     return float(version.tags[_SCORE]) if _SCORE in version.tags else None
 
 
@@ -171,7 +171,7 @@ def champion(server: MlflowClient, name: str = MODEL) -> ModelVersion | None:
     try:
         return server.get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:
-        # any other error must not look like a free throne
+        # any other error must not look like "no champion"
         if error.error_code in _ABSENT:
             return None
         raise
@@ -187,20 +187,20 @@ def promote(
 ) -> bool | None:
     """Make the challenger champion if its validation score is the better one.
 
-    MLflow can't compare and set an alias in one step. So whoever has set it looks once more whether
-    another host challenged the same champion meanwhile, and with a better score: the alias is then
-    that one's. A champion that a person chose by hand stays until a challenger beats it.
+    MLflow can't compare and set an alias in one step. So the process that set it looks once more
+    whether another host challenged the same champion meanwhile with a better score; that version
+    then gets the alias. A champion that a person chose stays until a challenger beats it.
 
     Args:
         judged_on: digest of the validation data and the measures' version. If the champion was
             judged on other data, both are scored again first.
-        rescore: on the challenger's validation data, as far as a version wasn't trained on them;
+        rescore: scores both on the challenger's validation data that the holder wasn't trained on;
             None if it was trained on all of them.
-        is_short: it saw fewer voxels than are planned: only a person makes it champion.
+        is_short: the challenger saw fewer voxels than planned: only a person makes it champion.
 
     Returns:
-        whether the challenger is the champion now; None if they can't be compared, and the
-        champion stays the one before.
+        whether the challenger is the champion now; None if they can't be compared: the champion
+        stays.
     """
 
     def note(version: ModelVersion, of: float, on: str) -> None:
@@ -242,7 +242,7 @@ def promote(
 def _scores(
     server: MlflowClient, name: str, judged_on: str, settled: bool = False
 ) -> dict[str, float]:
-    """Of versions that were judged on the same data; `settled`: those that don't challenge now."""
+    """Scores of versions judged on the same data; `settled`: only those not challenging now."""
     return {
         str(version.version): float(version.tags[_SCORE])  # a database says 1, a server "1"
         for version in server.search_model_versions(f"name = '{name}'")
@@ -252,7 +252,7 @@ def _scores(
 
 
 def is_promoted() -> bool:
-    """Whether somebody chose a version by name.
+    """Whether a person promoted a version by name.
 
     Raises:
         TrackingError: MLflow can't be reached.
@@ -314,7 +314,7 @@ def fetch_weights(uri: str, folder: Path) -> Path:
 
 
 def threshold_of(uri: str, default: float) -> float:
-    """The probability above which a voxel is tumour, that a version's run was judged with.
+    """The threshold on the probability that a version's run was evaluated with.
 
     Raises:
         TrackingError: as `find_version`.
@@ -322,8 +322,8 @@ def threshold_of(uri: str, default: float) -> float:
     with one_line():
         server = client()
         run_id = find_version(server, uri).run_id
-        told = server.get_run(run_id).data.params if run_id else {}
-    return float(told.get("threshold", default))
+        params = server.get_run(run_id).data.params if run_id else {}
+    return float(params.get("threshold", default))
 
 
 def find_version(server: MlflowClient, uri: str) -> ModelVersion:
@@ -345,5 +345,5 @@ def find_version(server: MlflowClient, uri: str) -> ModelVersion:
     except MlflowException as error:
         if error.error_code not in _ABSENT:
             raise
-        do = "`gliotrail models` lists what there is, `dvc repro` trains one"
+        do = "`gliotrail models` lists the models, `dvc repro` trains one"
         raise TrackingError(f"{uri}: no such model", where=shown(tracking_uri()), do=do) from None

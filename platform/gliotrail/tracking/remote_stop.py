@@ -20,7 +20,7 @@ def ask_by_name(name: str) -> str:
         the process that works on it.
 
     Raises:
-        TrackingError: there is no such run, or nobody works on it.
+        TrackingError: there is no such run, or no process works on it.
     """
     by = "`gliotrail runs stop`"
     return ask_here(name, by) or _ask_there(name, by)

@@ -45,9 +45,9 @@ from gliotrail.tracking.trace import resolve
 
 @dataclass(frozen=True)
 class Comparison:
-    """How alike two sets of named numbers are.
+    """How far two sets of named numbers agree.
 
-    n, n_equal: names in either set; names whose numbers are the same, bit for bit.
+    n, n_equal: how many names are in either set; how many have equal numbers, bit for bit.
     largest: absolute difference; infinite if a name is missing or can't be compared.
     where: the name of the largest difference; empty if all are equal.
     """
@@ -99,7 +99,7 @@ class Reproduction:
 
     run: MLflow's id.
     again: the reproduction's own id, by which `gliotrail trace` finds it.
-    environment: what differs: then, and now.
+    environment: differences, as (then, now).
     parts: weights, curves and, if the run was evaluated, measures.
     """
 
@@ -115,7 +115,7 @@ class Reproduction:
 
     @property
     def verdict(self) -> str:
-        """In one line."""
+        """The result in one line."""
         differ = [
             f"{name} by up to {part.largest:.3g} ({part.where})"
             for name, part in self.parts.items()
@@ -181,13 +181,13 @@ def reproduce(name: str, with_sweep: bool = False) -> Reproduction:
 
 
 def _layout(run: Run) -> dict[str, str]:
-    """The environment variables that place the training as before; those set now come first."""
-    told = {name: run.data.tags.get(f"env.{key}", "") for key, name in LAYOUT.items()}
-    return {name: os.environ.get(name) or then for name, then in told.items()}
+    """The environment variables that spread the training as before; those set now win."""
+    recorded = {name: run.data.tags.get(f"env.{key}", "") for key, name in LAYOUT.items()}
+    return {name: os.environ.get(name) or then for name, then in recorded.items()}
 
 
 def _environment(run: Run) -> dict[str, tuple[str, str]]:
-    """What can change a training's bits and differs: then, and now."""
+    """What differs and can change a training's bits, as (then, now)."""
     then, layout = run.data.tags, _layout(run)
     now = provenance() | {f"env.{key}": layout[name] for key, name in LAYOUT.items()}
     both = {key: (then.get(f"env.{key}", ""), now[f"env.{key}"]) for key in _ENVIRONMENT}
@@ -216,7 +216,7 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 def _run_stage(stage: str, tree: Path, state: Path, layout: Mapping[str, str]) -> None:
-    """Run a stage with the worktree's own code, where nothing was trained before."""
+    """Run a stage with the worktree's own code and a new state folder."""
     before = os.environ.get("PYTHONPATH")
     env = {
         **os.environ,
@@ -225,7 +225,7 @@ def _run_stage(stage: str, tree: Path, state: Path, layout: Mapping[str, str]) -
         "GLIOTRAIL_STATE": str(state),
         "MLFLOW_TRACKING_URI": database_uri(state),
     }
-    env.pop("RAY_ADDRESS", None)  # it has no part in what is looked at here
+    env.pop("RAY_ADDRESS", None)  # a cluster's address must not change the comparison
     words = [sys.executable, "-m", f"pipelines.{stage}"]
     with subprocess.Popen(words, cwd=tree, env=env) as process:
         try:
@@ -236,7 +236,7 @@ def _run_stage(stage: str, tree: Path, state: Path, layout: Mapping[str, str]) -
             raise
     if code:
         what = f"stage {stage} ended with exit code {code}"
-        raise TrackingError(what, do="what it said is above")
+        raise TrackingError(what, do="see its output above")
 
 
 def _points(server: MlflowClient, run: Run) -> list[Point]:
@@ -266,7 +266,7 @@ def _take_over(made: RunFolder, state: Path, found: Reproduction) -> RunFolder:
     """Move a run to this checkout's runs, to be delivered with them."""
     says = made.describe()
     says["experiment"] = EXPERIMENT
-    # it is not what this checkout has for these inputs
+    # not under the inputs' hash, which is the original run's
     del says["tags"]["gliotrail.inputs"]
     says["tags"] |= {
         "gliotrail.kind": "reproduction",

@@ -1,7 +1,7 @@
-"""Runs from the outputs of the stage that made them, where this machine or MLflow lacks them.
+"""Rebuild runs from the outputs of their stage, if this machine or MLflow lacks them.
 
-DVC brings a model back without running anything: from its run cache, or by `dvc pull` on another
-machine. The outputs are a complete record of their run: what it was, its points, its model.
+DVC may bring a model back without running anything: from its run cache, or by `dvc pull` on another
+machine. The outputs are a complete record of their run: description, points, model.
 """
 
 import json
@@ -38,7 +38,7 @@ def restore(outputs: Path) -> RunFolder | None:
     """Make a run's folder from its outputs, under the same id and marked as restored.
 
     Returns:
-        the folder; None where this machine has one of the same inputs.
+        the folder; None if this machine has one with the same inputs.
 
     Raises:
         TrackingError: the outputs are damaged.
@@ -69,7 +69,7 @@ def restore(outputs: Path) -> RunFolder | None:
 def _read(outputs: Path) -> dict[str, Any]:
     try:
         says = dict(json.loads((outputs / RUN_FILE).read_text()))
-        if not str(says["tags"]["gliotrail.inputs"]).isalnum():  # which is a folder's name
+        if not str(says["tags"]["gliotrail.inputs"]).isalnum():  # it becomes a folder's name
             raise ValueError
         says["ended"]["summary"]
     except (OSError, ValueError, KeyError, TypeError):

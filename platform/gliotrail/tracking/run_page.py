@@ -1,6 +1,6 @@
-"""A run's description in MLflow: what it is and what came of it, short enough to be read.
+"""A run's description in MLflow: what it is and its results, short enough to be read.
 
-It is written when a run begins, ends and is evaluated, unless a person has changed it meanwhile.
+It is written when a run begins, ends and is evaluated, unless a person has changed it.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from gliotrail.tracking.experiment_page import BEST_FIRST, SCORE, TRAINING
 
 NOTE_TAG: Final = "mlflow.note.content"
 OURS_TAG: Final = "gliotrail.note_sha256"
-"""Of the description as Gliotrail wrote it last."""
+"""Hash of the description that Gliotrail wrote last."""
 PICTURES: Final = {
     "curves": "curves.png",
     "network": "network.png",
@@ -32,7 +32,7 @@ PICTURES: Final = {
     "budget": "budget.png",
 }
 _PICTURE_AT: Final = f"get-artifact?path={LOSS_PICTURE}&run_uuid="
-"""Seen from MLflow's page, wherever its server is."""
+"""Relative to MLflow's page, so that it works at any server address."""
 _MEASURES: Final = ("dice", "sensitivity", "specificity", "hd95_mm")
 _BEST_TRIALS: Final = 5
 _VIEWERS: Final = 3
@@ -40,7 +40,7 @@ _LAST_VALUES: Final = 20
 
 
 def note_tags(run: Run, text: str) -> list[RunTag]:
-    """What sets a run's description; nothing if it is the same or a person wrote another."""
+    """The tags that set a run's description; none if it is the same or a person wrote another."""
     now, tags = run.data.tags.get(NOTE_TAG), run.data.tags
     if now == text or (now is not None and tags.get(OURS_TAG) != _digest(now)):
         return []
@@ -48,7 +48,7 @@ def note_tags(run: Run, text: str) -> list[RunTag]:
 
 
 def write_note(server: MlflowClient, run: Run, text: str) -> None:
-    """Set a run's description, as `note_tags` has it."""
+    """Set a run's description by `note_tags`."""
     if new := note_tags(run, text):
         server.log_batch(run.info.run_id, tags=new)
 
@@ -68,12 +68,12 @@ def note_of(
     """A run's description, in Markdown.
 
     Args:
-        described: what the run is, as `lineage.describe` has it.
+        described: what the run is, from `lineage.describe`.
         ended: how it ended, if it has.
-        points: of which each key's last counts; the score's tell the best epoch.
+        points: each key's last one counts; the score's give the best epoch.
         files: paths of its artifacts, to link to pictures.
-        page: of MLflow, of this run.
-        trials: a sweep's, as `trials.csv` has them.
+        page: the address of the run's page in MLflow.
+        trials: a sweep's, from `trials.csv`.
     """
     if described["tags"].get("gliotrail.kind") == OWN_LOOP:
         return _of_own_loop(described, ended, points)
@@ -95,12 +95,12 @@ def note_of(
 def _of_own_loop(
     described: Mapping[str, Any], ended: Mapping[str, Any] | None, points: Sequence[Point]
 ) -> str:
-    told = f"{ended['status']}: {ended['reason']}" if ended else "goes on"
-    last = {point.key: point for point in points}  # of each, the newest
+    status = f"{ended['status']}: {ended['reason']}" if ended else "goes on"
+    last = {point.key: point for point in points}  # the newest of each
     rows = [[p.key, f"{p.value:.4g}", str(p.step)] for p in list(last.values())[:_LAST_VALUES]]
     data = ", ".join(f"`{d['name']}` {d['digest'][:10]}" for d in described["datasets"])
     parts = [
-        f"**{described['name']}**, {told}",
+        f"**{described['name']}**, {status}",
         f"**Data**: {data}" if data else "",
         _table(["", "last", "step"], rows),
         _origin(described),
@@ -109,7 +109,7 @@ def _of_own_loop(
 
 
 def note_of_folder(run: RunFolder, page: str) -> str:
-    """Of a run as its folder knows it."""
+    """A run's description from its folder."""
     names = [path.name for path in (run.root / "artifacts").glob("[!.]*")]
     history = run.history()
     images = [f"images/{path.name}" for checkpoint in history for path in checkpoint.pictures()]
@@ -119,7 +119,7 @@ def note_of_folder(run: RunFolder, page: str) -> str:
 
 
 def page_of(run: Run) -> str:
-    """A run's page, seen from any of MLflow's."""
+    """The address of a run's page, relative to any page of MLflow."""
     return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
@@ -130,8 +130,8 @@ def _headline(described: Mapping[str, Any], ended: Mapping[str, Any] | None) -> 
     score = ended["summary"].get("score")
     classes, regions = names_of(described["params"])
     of = ", ".join(regions or classes)
-    told = f"; validation Dice **{score:.3f}** (mean of {of})" if score is not None else ""
-    return f"**{kind}**, {ended['status']}: {ended['reason']}{told}"
+    dice = f"; validation Dice **{score:.3f}** (mean of {of})" if score is not None else ""
+    return f"**{kind}**, {ended['status']}: {ended['reason']}{dice}"
 
 
 def _links(files: Sequence[str], page: str) -> str:
@@ -161,11 +161,11 @@ def _facts(described: Mapping[str, Any], points: Sequence[Point]) -> str:
         count = [f"{total:,} trainable parameters"] if total is not None else []
         start = [f"from {params['init']}"] if "init" in params else []
         rows["network"] = ", ".join([str(model["name"]), *size, *count, *start])
-        if model["name"] != "unet3d":  # it normalises, so that slabs would not be exact
+        if model["name"] != "unet3d":  # it normalises: predicting in blocks would not be exact
             rows["whole scans"] = "by windows, overlapping by half, with Gaussian weights"
     keys = ("learning_rate", "patch_size", "batch_size", "steps", "loss", "seed")
-    told = [f"{key.replace('_', ' ')} {_short(params[key])}" for key in keys if key in params]
-    rows["training"] = ", ".join(told)
+    values = [f"{key.replace('_', ' ')} {_short(params[key])}" for key in keys if key in params]
+    rows["training"] = ", ".join(values)
     # step 0 is of the first weights
     scores = [(p.value, -p.step) for p in points if p.key == SCORE and p.step]
     if scores:
@@ -176,7 +176,7 @@ def _facts(described: Mapping[str, Any], points: Sequence[Point]) -> str:
 
 
 def names_of(params: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Classes and regions as the run's params tell them; older runs are of brain tumours."""
+    """Classes and regions from the run's params; older runs, without them, are of brain tumours."""
     if "classes" not in params:
         return list(BRATS.class_names), list(BRATS.region_names)
     classes, regions = (str(params.get(kind, "")) for kind in ("classes", "regions"))
@@ -191,9 +191,9 @@ def _measures(points: Sequence[Point], params: Mapping[str, Any]) -> str:
         cells = [last.get(f"val/dice_{name}")]
         cells += [last.get(f"test/{measure}_{name}") for measure in _MEASURES]
         if any(cell is not None for cell in cells):
-            told = ["" if cell is None else f"{cell:.3f}" for cell in cells[:-1]]
-            told.append("" if cells[-1] is None else f"{cells[-1]:.1f}")
-            rows.append([name.replace("_", " "), *told])
+            numbers = ["" if cell is None else f"{cell:.3f}" for cell in cells[:-1]]
+            numbers.append("" if cells[-1] is None else f"{cells[-1]:.1f}")
+            rows.append([name.replace("_", " "), *numbers])
     names = ["", "validation Dice", "held-out Dice", "sensitivity", "specificity", "HD95 mm"]
     keep = [n for n in range(len(names)) if n == 0 or any(row[n] for row in rows)]
     return _table([names[n] for n in keep], [[row[n] for n in keep] for row in rows])

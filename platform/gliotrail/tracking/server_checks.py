@@ -1,4 +1,4 @@
-"""What `gliotrail doctor` asks of this machine, of MLflow and of the store of data."""
+"""The checks of `gliotrail doctor` of this machine, of MLflow and of the store of data."""
 
 import os
 import platform
@@ -35,15 +35,15 @@ _LITTLE_SHM_GB: Final = 0.5
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """A check's result.
 
-    state: ok, warning, failed, or none, where there is nothing to check.
-    do: what to do about it; never absent where it failed.
+    state: ok, warning, failed, or none if there is nothing to check.
+    do: what to do about it; always there if it failed.
     """
 
     check: str
     state: str
-    told: str
+    text: str
     do: str = ""
 
 
@@ -53,14 +53,14 @@ def machine() -> Iterator[Finding]:
     yield from _disk()
     if (shm := Path("/dev/shm")).is_dir():  # noqa: S108 - looked at, not written to
         total_gb = shutil.disk_usage(shm).total / 1e9
-        told = f"{total_gb:.1f} GB"
+        text = f"{total_gb:.1f} GB"
         do = "give the container more: `docker run --shm-size 4g`, or a Memory volume at /dev/shm"
         little = total_gb < _LITTLE_SHM_GB
-        yield Finding("shared memory", "warning" if little else "ok", told, do if little else "")
+        yield Finding("shared memory", "warning" if little else "ok", text, do if little else "")
 
 
 def _versions() -> Finding:
-    """Whether what is installed is what pyproject.toml pins."""
+    """Whether the installed versions are those that pyproject.toml pins."""
     wrong, right = [], [f"Python {platform.python_version()}"]
     for line in requires("gliotrail") or []:
         pin = re.fullmatch(r"([\w-]+)(?:\[[^]]*\])?==([\w.]+)(; extra ==.*)?", line)
@@ -69,15 +69,15 @@ def _versions() -> Finding:
         try:
             there = version(pin[1])
         except PackageNotFoundError:
-            if pin[3]:  # of an extra that was not asked for
+            if pin[3]:  # of an extra that is not installed
                 continue
             there = "none"
         public = there.partition("+")[0]  # torch 2.13.0+cpu is 2.13.0
         right.append(f"{pin[1]} {there}")
         wrong += [f"{pin[1]}: wanted {pin[2]}, got {there}"] if public != pin[2] else []
     if wrong:
-        told = ", ".join(dict.fromkeys(wrong))
-        return Finding("versions", "failed", told, "`make setup` installs them")
+        text = ", ".join(dict.fromkeys(wrong))
+        return Finding("versions", "failed", text, "`make setup` installs them")
     return Finding("versions", "ok", ", ".join(dict.fromkeys(right)))
 
 
@@ -92,12 +92,12 @@ def _disk() -> Iterator[Finding]:
         low = "failed" if free_gb < _VERY_LITTLE_GB else "warning"
         state = "ok" if free_gb >= _LITTLE_GB else low
         do = "`gliotrail gc` removes what nothing needs; GLIOTRAIL_DISK_GB bounds checkpoints"
-        told = f"{free_gb:.1f} GB free where {folder.name} is"
-        yield Finding("disk", state, told, "" if state == "ok" else do)
+        text = f"{free_gb:.1f} GB free where {folder.name} is"
+        yield Finding("disk", state, text, "" if state == "ok" else do)
 
 
 def mlflow() -> Iterator[Finding]:
-    """Whether MLflow answers, to whom, and in which version; a database's schema."""
+    """Whether MLflow answers, whom it lets in, and its version; a database's schema."""
     try:
         uri = tracking_uri()
     except GliotrailError as error:
@@ -146,11 +146,11 @@ def _as_user(credentials: MlflowHostCreds, path: str) -> requests.Response:
 
 
 def _as_stranger(credentials: MlflowHostCreds, path: str) -> requests.Response:
-    """Ask by the user's proxies and certificates, but without saying who asks."""
+    """Ask through the user's proxies and certificates, but without credentials."""
     return requests.get(
         credentials.host.rstrip("/") + path,
         timeout=PATIENCE_S,
-        auth=lambda request: request,  # or .netrc would be looked into
+        auth=lambda request: request,  # else requests reads .netrc
         verify=credentials.verify,
         cert=credentials.client_cert_path,
     )
@@ -167,15 +167,15 @@ def _database(uri: str) -> Finding:
 
 
 def clock(whose: str, answer: requests.Response) -> Finding:
-    """How far a server's clock is from this machine's; S3 refuses what is 15 minutes off."""
+    """How far a server's clock is from this machine's; S3 refuses requests 15 minutes off."""
     date = answer.headers.get("Date")
     if date is None:
-        return Finding("clock", "none", f"{whose} tells no time")
+        return Finding("clock", "none", f"{whose} sends no date")
     apart_s = abs(time.time() - parsedate_to_datetime(date).timestamp())
-    told = f"{whose} is {apart_s:.0f} s from this machine's"
+    text = f"{whose} is {apart_s:.0f} s from this machine's"
     if apart_s <= _SKEW_S:
-        return Finding("clock", "ok", told)
-    return Finding("clock", "warning" if apart_s < 300 else "failed", told, "run NTP on both")
+        return Finding("clock", "ok", text)
+    return Finding("clock", "warning" if apart_s < 300 else "failed", text, "run NTP on both")
 
 
 def store() -> Iterator[Finding]:
@@ -195,9 +195,9 @@ def store() -> Iterator[Finding]:
         do = "mend the remote's address, or the keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
         yield Finding("store", "failed", str(error), do)
     else:
-        told = f"{shown(remote.url)} takes and gives"
-        do = "what it gave is not what it took: check the server's disks"
-        yield Finding("store", "ok" if same else "failed", told, "" if same else do)
+        text = f"{shown(remote.url)} takes and gives"
+        do = "it returned other bytes than it was sent: check the server's disks"
+        yield Finding("store", "ok" if same else "failed", text, "" if same else do)
     endpoint = str(remote.config.get("endpointurl") or os.environ.get("AWS_ENDPOINT_URL") or "")
     if remote.url.startswith("s3:") and endpoint:
         try:
@@ -216,32 +216,32 @@ def outputs() -> Iterator[Finding]:
         yield Finding("outputs", "failed", str(error), "mend MLflow first")
         return
     for where, what in found:
-        told, _, do = what.rpartition(": ")
-        yield Finding("outputs", "failed", f"{where}: {told}", do)
+        text, _, do = what.rpartition(": ")
+        yield Finding("outputs", "failed", f"{where}: {text}", do)
     if not found:
         yield Finding("outputs", "ok", "outputs and MLflow agree")
 
 
 def twins() -> Iterator[Finding]:
-    """Whether requests that were carried out late left anything in MLflow."""
+    """Whether requests that were carried out late left twins in MLflow."""
     from gliotrail.tracking.client import client, one_line
     from gliotrail.tracking.once import twins_left
     from gliotrail.tracking.registry import MODEL
 
     try:
         with one_line():
-            found = [told for told, _ in twins_left(client(), MODEL)]
+            found = [twin for twin, _ in twins_left(client(), MODEL)]
     except GliotrailError as error:
         yield Finding("twins", "failed", str(error), "mend MLflow first")
         return
-    for told in found:
-        yield Finding("twins", "warning", told, "`gliotrail runs sync` closes them")
+    for twin in found:
+        yield Finding("twins", "warning", twin, "`gliotrail runs sync` closes them")
     if not found:
         yield Finding("twins", "ok", "each run, model and version is there once")
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address is one that only this machine sees."""
+    """Whether only this machine can reach an address."""
     host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
     try:
         return ip_address(host).is_loopback

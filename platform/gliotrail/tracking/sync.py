@@ -1,4 +1,4 @@
-"""Deliver every run of this checkout that the tracking server doesn't know completely."""
+"""Deliver every run of this checkout that is not wholly on the tracking server."""
 
 from collections.abc import Callable, Sequence
 
@@ -29,7 +29,7 @@ def sync_all() -> tuple[int, dict[str, str]]:
     Raises:
         TrackingError: the server can't be reached.
     """
-    with one_line():  # once, and not run by run
+    with one_line():  # one error, not one a run
         server = client()
         server.search_experiments(max_results=1)
     close_here(Watch())
@@ -44,7 +44,7 @@ def sync_all() -> tuple[int, dict[str, str]]:
         try:
             ids[run.describe()["id"]] = deliver(run, server, above=ids)
             known += 1
-        except Exception as error:  # noqa: BLE001 - whatever one run's server says, the others go on
+        except Exception as error:  # noqa: BLE001 - one run's failure must not stop the others
             problems[run.root.name] = reason(error)
     try:
         close_twins(server)
@@ -55,18 +55,18 @@ def sync_all() -> tuple[int, dict[str, str]]:
 
 
 def close_twins(server: MlflowClient) -> list[str]:
-    """Close what late requests made beside what counts; what each was."""
+    """Close the twins that late requests made; a description of each."""
     found = list(twins_left(server, MODEL))
     for _, close in found:
         close()
-    return [told for told, _ in found]
+    return [twin for twin, _ in found]
 
 
 def clean_up() -> list[RunFolder]:
     """Clean up at a start: close runs whose processes are gone, enforce the disk budget.
 
     Returns:
-        the runs that nobody holds and that the server doesn't wholly know.
+        the runs that no process holds and that are not wholly on the server.
 
     Raises:
         MlflowException: the server can't be reached.
@@ -77,18 +77,18 @@ def clean_up() -> list[RunFolder]:
 
 
 def deliver_some(runs: Sequence[RunFolder], enough: Callable[[], bool]) -> list[RunFolder]:
-    """Deliver runs until told to stop; one with a damaged folder or a failing server is skipped.
+    """Deliver runs until it is `enough`; one with a damaged folder or a failing server is skipped.
 
     Returns:
-        those that are left for another time.
+        the runs that are left for another time.
     """
     for n, run in enumerate(runs):
         if enough():
             return list(runs[n:])
         try:
             deliver(run, client(), enough)
-        except Exception:  # noqa: BLE001, S112 - `gliotrail runs sync` tells what is wrong
+        except Exception:  # noqa: BLE001, S112 - `gliotrail runs sync` reports what is wrong
             continue
         if enough():
-            return list(runs[n:])  # it may be broken off, and is then told the rest
+            return list(runs[n:])  # run n may be incomplete, so it stays in the list
     return []

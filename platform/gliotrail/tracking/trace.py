@@ -1,6 +1,6 @@
-"""From a model back to what made it: run, commit, params, data, and the commands that rebuild it.
+"""From a model back to its origin: run, commit, params, data, and the commands that rebuild it.
 
-Also: what differs between two runs. Everything is read from MLflow; nothing is changed.
+Also: the differences between two runs. Everything is read from MLflow; nothing is changed.
 """
 
 import configparser
@@ -30,7 +30,7 @@ from gliotrail.tracking.registry import MODEL, find_version
 
 COMMIT_TAG: Final = "mlflow.source.git.commit"
 INIT_TAG: Final = "gliotrail.init_sha256"
-"""Of the weights it started from."""
+"""SHA-256 of the weights that the run started from."""
 
 
 def trace(name: str) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def trace(name: str) -> dict[str, Any]:
 
 
 def compare(first: str, second: str) -> dict[str, dict[str, tuple[Any, Any]]]:
-    """What differs between two models or runs: by kind, then by name, the two values.
+    """The differences between two models or runs: by kind, then by name, the two values.
 
     Raises:
         TrackingError: as `trace`.
@@ -141,14 +141,14 @@ def _code(tags: Mapping[str, str]) -> dict[str, Any]:
 
 
 def problem_of(server: MlflowClient, run: Run) -> str | None:
-    """Why a run's code can't be rebuilt, if so: as it was told at its start, or as is found now.
+    """Why a run's code can't be rebuilt, if so: recorded at its start, or found now.
 
-    Patches of before may not apply: git writes them as its user has configured it.
+    Older versions' patches may not apply: git wrote them by its user's settings.
     """
     tags = run.data.tags
-    told, base = tags.get("gliotrail.code.problem"), tags.get("gliotrail.code.base", "")
-    if told or "gliotrail.code.files" not in tags or not git("cat-file", "-t", base):
-        return told
+    problem, base = tags.get("gliotrail.code.problem"), tags.get("gliotrail.code.base", "")
+    if problem or "gliotrail.code.files" not in tags or not git("cat-file", "-t", base):
+        return problem
     patch = code_dir(tags["gliotrail.code.files"]) / CHANGES
     with TemporaryDirectory() as folder:
         if not patch.is_file():
@@ -170,7 +170,7 @@ def _with_prefix(tags: Mapping[str, str], prefix: str) -> dict[str, str]:
 
 
 def _parent(server: MlflowClient, init: str | None, digest: str | None) -> dict[str, Any] | None:
-    """The weights it started from, and their registered model, if they have one."""
+    """The weights that the run started from, and their registered model, if any."""
     if digest is None:
         return None
     known = server.search_model_versions(f"tags.`{SHA256_TAG}` = '{digest}'")
@@ -178,9 +178,9 @@ def _parent(server: MlflowClient, init: str | None, digest: str | None) -> dict[
 
 
 def members_of(run: Run) -> list[str]:
-    """MLflow's ids of the runs that an ensemble is made of."""
-    told = run.data.tags.get(MEMBERS_TAG, "")
-    return told.split(",") if told else []
+    """MLflow's ids of the runs of an ensemble's members."""
+    members = run.data.tags.get(MEMBERS_TAG, "")
+    return members.split(",") if members else []
 
 
 def datasets_of(run: Run) -> dict[str, str]:
@@ -190,7 +190,7 @@ def datasets_of(run: Run) -> dict[str, str]:
 
 
 def _places(digest: str) -> list[str]:
-    """Where this checkout knows the data of a digest to be: cache, then remotes."""
+    """Where the data of a digest are for this checkout: cache, then remotes."""
     config = dvc_config(main_checkout(Path.cwd()))
     cached = Path(config["cache"]["dir"], "files/md5", digest[:2], digest[2:]).is_file()
     remotes = [config.get(section, "url", fallback="") for section in _remotes(config)]

@@ -1,4 +1,4 @@
-"""`gliotrail.track`: anybody's loop, tracked so that nothing of it is lost or doubled by a kill."""
+"""`gliotrail.track`: track any training loop; a kill neither loses nor doubles a point."""
 
 import hashlib
 import os
@@ -32,24 +32,24 @@ def track(
     parent: TrackedRun | str | None = None,
     checkpoint_every_s: float = CHECKPOINT_EVERY_S,
 ) -> Iterator[TrackedRun]:
-    """Track what the block does as one run, known by its inputs.
+    """Track the block as one run, identified by its inputs.
 
-    The same inputs are the same run: it goes on from its last checkpoint, or, FINISHED, has nothing
-    to do. It is FINISHED when the block comes to its end, FAILED if the block raises, KILLED if it
-    is stopped or killed. MLflow is told by another process; see docs/reference/track.md for what is
-    promised.
+    The same inputs are the same run: it goes on from its last checkpoint, or has nothing to do if
+    it is FINISHED. A run is FINISHED when the block ends, FAILED if the block raises, KILLED if it
+    is stopped or killed. Another process delivers to MLflow; docs/reference/track.md says what is
+    guaranteed.
 
     Args:
-        experiment: MLflow's.
+        experiment: its name in MLflow.
         inputs: all that the result depends on. A `Path` anywhere in it, and a text directly in it
-            that names a file or a folder, stand for what is in them. What is under `params` becomes
-            MLflow's params by its own names.
+            that names a file or a folder, stand for their contents. Values under `params` become
+            MLflow's params by their own names.
         name: of the run in MLflow; by default the inputs' hash.
-        parent: the run above it, of the same experiment, or its id.
+        parent: the parent run, of the same experiment, or its id.
         checkpoint_every_s: seconds between two checkpoints.
 
     Raises:
-        ParamsError: inputs that are no plain values, or a file that is not there.
+        ParamsError: inputs that are not plain values, or a file that is not there.
         TrackingError: another process holds the run, or a checkpoint is damaged.
         SystemExit: with 130 or 143: Ctrl-C or SIGTERM stopped it, with a checkpoint.
     """
@@ -68,10 +68,10 @@ def begun(
     name: str | None = None,
     parent: TrackedRun | str | None = None,
 ) -> Iterator[tuple[RunFolder, Hold]]:
-    """Hold the run of these inputs while the block works on it, and have it delivered.
+    """Hold the run of these inputs while the block works on it, and deliver it.
 
     Yields:
-        its folder, and what takes in a run below it; a run that is FINISHED is not opened again.
+        its folder, and a function that adds a run below it; a FINISHED run is not opened again.
 
     Raises:
         ParamsError, TrackingError, SystemExit: as `track`.
@@ -112,19 +112,19 @@ def _described(
     if problem and base != "unknown":
         say(f"not rebuildable: {problem}")
     params = inputs.get(_PARAMS, _of_project())
-    told = {key: value for key, value in inputs.items() if key != _PARAMS}
+    own = {key: value for key, value in inputs.items() if key != _PARAMS}
     if isinstance(params, Mapping):
-        if _PARAMS in inputs and (both := sorted(map(str, params.keys() & told.keys()))):
+        if _PARAMS in inputs and (both := sorted(map(str, params.keys() & own.keys()))):
             raise ParamsError("inputs", wanted="names of their own", got=f"{both[0]} twice")
-        told = {**params, **told}
+        own = {**params, **own}
     elif params is not None:
-        told[_PARAMS] = params
+        own[_PARAMS] = params
     says = describe(
         origin,
         experiment=experiment,
         kind=OWN_LOOP,
         name=name or digest_of(identity),
-        params=as_plain(told),
+        params=as_plain(own),
         inputs=identity,
         data=list(data),
         parent=parent,
@@ -140,7 +140,7 @@ def _described(
 
 
 def _of_project() -> Mapping[str, Any] | None:
-    """Of a DVC project, what params.yaml holds; None where there is none, or none that is plain."""
+    """The params.yaml of a DVC project; None if there is none, or none of plain values."""
     with suppress(GliotrailError):
         if Path("dvc.yaml").is_file() and Path("params.yaml").is_file():
             return dict(read_yaml(Path("params.yaml")))
@@ -148,10 +148,10 @@ def _of_project() -> Mapping[str, Any] | None:
 
 
 def _identified(inputs: Mapping[str, Any], data: dict[str, str]) -> Any:
-    """The inputs as plain values, with what is in files in place of their names.
+    """The inputs as plain values, with files' digests in place of their names.
 
     Args:
-        data: is told each file's and folder's digest, by its path from here.
+        data: receives each file's and folder's digest, by its relative path.
     """
     return {
         str(key): _plain(Path(value) if _names_data(value) else value, str(key), data)
@@ -160,7 +160,7 @@ def _identified(inputs: Mapping[str, Any], data: dict[str, str]) -> Any:
 
 
 def _names_data(value: Any) -> bool:
-    # of a text that is too long for a name, `Path.exists` would raise
+    # `Path.exists` would raise for a text that is too long for a name
     return isinstance(value, str) and value != "" and os.path.exists(value)  # noqa: PTH110
 
 
@@ -183,7 +183,7 @@ def _plain(value: Any, where: str, data: dict[str, str]) -> Any:
 
 
 def _digest_of_files(path: Path, where: str) -> str:
-    """Of a file's content, or of the names and contents of all files below a folder."""
+    """The digest of a file's content, or of the names and contents of all files in a folder."""
     if path.is_file():
         return sha256(path)
     if not path.is_dir():

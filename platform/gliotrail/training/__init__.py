@@ -1,1 +1,1 @@
-"""What a training is (inputs, identity, description), and the one driver that runs it."""
+"""A training's inputs, identity and description, and the one driver that runs it."""

@@ -1,4 +1,4 @@
-"""What a training's run says of itself from its start: name, params, origin, and the network."""
+"""A training's description in its run from the start: name, params, origin, and the network."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from gliotrail.training.preflight import TOO_GOOD, seen_before
 def describe_training(
     training: Training, origin: Origin, experiment: str, kind: str, parent: str | None = None
 ) -> dict[str, Any]:
-    """As `lineage.describe`; `kind` is `train`, `trial`, `pretrain` or `fold`."""
+    """Like `lineage.describe`; `kind` is `train`, `trial`, `pretrain` or `fold`."""
     size, inputs = format_size(training.size_vox), training.inputs()
     trainable, other = count_parameters(build(training.section.model, training.task))
     described = describe(
@@ -45,7 +45,7 @@ def describe_training(
 
 
 def _split_of(training: Training) -> str:
-    """Which cases are for what, in a line."""
+    """The split in one line."""
     assert training.prepared is not None
     split = read_split(training.prepared)
     if training.fold is not None:
@@ -57,9 +57,9 @@ def _split_of(training: Training) -> str:
         "validation": [region.case for region in split.validation if not region.box],
         "held out": split.test,
     }
-    told = [f"{name} {_few(cases)}" for name, cases in parts.items() if cases]
-    told += [f"validation a block of {case}" for case in blocks]
-    return "; ".join([*told, *([f"{TOO_GOOD} {_few(known)}"] if known else [])])
+    lines = [f"{name} {_few(cases)}" for name, cases in parts.items() if cases]
+    lines += [f"validation a block of {case}" for case in blocks]
+    return "; ".join([*lines, *([f"{TOO_GOOD} {_few(known)}"] if known else [])])
 
 
 def _few(cases: Sequence[str]) -> str:

@@ -56,11 +56,11 @@ from gliotrail.training.state_file import from_bytes, to_bytes
 from gliotrail.training.validation_picture import draw_validation
 
 OnEpoch = Callable[[dict[str, float]], None]
-"""Is told, on every worker, the number of each `epoch` that ends, from 1, and its SCORE if any."""
+"""Called on every worker at each epoch's end, with its number `epoch`, from 1, and any SCORE."""
 
 
 def made_on(world: World) -> dict[str, str]:
-    """What a training's bits depend on beside its inputs; kept with each checkpoint."""
+    """What a training's bits depend on besides its inputs; kept with each checkpoint."""
     on_gpu = world.device.type == "cuda"
     return {
         "workers": str(world.workers),
@@ -109,7 +109,7 @@ def run_training(
         judge_start: whether the first weights are validated, too, as step 0.
 
     Raises:
-        TrainingError, DataError, ParamsError: as the loop, the data and the params have it.
+        TrainingError, DataError, ParamsError: from the loop, the data and the params.
         TrackingError: the checkpoint is damaged, or a newer attempt has taken the run.
     """
     section, plan = training.section, plan_of(training)
@@ -121,7 +121,7 @@ def run_training(
     if section.freeze == "encoder":
         for part in model.encoder:
             part.requires_grad_(False)
-    # before `restore`: no older one may go on
+    # before `restore`: no older attempt may go on
     tracked = None
     if world.rank == 0:
         tracked = TrackedRun(run, made_on(world), CHECKPOINT_EVERY_S, stops=False)
@@ -168,7 +168,7 @@ def run_training(
         shown.clear()
         if step and epoch_ends and on_epoch is not None:
             if tracked is not None:
-                tracked.make_final()  # what is told is never more than what is kept
+                tracked.make_final()  # never report more than is kept
             score = {SCORE: metrics[SCORE]} if SCORE in metrics else {}
             on_epoch({"epoch": step // plan.steps_per_epoch} | score)
 
@@ -199,11 +199,11 @@ def run_training(
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse TF32 where there is none, and bfloat16 where it is only imitated: a hundred times
+    """Refuse TF32 without hardware for it, and bfloat16 where it is only emulated: a hundred times
     slower on a CPU.
 
     Raises:
-        ParamsError: it would be.
+        ParamsError: the device can't compute with it.
     """
     on_gpu = device.type == "cuda"
     if precision == "tf32":
@@ -226,7 +226,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def data_of(training: Training) -> Prepared | None:
-    """The prepared data, split as the training's fold has it; None if nothing real is used.
+    """The prepared data, split by the training's fold; None if no real data are used.
 
     Raises:
         DataError: as `load_prepared`.
@@ -241,7 +241,7 @@ def data_of(training: Training) -> Prepared | None:
 
 
 def spacing_of(prepared: Prepared | None) -> tuple[float, float, float]:
-    """Of the training cases, which `prepare` found to be alike; without any, of synthetic ones."""
+    """The spacing of the training cases, equal by `prepare`; without any, of synthetic ones."""
     if prepared is None:
         return weights.CUBE_MM
     i, j, k = (round(mm, 3) for mm in prepared.cases[prepared.split.training[0]].spacing_mm)
@@ -249,7 +249,7 @@ def spacing_of(prepared: Prepared | None) -> tuple[float, float, float]:
 
 
 def source_of(training: Training, prepared: Prepared | None) -> Source:
-    """Real patches, synthetic ones, or both, as `train.rehearsal` says."""
+    """Real patches, synthetic ones, or both, by `train.rehearsal`."""
     section, phantoms = training.section, training.phantoms
     if prepared is not None:
         index = read_index(training.index_path).only(prepared.split.training)
@@ -269,7 +269,7 @@ def source_of(training: Training, prepared: Prepared | None) -> Source:
 def _rehearsed(
     training: Training, prepared: Prepared | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The scans and shapes of synthetic tumours; a fold's validation patients lend it none."""
+    """The scans and shapes of synthetic tumours, without those of a fold's validation patients."""
     phantoms = training.phantoms
     judged = [region.case for region in prepared.split.validation] if prepared else []
     known = of_same_patients(judged, (*phantoms.anatomies, *phantoms.shapes))
@@ -281,7 +281,7 @@ def _rehearsed(
 
 
 def synthetic_scans(training: Training) -> list[tuple[Floats, Labels, Mask]]:
-    """The synthetic scans that it is judged on: image (C, I, J, K), labels, where unknown."""
+    """The synthetic scans for validation: image (C, I, J, K), labels, where unknown."""
     judged = training.judged
     if judged is None:
         return []
@@ -298,7 +298,7 @@ def synthetic_scans(training: Training) -> list[tuple[Floats, Labels, Mask]]:
 def _synthetic(
     folder: Path, anatomies: tuple[str, ...], shapes: tuple[str, ...]
 ) -> tuple[list[Anatomy], list[Labels]]:
-    """Kept for the next trial in this process: they take seconds to read."""
+    """Cached for the next trial in this process: they take seconds to read."""
     return (
         [read_anatomy(folder / name) for name in anatomies],
         [read_shape(shape_path(folder, name)) for name in shapes],
@@ -307,7 +307,7 @@ def _synthetic(
 
 def first_network(training: Training) -> Network:
     """The network with its first weights, which `preflight.check` has found to fit."""
-    with torch.random.fork_rng([]):  # what `initialize` leaves is drawn when it is made
+    with torch.random.fork_rng([]):  # layers that `initialize` leaves are random, too
         torch.manual_seed(training.section.seed)
         model = weights.build(training.section.model, training.task)
     initialize(model, training.section.seed)
@@ -319,20 +319,20 @@ def first_network(training: Training) -> Network:
 
 
 def model_of_weights(training: Training) -> Model:
-    """What a weights file is of: without what is used in training alone."""
+    """The model of a weights file: without the parts that only training uses."""
     return training.section.model.model_copy(update={"deep_supervision": False})
 
 
 def window_of(training: Training) -> Size | None:
-    """What a network that normalises is shown at a time: as much as in training."""
+    """The window of a network that normalises: as large as in training."""
     return None if training.section.model.name == "unet3d" else training.size_vox
 
 
 def restore(run: RunFolder) -> State | None:
-    """The state of the last final checkpoint, its checksum compared; None where there is none.
+    """The state of the last final checkpoint, its checksum compared; None if there is none.
 
-    That is before the first, and where all states of a run were given up to make room: its steps
-    are then taken again, and not written down again.
+    That is before the first one, and after all states of a run were removed to make room: its steps
+    are then taken again, but not recorded again.
 
     Raises:
         TrackingError: the checkpoint is damaged.
@@ -344,10 +344,10 @@ def restore(run: RunFolder) -> State | None:
 
 
 def result(training: Training, run: RunFolder, postprocess: bool = False) -> tuple[State, bytes]:
-    """The last state of a training that came to its plan's end, and the weights file it gives.
+    """The last state of a training that came to its plan's end, and its weights file's content.
 
     Args:
-        postprocess: whether rules for label maps are found, too, where `train.postprocess` says so.
+        postprocess: whether to find rules for label maps, too, if `train.postprocess` is on.
 
     Raises:
         TrainingError: it didn't come to its end.

@@ -1,4 +1,4 @@
-"""Where a training's first weights come from: `train.init`."""
+"""A training's first weights: `train.init`."""
 
 import hashlib
 import tempfile
@@ -17,7 +17,7 @@ def initial_weights(init: str) -> Path | None:
     """The weights file that `train.init` names; None for `scratch`.
 
     Keras files are converted, and weights of registered models fetched, into the state folder under
-    their own hash, so a name that later means another model changes nothing here.
+    their own hash: a name that means another model later changes nothing here.
 
     Raises:
         ParamsError: no such file.

@@ -1,6 +1,6 @@
-"""What a training is. It is known by its inputs: params, data, patch index, code.
+"""A training, identified by its inputs: params, data, patch index, code.
 
-Its folder (see `runs.journal`) is named by their hash, so that an interrupted one is found
+Its folder (see `runs.journal`) is named by their hash, so that an interrupted training is found
 again and goes on, a finished one is not run twice, and a changed one starts afresh.
 
 Nothing here imports torch or MLflow: Ray starts while they are imported.
@@ -31,25 +31,25 @@ from gliotrail.synthesis.tumours import FILES, LESION_FILE, shape_path
 from gliotrail.training.first_weights import initial_weights
 
 VALIDATION_DO: Final = "name cases, a share or a block in prepare.split.validation"
-"""What to do where there are no validation data."""
+"""The advice if there are no validation data."""
 _DRIVER: Final = "gliotrail.training.driver"
 
 
 @dataclass(frozen=True)
 class Training:
-    """A training's inputs, every choice made. Cheap to send to a worker.
+    """A training's inputs, with all choices resolved. Cheap to send to a worker.
 
     section: `train` of params.yaml, with a learning rate and a patch size.
-    threshold: of a voxel's class, where the validation data are judged.
-    phantoms, judged: the synthetic tumours that are rehearsed, and those that it is judged on
-        (none in a sweep's trials, where they would decide nothing, and where intensities are
-        standardised in another way than theirs).
+    threshold: on the probabilities of the validation data.
+    phantoms, judged: the synthetic tumours for rehearsal, and those for validation (none in a
+        sweep's trials, where they would decide nothing, and where intensities are standardised in
+        another way).
     synthetic: the folder of anatomies and shapes they are made from.
     init: the weights file that it starts from, if any.
-    prepared, patches: the stages' outputs; none when nothing real is trained on.
+    prepared, patches: the stages' outputs; None without real data.
     fold: its number and how many there are, if validation is a fold of the training cases.
-    digests: of the files, as they were when the training was made.
-    member: of which population, if it may take over from the others (see `population`).
+    digests: of the files, at the time when the training was defined.
+    member: its place in a population, if it may take over from the others (see `population`).
     """
 
     section: Train
@@ -73,7 +73,7 @@ class Training:
         patches: Path = Path("data/patch"),
         synthetic: Path = Path("data/pretrain"),
     ) -> "Training":
-        """With the data and the code as they are now.
+        """A training on the data and the code as they are now.
 
         Raises:
             ParamsError, DataError, WeightsError, TrackingError: data or weights that aren't there,
@@ -105,19 +105,19 @@ class Training:
             patches.resolve(),
             digests,
         )
-        # an index may lie there from before
+        # an old index may be there
         if prepared and made.size_vox not in params.patch.sizes:
             raise made._not_prepared()
         return made
 
     @cached_property
     def task(self) -> Task:
-        """What is segmented: the prepared data's, or the brain tumours that are synthesised."""
+        """The task of the prepared data, or that of the synthetic brain tumours."""
         return read_task(self.prepared) if self.prepared else BRATS
 
     @property
     def learning_rate(self) -> float:
-        """The largest of the training."""
+        """The training's largest learning rate."""
         assert not isinstance(self.section.learning_rate, str)
         return self.section.learning_rate
 
@@ -129,7 +129,7 @@ class Training:
 
     @property
     def voxels_per_step(self) -> int:
-        """Of all workers' patches together."""
+        """The voxels of all workers' patches in a step."""
         return self.section.batch_size * math.prod(self.size_vox)
 
     @property
@@ -167,7 +167,7 @@ class Training:
         )
 
     def folder(self) -> RunFolder:
-        """Where this training is kept, now and when it goes on.
+        """The folder of this training's run, the same when it goes on.
 
         Raises:
             ParamsError: the patch size isn't prepared.
@@ -176,12 +176,12 @@ class Training:
 
 
 def parts_of(section: Train) -> tuple[str, ...]:
-    """The names in it that may be of your own parts."""
+    """The names in the section that may be parts of your own."""
     return (section.model.name, section.loss, *section.augment.own)
 
 
 def _clear_of_judged(params: Params, prepared: Path) -> Rehearsed:
-    """What synthetic tumours are made of, without the test and validation patients' own.
+    """The sources of synthetic tumours, without those of test and validation patients.
 
     Raises:
         ParamsError: a listed test or validation patient is among them, or nothing is left.
@@ -221,7 +221,7 @@ def prepared_digest(folder: Path) -> str:
 
 
 def synthetic_files(section: Pretrain, folder: Path) -> list[Path]:
-    """What synthetic tumours are made from.
+    """The files that synthetic tumours are made from.
 
     Raises:
         DataError: an anatomy or a shape that isn't there.
@@ -240,10 +240,10 @@ def with_changes(params: Params, changes: Mapping[str, Any], where: object) -> T
     """The section `train` with other values, checked like params.yaml.
 
     Args:
-        where: what they come from, for messages.
+        where: their origin, for messages.
 
     Raises:
-        ParamsError: a key that `train` hasn't, or a value that it can't have.
+        ParamsError: a key that `train` doesn't have, or a value that it can't have.
     """
     for key, value in changes.items():
         if value == FROM_SWEEP:
@@ -254,5 +254,5 @@ def with_changes(params: Params, changes: Mapping[str, Any], where: object) -> T
 
 
 def data_paths(*sizes: str) -> list[str]:
-    """The versioned data of trainings on patches of these sizes, as dvc.lock names them."""
+    """The versioned data of trainings on patches of these sizes, by their paths in dvc.lock."""
     return ["data/fetch", "data/prepare", *(f"data/patch/{size}" for size in sizes)]

@@ -1,4 +1,4 @@
-"""Parts of your own are tried before anything starts: see `own_parts`."""
+"""Try parts of your own before anything starts: see `own_parts`."""
 
 import subprocess
 from importlib.util import find_spec
@@ -17,10 +17,10 @@ from gliotrail.training.inputs import parts_of
 
 
 def check_own(section: Train, size_vox: Size, task: Task) -> None:
-    """Refuse a network, a loss or a change that is not as it must be.
+    """Refuse a network, a loss or a change that doesn't work.
 
     Raises:
-        ParamsError: naming it; or its file, if git ignores it, since no run would keep it.
+        ParamsError: naming it; or its file, if git ignores it, since no run would record it.
     """
     if is_own(section.model.name):
         _check_network(section, size_vox, task)

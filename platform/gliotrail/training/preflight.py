@@ -1,4 +1,4 @@
-"""What can't be trained rightly, refused before anything starts."""
+"""Checks of a training before anything starts."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -28,8 +28,8 @@ def check(trainings: Sequence[Training]) -> None:
 
     Raises:
         ParamsError: a size that the network can't halve; a budget of no step; no validation data
-            to choose weights or trials by, or data that the network sees while it is trained;
-            synthetic tumours or parts of your own that don't fit.
+            to choose weights or trials by, or data that the network sees in training; synthetic
+            tumours or parts of your own that don't fit.
         DataError: as `load_prepared`.
         TrainingError: validation data without any class.
         WeightsError: first weights of another network, other channels or classes, or other scans.
@@ -76,10 +76,10 @@ def seen_before(training: Training, split: Split) -> tuple[str, ...]:
 
 
 def _check_heads(model: Model, task: Task) -> None:
-    """Region heads are for regions of which each is the one before without its first class.
+    """Region heads need regions that are each the one before without its first class.
 
     Raises:
-        ParamsError: the task's aren't.
+        ParamsError: the task's are not.
     """
     nested = [tuple(range(first, task.n_labels)) for first in range(1, task.n_labels)]
     if model.heads == "regions" and list(task.region_labels.values()) != nested:
@@ -89,7 +89,7 @@ def _check_heads(model: Model, task: Task) -> None:
 
 
 def _check_margin(training: Training, prepared: Prepared) -> None:
-    """Of a network that is shown what lies around a validation block: it may be no training data.
+    """Check that a network that sees around a validation block sees no training data.
 
     Raises:
         ParamsError: it sees farther than the block's margin.
@@ -108,24 +108,24 @@ def _check_margin(training: Training, prepared: Prepared) -> None:
 
 
 def _check_init(training: Training, own_mm: tuple[float, float, float]) -> None:
-    """Raise WeightsError if what the first weights are of is not what is trained."""
+    """Raise WeightsError if the first weights don't fit the training."""
     if training.init is None:
         return
     section, or_not = training.section, "or take `train.init: scratch`"
-    state, told = weights.read(training.init)
-    network = weights.build(told.model, training.task)
-    if changed := weights.load_into(network, state, told, training.task, training.init):
+    state, description = weights.read(training.init)
+    network = weights.build(description.model, training.task)
+    if changed := weights.load_into(network, state, description, training.task, training.init):
         say(f"first weights of {section.init}: {'; '.join(changed)}")
-    own, theirs = (model.model_dump() for model in (model_of_weights(training), told.model))
+    own, theirs = (model.model_dump() for model in (model_of_weights(training), description.model))
     if own != theirs:
         unlike = [key for key in own if own[key] != theirs[key]]
         wanted, got = (", ".join(f"{key} {of[key]}" for key in unlike) for of in (own, theirs))
         do = f"change train.model, {or_not}"
-    elif told.standardize != section.standardize:
-        wanted, got = f"standardize {section.standardize}", told.standardize
+    elif description.standardize != section.standardize:
+        wanted, got = f"standardize {section.standardize}", description.standardize
         do = f"set train.standardize to {got}"
-    elif not same_spacing(told.spacing_mm, own_mm):
-        wanted, got = f"scans of {by_mm(own_mm)}", by_mm(told.spacing_mm)
+    elif not same_spacing(description.spacing_mm, own_mm):
+        wanted, got = f"scans of {by_mm(own_mm)}", by_mm(description.spacing_mm)
         do = f"resample the scans, {or_not}"
     else:
         return
@@ -134,7 +134,7 @@ def _check_init(training: Training, own_mm: tuple[float, float, float]) -> None:
 
 
 def _check_rehearsal(section: Train, own_mm: tuple[float, float, float], task: Task) -> None:
-    """Raise ParamsError if synthetic tumours would be of other classes, spacing or intensities."""
+    """Raise ParamsError if synthetic tumours have other classes, spacing or intensities."""
     if section.rehearsal and not is_brats(task):
         wanted = f"0: synthetic brain tumours have {', '.join(BRATS.channel_names)} and "
         wanted += f"{', '.join(BRATS.class_names)}"

@@ -1,4 +1,4 @@
-"""A training's state as a file: safetensors, nothing of which is ever unpickled."""
+"""A training's state as a safetensors file: nothing is ever unpickled."""
 
 import torch
 from safetensors import SafetensorError
@@ -10,7 +10,7 @@ from gliotrail.segmentation.loop import State
 
 
 def to_bytes(state: State) -> bytes:
-    """A state as safetensors; its few numbers go in as tensors of one element."""
+    """A state as safetensors; its few numbers are tensors of one element."""
     numbers = {
         "step": torch.tensor(state.step, dtype=torch.int64),
         "kept_score": torch.tensor(state.kept_score, dtype=torch.float64),

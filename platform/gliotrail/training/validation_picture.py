@@ -1,4 +1,4 @@
-"""The picture that a training leaves of its validation: truth, prediction, and where they part."""
+"""The picture of a training's validation: truth, prediction, and where they differ."""
 
 from gliotrail.imaging.labels import Labels, known_labels
 from gliotrail.imaging.prepared import Prepared, read_labels_patch, read_patch
@@ -6,7 +6,7 @@ from gliotrail.imaging.split import Region
 
 
 def draw_validation(prepared: Prepared, region: Region, predicted_IJK: Labels, title: str) -> bytes:
-    """A validation region: truth, prediction, and where they part."""
+    """A validation region: truth, prediction, and where they differ."""
     # matplotlib takes a second to import, and only worker 0 draws, after the first epoch
     from gliotrail.report.figures import figure_png
     from gliotrail.report.overlays import draw_prediction, pick_slices

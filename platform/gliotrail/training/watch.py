@@ -1,4 +1,4 @@
-"""What a terminal shows of a run while it goes on: read from the run's own journal."""
+"""The terminal's view of a running run, read from its own journal."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ def watching(run: RunFolder, steps: int, what: str, every_s: float = 0.5) -> Ite
             for point in journal.news(run):
                 by_step.setdefault(point.step, {})[point.key] = point.value
             for step, values in by_step.items():
-                if step > shown:  # a new attempt may take some steps again
+                if step > shown:  # a new attempt may repeat some steps
                     advance(step - max(shown, 0))
                     shown = step
                     if SCORE in values:
@@ -36,7 +36,7 @@ def follow(run: RunFolder, every_s: float = 0.5) -> Iterator[str]:
     """A line for each step that is taken, as it is taken; then how the run ended."""
     journal = Journal()
     while True:
-        ended = run.ended()  # before its last points, so that these are told
+        ended = run.ended()  # read before its last points, so that these are shown
         by_step: dict[int, dict[str, float]] = {}
         for point in journal.news(run):
             by_step.setdefault(point.step, {})[point.key] = point.value
@@ -53,7 +53,7 @@ def follow(run: RunFolder, every_s: float = 0.5) -> Iterator[str]:
 
 
 class Journal:
-    """Reads on in the newest attempt's journal."""
+    """Reads the newest attempt's journal as it grows."""
 
     def __init__(self) -> None:
         self._path, self._read_bytes = Path(), 0
@@ -74,7 +74,7 @@ class Journal:
 
 
 def describe(values: Mapping[str, float]) -> str:
-    """What an epoch found, and how fast it was, in one line."""
+    """An epoch's scores and speed in one line."""
     subjects = [
         key.removeprefix("val/dice_")
         for key in values
@@ -88,7 +88,7 @@ def describe(values: Mapping[str, float]) -> str:
 
 
 def _speed(values: Mapping[str, float]) -> Iterator[str]:
-    """Of the epoch's steps, where there were any: the first weights are validated without."""
+    """The speed of the epoch's steps; empty if there were none, as for the first weights."""
     if "train/voxels_per_s" not in values:
         return
     yield f"{values['train/voxels_per_s']:,.0f} voxels/s"
