@@ -1,4 +1,5 @@
-"""infra/compose as containers: used, a worker and the head killed, backed up, destroyed, restored.
+"""infra/compose as containers: used by TLS, a worker and the head killed, backed up, destroyed,
+restored.
 
 `make cluster-test PART=containers` runs it, on the images of `make cluster-images`.
 """
@@ -7,15 +8,18 @@ import json
 import shutil
 import subprocess
 import time
+from functools import partial
 
 import pytest
 import requests
 
+from infra.local.settings import is_free
 from tests.support.containers import Compose, podman_env
 from tests.support.projects import ROOT, set_params
 
 pytestmark = [pytest.mark.long, pytest.mark.needs_images, pytest.mark.timeout(1500)]
 EPOCHS, STEPS = 12, 4
+OLD = ROOT / "tests/infra/mlflow-2.9"
 RUNS = """
 import json
 from gliotrail.tracking.client import client
@@ -29,10 +33,12 @@ for run in server.search_runs([e.experiment_id for e in server.search_experiment
 
 @pytest.fixture(scope="module")
 def compose(tmp_path_factory):
+    taken = [port for port in (5000, 5443, 8265, 8266, 8333, 8443) if not is_free(port)]
+    assert not taken, f"infra/compose wants ports that are taken: {taken}"
     folder = tmp_path_factory.mktemp("compose") / "compose"
     shutil.copytree(ROOT / "infra/compose", folder, ignore=shutil.ignore_patterns(".env", "tls"))
     (folder / "client.env").unlink(missing_ok=True)
-    subprocess.run(["./secrets.sh"], cwd=folder, check=True, capture_output=True)
+    subprocess.run(["./secrets.sh", "127.0.0.1"], cwd=folder, check=True, capture_output=True)
     with (folder / ".env").open("a") as env:
         env.write("WORKER_CPUS=1\n")
     services = Compose(folder, podman_env(folder.parent), f"gt{folder.parent.name[-8:]}".lower())
@@ -83,15 +89,22 @@ def test_doctor_finds_all_well_with_the_clients_environment(project, compose):
 
 def test_a_stranger_is_refused_and_the_user_of_workers_is_no_admin(compose):
     env = compose.client_env()
-    users = f"{env['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/users"
+    users = "/api/2.0/mlflow/users"
     gliotrail = ("gliotrail", env["MLFLOW_TRACKING_PASSWORD"])
-    assert requests.get(f"{env['RAY_ADDRESS']}/api/version", timeout=60).status_code == 401
-    assert requests.get(f"{users}/get?username=gliotrail", timeout=60).status_code == 401
-    me = requests.get(f"{users}/get?username=gliotrail", auth=gliotrail, timeout=60)
-    assert me.json()["user"]["is_admin"] is False
+    ask = partial(requests.request, timeout=60, verify=env["REQUESTS_CA_BUNDLE"])
     new = {"username": "another", "password": "0123456789ab"}
-    made = requests.post(f"{users}/create", json=new, auth=gliotrail, timeout=60)
-    assert made.status_code == 403
+    for ray, mlflow in (
+        ("http://127.0.0.1:8265", "http://127.0.0.1:5000"),
+        (env["RAY_ADDRESS"], env["MLFLOW_TRACKING_URI"]),
+    ):
+        assert ask("GET", f"{ray}/api/version").status_code == 401
+        assert ask("GET", f"{mlflow}{users}/get?username=gliotrail").status_code == 401
+        me = ask("GET", f"{mlflow}{users}/get?username=gliotrail", auth=gliotrail)
+        assert me.json()["user"]["is_admin"] is False
+        made = ask("POST", f"{mlflow}{users}/create", json=new, auth=gliotrail)
+        assert made.status_code == 403
+    with pytest.raises(requests.exceptions.SSLError):  # who has not tls/ca.pem
+        requests.get(env["RAY_ADDRESS"], timeout=60)
 
 
 def test_a_training_outlives_a_worker_and_the_head_and_a_backup_brings_it_back(project, compose):
@@ -129,8 +142,24 @@ def test_a_training_outlives_a_worker_and_the_head_and_a_backup_brings_it_back(p
     compose.run("./restore.sh", str(backup))
     compose.start("s3-door")
     compose.once("schema")
-    compose.start("mlflow")
+    compose.start("mlflow", "tls")
     assert sorted(runs(project, compose)) == sorted(after)
     assert "holds something already" in compose.run(
         "bash", "-c", f"./restore.sh {backup} 2>&1; true"
     )
+
+
+def test_an_old_mlflows_databases_are_upgraded_before_the_server_starts(compose):
+    compose.down()
+    compose.start("postgres", "s3", "s3-door")
+    for name in ("mlflow", "mlflow_auth"):
+        compose.run("bash", "-c", f"{compose.command} exec -T postgres psql -q -v ON_ERROR_STOP=1 "
+                    f"-U mlflow -d {name} <{OLD / name}.sql")  # fmt: skip
+    compose.once("buckets")
+    compose.once("schema")
+    compose.start("mlflow")
+    asked = requests.post(
+        "http://127.0.0.1:5000/api/2.0/mlflow/runs/search", json={"experiment_ids": ["0", "1"]},
+        auth=("reader", "of the old schema"), timeout=60,
+    )  # fmt: skip
+    assert [run["info"]["run_name"] for run in asked.json()["runs"]] == ["older"]

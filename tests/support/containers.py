@@ -35,7 +35,7 @@ class Compose:
     def command(self) -> str:
         """As COMPOSE of backup.sh."""
         program = Path(sys.executable).with_name("podman-compose")
-        return f"{program} -p {self.project}"
+        return f"{program} -p {self.project} --profile tls"
 
     def __call__(self, *words: str, check: bool = True) -> str:
         """Run `compose WORDS`."""
@@ -85,7 +85,7 @@ class Compose:
         self.once("schema")
         self.start("mlflow")
         self.once("accounts")
-        self.start("ray", "worker")
+        self.start("ray", "worker", "tls")
 
     def down(self) -> None:
         """All of it, data too; podman-compose forgets workers but the first."""
@@ -96,6 +96,7 @@ class Compose:
         self("down", "--volumes", check=False)
 
     def client_env(self) -> dict[str, str]:
-        """What client.env sets."""
-        lines = (self.folder / "client.env").read_text().splitlines()
-        return dict(line.removeprefix("export ").split("=", 1) for line in lines)
+        """What client.env sets: all by TLS, as for another machine."""
+        told = self.run("env", "-i", "bash", "-c", ". ./client.env; unset PWD SHLVL; export -p")
+        lines = [line.removeprefix("declare -x ") for line in told.splitlines() if "=" in line]
+        return {name: value.strip('"') for name, value in (line.split("=", 1) for line in lines)}
