@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.tracking import compared_cost, compared_kills, compared_loop, compared_sweeps
-from tests.tracking.compared_support import FORKED, SETTINGS, a_server, empty
+from tests.tracking.compared_support import AWAY_S, FORKED, SETTINGS, a_server, empty
 from tests.tracking.compared_table import table
 from tests.tracking.compared_tune import WAYS as OF_TUNE
 
@@ -88,12 +88,12 @@ def kills_of_loops(kind: str, measuring: Measuring, moments: list[float]) -> Non
                 measuring.note(way, number, seen)
 
 
-def kills_of_servers(measuring: Measuring, moments: list[float]) -> None:
+def kills_of_servers(measuring: Measuring, moments: list[float], away_s: float) -> None:
     """All ways at once, as one server is killed for all."""
     with a_server() as server:
         for number, moment in enumerate(moments):
             if left := measuring.left(number):
-                found = compared_kills.of_server(server, left, number, moment)
+                found = compared_kills.of_server(server, left, number, moment, away_s)
                 for way, seen in found.items():
                     measuring.note(way, number, seen)
 
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ways", nargs="+")
+    parser.add_argument("--away-s", type=float, default=AWAY_S, help="of the server")
     parser.add_argument("--to", type=Path, required=True)
     options = parser.parse_args()
     kind = options.kind
@@ -156,7 +157,7 @@ def main() -> None:
     if kind == "cost":
         costs(measuring)
     elif kind == "server":
-        kills_of_servers(measuring, moments)
+        kills_of_servers(measuring, moments, options.away_s)
     elif kind in {"worker", "driver", "tune-server"}:
         kills_in_sweeps(kind, measuring, moments)
     else:

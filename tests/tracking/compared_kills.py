@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def of_helper(way: str, moment: float) -> dict[str, Any]:
 
 
 def of_server(
-    server: ForkedServer, ways: list[str], number: int, moment: float
+    server: ForkedServer, ways: list[str], number: int, moment: float, away_s: float
 ) -> dict[str, dict[str, Any]]:
     """One kill of a server that all ways' loops lean on.
 
@@ -80,11 +81,16 @@ def of_server(
         for way, loop in loops.items():
             loop.until_began(processes[way])
         time.sleep(moment * STEPS * step_s)
-        server.kill_for_2_s()
+        server.kill_for(away_s)
         for way, loop in loops.items():
             loop.to_its_end(processes[way])
         for at, way in enumerate(ways):
-            found[way] = settled(way, top, server.database, f"of-{number}-{at}").told | {
+            look = partial(settled, way, top, server.database, f"of-{number}-{at}")
+            is_synced = way == "gliotrail.track" and look().statuses != ["FINISHED"]
+            if is_synced:
+                loops[way].sync()
+            found[way] = look().told | {
+                "synced": is_synced,
                 "failed_starts": loops[way].failed,
                 "blocked_s": sum(took for took, _ in loops[way].took()["steps"]),
             }

@@ -19,7 +19,7 @@ from tests.support.services import free_port
 from tests.tracking import compared_loop
 from tests.tracking.compared_files import Kept, in_mlflow, in_wandb
 
-STEPS, STEP_S, LOOKED_AT_S, SETTLED_S = 60, 0.1, 10.0, 120.0
+STEPS, STEP_S, LOOKED_AT_S, SETTLED_S, AWAY_S = 60, 0.1, 10.0, 120.0, 2.0
 EXPERIMENT = "compared"
 FORKED = get_context("forkserver")
 SETTINGS = {
@@ -64,6 +64,11 @@ class Loop:
             if process.exitcode == 0:
                 return
             self.failed, process = self.failed + 1, None
+
+    def sync(self) -> None:
+        """As the user is told to do where not all was delivered."""
+        words = ["gliotrail", "runs", "sync"]
+        subprocess.run(words, cwd=self.folder, env=os.environ | self.env, check=True)
 
     def took(self) -> dict[str, Any]:
         """Of the last start."""
@@ -136,10 +141,10 @@ class ForkedServer:
         self._process.kill()
         self._process.join()
 
-    def kill_for_2_s(self) -> None:
-        """Killed, and started again two seconds later."""
+    def kill_for(self, away_s: float) -> None:
+        """Killed, and started again so much later."""
         self.kill()
-        time.sleep(2)
+        time.sleep(away_s)
         self.start()
 
 

@@ -13,6 +13,7 @@ from tests.support.services import kill_all
 from tests.tracking import compared_tune
 from tests.tracking.compared_files import Kept, in_mlflow
 from tests.tracking.compared_support import (
+    AWAY_S,
     EXPERIMENT,
     FORKED,
     LOOKED_AT_S,
@@ -155,7 +156,7 @@ def of_tune_server(
             for sweep in sweeps.values():
                 sweep.go(trial)
             time.sleep(moment * STEPS * STEP_S / 2)
-            server.kill_for_2_s()
+            server.kill_for(AWAY_S)
         for sweep in sweeps.values():
             sweep.to_its_end()
         return {

@@ -4,7 +4,7 @@ from typing import Any
 
 KILLS = (
     "killed", "way", "kills", "lost", "doubled", "at another step", "wrong at the end",
-    "RUNNING 10 s later", "failed starts",
+    "RUNNING 10 s later", "failed starts", "told by sync",
 )  # fmt: skip
 COSTS = (
     "server", "way", "ms a step", "longest, s", "CPU, ms a step", "end, s", "calls of the server",
@@ -39,6 +39,7 @@ def _kills(of: list[dict[str, Any]]) -> list[Any]:
         len(of), total("lost"), total("doubled"), total("at_wrong_step"),
         sum(line["statuses"] != ["FINISHED"] for line in of),
         total("running_after") if looked else "-", total("failed_starts"),
+        total("synced"),
     ]  # fmt: skip
 
 

@@ -107,10 +107,12 @@ def main(
     storage, uri, experiment = (
         folder / "ray", env["MLFLOW_TRACKING_URI"], env["MLFLOW_EXPERIMENT_NAME"],
     )  # fmt: skip
+    # Tune keeps sweeps of one name in one Ray in one folder before it copies them to their storage
+    name = f"sweep-{folder.parent.name}-{folder.name}"
     with _callbacks(way, uri, experiment) as callbacks:
-        if tune.Tuner.can_restore(f"{storage}/sweep"):
+        if tune.Tuner.can_restore(f"{storage}/{name}"):
             tuner = tune.Tuner.restore(
-                f"{storage}/sweep",
+                f"{storage}/{name}",
                 trainable=tune.with_resources(learn, {"cpu": 1}),
                 resume_errored=True,
             )
@@ -126,7 +128,7 @@ def main(
                 param_space=space,
                 tune_config=tune.TuneConfig(max_concurrent_trials=1),
                 run_config=tune.RunConfig(
-                    name="sweep", storage_path=str(storage), verbose=0, callbacks=callbacks,
+                    name=name, storage_path=str(storage), verbose=0, callbacks=callbacks,
                     failure_config=tune.FailureConfig(max_failures=5),
                 ),
             )  # fmt: skip
