@@ -6,14 +6,14 @@
 
 import re
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from typing import Any, Final, NoReturn
 
 _LONGEST: Final = 500
-_NO_MEMORY: Final = ("can't allocate memory", "out of memory")  # as PyTorch says it
+_NO_MEMORY: Final = ("can't allocate memory", "out of memory")  # PyTorch's words
 
 
 class GliotrailError(Exception):
@@ -45,20 +45,14 @@ class GliotrailError(Exception):
         # names from data may hold a terminal's control characters
         super().__init__("".join(c if c.isprintable() else "?" for c in " ".join(line.split())))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Ray and multiprocessing pickle exceptions; keyword-only arguments need help
-        return _rebuild, (type(self), self.what, self.where, self.wanted, self.got, self.do)
+    def __reduce__(self) -> tuple[Any, ...]:  # pickling passes no keyword-only arguments by itself
+        more = partial(type(self), where=self.where, wanted=self.wanted, got=self.got, do=self.do)
+        return more, (self.what,)
 
 
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-
-
-def _rebuild(
-    kind: type[GliotrailError], what: str, where: object, wanted: object, got: object, do: str
-) -> GliotrailError:
-    return kind(what, where=where, wanted=wanted, got=got, do=do)
 
 
 class ParamsError(GliotrailError):
@@ -95,23 +89,16 @@ class Stopped(GliotrailError):  # noqa: N818 - nothing went wrong
 
 
 @contextmanager
-def one_line_errors(
-    kept: str = "what was finished is kept, and the same command goes on",
-) -> Iterator[None]:
+def one_line_errors(kept: str = "finished work stays; the same command goes on") -> Iterator[None]:
     """End the process with exit code 1 and one line, without a traceback.
 
-    This holds for a GliotrailError, for errors of the machine (disk, memory, permission), for a
-    library of an extra that is not installed, and for Ctrl-C (exit code 130).
-
-    Args:
-        kept: the message after Ctrl-C: what is kept, and how to go on.
+    This holds for a GliotrailError, errors of the machine (disk, memory, permission), a library of
+    an extra that is not installed, and Ctrl-C (exit code 130, with `kept`).
     """
     try:
         yield
-    except Stopped as error:
-        _end(str(error), error.code)
     except GliotrailError as error:
-        _end(str(error))
+        _end(str(error), error.code if isinstance(error, Stopped) else 1)
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
         if (extra := _extra_with(missing)) is None:
@@ -130,10 +117,10 @@ def one_line_errors(
 
 def _extra_with(module: str) -> str | None:
     """The smallest extra of pyproject.toml that installs a module, if one does."""
-    packages: defaultdict[str, set[str]] = defaultdict(set)
+    packages: dict[str, set[str]] = {}
     for line in metadata.requires("gliotrail") or []:
         if found := re.match(r"([\w-]+).*extra == ['\"](\w+)['\"]", line):
-            packages[found[2]].add(found[1].replace("-", "_"))
+            packages.setdefault(found[2], set()).add(found[1].replace("-", "_"))
     extras = [extra for extra, names in packages.items() if module in names]
     return min(extras, key=lambda extra: len(packages[extra]), default=None)
 

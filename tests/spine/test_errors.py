@@ -18,7 +18,7 @@ FAILURES = {
         "mended\n",
     ),
     "raise KeyboardInterrupt": (
-        130, "error: stopped by Ctrl-C; what was finished is kept, and the same command goes on\n",
+        130, "error: stopped by Ctrl-C; finished work stays; the same command goes on\n",
     ),
 }  # fmt: skip
 

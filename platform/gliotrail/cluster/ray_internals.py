@@ -1,7 +1,4 @@
-"""Our uses of Ray's private interface; tests/cluster/test_ray_internals.py checks that it is there.
-
-Besides, only `fixed_scaling` and `workers._Trainer` rely on more than Ray's public interface.
-"""
+"""Our uses of Ray's private interface, besides `fixed_scaling` and `workers._Trainer`."""
 
 import inspect
 import logging
@@ -17,11 +14,7 @@ from typing import Any, Final
 import psutil
 import ray
 from ray._private import ray_constants, services
-from ray._raylet import (  # type: ignore[attr-defined]
-    AuthenticationTokenLoader,
-    Config,
-    persist_port,
-)
+from ray._raylet import AuthenticationTokenLoader, Config, persist_port  # type: ignore[attr-defined]
 
 from gliotrail.progress import say
 
@@ -38,18 +31,13 @@ _NO_ABORT: Final = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
 
 
 def leave_sigterm_to_us() -> None:
-    """Before `ray.init`: switch off Ray's handler, which aborts the process 3 s after a SIGTERM.
-
-    A checkpoint may take longer.
-    """
+    """Before `ray.init`: no abort 3 s after a SIGTERM, since a checkpoint may take longer."""
     os.environ[_NO_ABORT] = "1"  # for processes that are started from here
     setattr(ray_constants, _NO_ABORT, True)  # Ray read it when it was imported
     # Ray warns that a thread can't handle signals; this process has its own handler
-    logging.getLogger("ray._private.worker").addFilter(_is_no_warning_of_sigterm)
-
-
-def _is_no_warning_of_sigterm(record: logging.LogRecord) -> bool:
-    return "SIGTERM handler" not in str(record.msg)
+    logging.getLogger("ray._private.worker").addFilter(
+        lambda record: "SIGTERM handler" not in str(record.msg)
+    )
 
 
 def tell_deaths_in_one_line() -> None:
@@ -133,11 +121,9 @@ def end_what_a_start_left() -> None:
 
 def own_processes() -> dict[str, "Popen[bytes]"]:
     """The essential processes of a Ray that was started from here, by their names."""
-    node = ray._private.worker._global_node
-    if node is None:
-        return {}
+    node: Any = ray._private.worker._global_node
     return {
         name: infos[0].process
-        for name, infos in node.all_processes.items()
+        for name, infos in (node.all_processes if node else {}).items()
         if name in {ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER}
     }

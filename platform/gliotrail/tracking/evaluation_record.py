@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from mlflow import MlflowClient
-from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from gliotrail.paths import state_dir
@@ -16,8 +14,7 @@ from gliotrail.runs.lineage import PLANNED_TAG
 from gliotrail.tracking.champion import describe_version, figures, short_uri
 from gliotrail.tracking.client import client, existing_run, one_line
 from gliotrail.tracking.delivery import deliver
-from gliotrail.tracking.evaluation_run import held_out, record_held_out
-from gliotrail.tracking.experiment_page import SCORE
+from gliotrail.tracking.evaluation_run import record_held_out, write_note_with_measures
 from gliotrail.tracking.registry import (
     TRAINED_ON,
     Rescored,
@@ -27,7 +24,6 @@ from gliotrail.tracking.registry import (
     promote,
     register,
 )
-from gliotrail.tracking.run_page import note_of, page_of, write_note
 
 _UNCOMPARED: Final = (
     "it was trained on these validation data or doesn't say so, or has other channels or classes: "
@@ -50,10 +46,8 @@ def record_evaluation(
 ) -> str:
     """Log test scores and files, register the model, and make it champion if it is the best.
 
-    The run's status is not touched. Scores get the model's step and the time the run ended, so
-    that logging them again changes nothing; they are in a run of their own below it. A run that saw
-    fewer voxels than params.yaml planned at its commit becomes champion only by
-    `gliotrail promote`.
+    Scores are in a run of their own below the training's, whose status stays. A run that saw fewer
+    voxels than params.yaml planned at its commit becomes champion only by `gliotrail promote`.
 
     Args:
         run: the content of `results/train/run.json`.
@@ -90,7 +84,7 @@ def record_evaluation(
                 theirs = download_weights(server, holder, Path(folder))
                 return rescore(theirs, holder.tags.get(TRAINED_ON))
 
-        _write_note(server, server.get_run(run_id), run)
+        write_note_with_measures(server, server.get_run(run_id), run)
         experiment = found.info.experiment_id
         model_id = log_model(server, experiment, run_id, weights, run["params"]["threshold"])
         version = register(
@@ -132,14 +126,3 @@ def _missing_voxels(run: Mapping[str, Any]) -> str:
     if seen >= planned:
         return ""
     return f"it saw {seen / 1e6:.1f} million voxels of the {planned / 1e6:.1f} million planned"
-
-
-def _write_note(server: MlflowClient, known: Run, says: Mapping[str, Any]) -> None:
-    """Write the run's description again, with the measures."""
-    run_id = known.info.run_id
-    values = known.data.metrics | held_out(server, known)
-    last = [Point(key, value, 0, 0) for key, value in values.items() if key != SCORE]
-    epochs = [Point(SCORE, m.value, m.step, 0) for m in server.get_metric_history(run_id, SCORE)]
-    folders = (None, "evaluation", "images")
-    files = [entry.path for folder in folders for entry in server.list_artifacts(run_id, folder)]
-    write_note(server, known, note_of(says, says["ended"], last + epochs, files, page_of(known)))

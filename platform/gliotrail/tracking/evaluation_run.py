@@ -4,8 +4,8 @@ In the training's own run each would be a chart of a single dot, above its curve
 """
 
 import uuid
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -13,8 +13,9 @@ from mlflow.entities import Run
 from gliotrail.runs.journal import Point
 from gliotrail.tracking.client import ID_TAG, runs_of
 from gliotrail.tracking.delivery import log_points
-from gliotrail.tracking.experiment_page import HELD_OUT_TAG
+from gliotrail.tracking.experiment_page import HELD_OUT_TAG, SCORE
 from gliotrail.tracking.once import make_once, the_run
+from gliotrail.tracking.run_page import note_of, page_of, write_note
 
 PREFIX: Final = "test/"
 SHOWN: Final = "test/dice_mean_regions"
@@ -57,6 +58,17 @@ def held_out_points(server: MlflowClient, of: Run) -> list[Point]:
         if key.startswith(PREFIX)
         for m in server.get_metric_history(run.info.run_id, key)
     ]
+
+
+def write_note_with_measures(server: MlflowClient, of: Run, says: Mapping[str, Any]) -> None:
+    """Write a training's description again, with the held-out measures."""
+    run_id = of.info.run_id
+    values = of.data.metrics | held_out(server, of)
+    last = [Point(key, value, 0, 0) for key, value in values.items() if key != SCORE]
+    epochs = [Point(SCORE, m.value, m.step, 0) for m in server.get_metric_history(run_id, SCORE)]
+    folders = (None, "evaluation", "images")
+    files = [entry.path for folder in folders for entry in server.list_artifacts(run_id, folder)]
+    write_note(server, of, note_of(says, says["ended"], last + epochs, files, page_of(of)))
 
 
 def _own_id(of: Run) -> str:
