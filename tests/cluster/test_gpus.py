@@ -47,8 +47,9 @@ def test_what_no_worker_can_get_is_refused(
     text: str, trial_workers: int | None, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLIOTRAIL_GPUS", text)
+    variable = "GLIOTRAIL_TRIAL_WORKERS" if trial_workers else "GLIOTRAIL_WORKERS"
     with pytest.raises(ParamsError) as told:
-        gpus_wanted(trial_workers)
+        gpus_wanted(trial_workers, variable)
     assert str(told.value) == f"GLIOTRAIL_GPUS: {line}"
 
 

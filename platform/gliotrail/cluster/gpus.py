@@ -12,7 +12,7 @@ from typing import Final
 import torch
 
 from gliotrail.cluster.autoscaling import can_start_gpus
-from gliotrail.cluster.connection import GPUS, is_own, nodes, total, whole_number
+from gliotrail.cluster.connection import GPUS, WORKERS, is_own, nodes, total, whole_number
 from gliotrail.errors import ClusterError, ParamsError
 from gliotrail.progress import say
 
@@ -22,11 +22,13 @@ TEST_ON_CPU: Final = "GLIOTRAIL_TEST_GPU_IS_CPU"
 """For tests only: a worker with a logical GPU may compute on its CPU, by gloo."""
 
 
-def gpus_wanted(trial_workers: int | None = None) -> float | None:
+def gpus_wanted(trial_workers: int | None = None, variable: str = WORKERS) -> float | None:
     """GLIOTRAIL_GPUS, for each worker: 0, 1, a share of one, or None for `auto`.
 
     Args:
-        trial_workers: how many a sweep's trial has; None for a training outside a sweep.
+        trial_workers: how many workers of a sweep's trial sum gradients; 1 for tasks that sum
+            none, None for a training outside a sweep.
+        variable: the one that sets the number of workers, for messages.
 
     Raises:
         ParamsError: it is something else, or a share where several workers sum: NCCL refuses that.
@@ -37,8 +39,7 @@ def gpus_wanted(trial_workers: int | None = None) -> float | None:
     if text == "auto":
         return None
     if re.fullmatch("[2-9]|[1-9][0-9]+", text):
-        name = "GLIOTRAIL_TRIAL_WORKERS" if trial_workers else "GLIOTRAIL_WORKERS"
-        do = f"for {text} GPUs set {name}={text}"
+        do = f"for {text} GPUs set {variable}={text}"
         raise ParamsError(GPUS, wanted="1: each worker computes on one", got=text, do=do)
     if not re.fullmatch(r"[01]|0?\.[0-9]{1,4}", text) or (
         text not in {"0", "1"} and not float(text)

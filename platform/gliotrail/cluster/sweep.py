@@ -124,7 +124,7 @@ def _run(
         check(proposals.probes)
         smallest = min(training.section.batch_size for training in proposals.probes)
         check_shares(trial_workers(), None, smallest, TRIAL_WORKERS)
-        gpus = gpus_wanted(trial_workers())
+        gpus = gpus_wanted(trial_workers(), TRIAL_WORKERS)
         origin = Origin.now()
         described = _describe(params, proposals, origin)
         connected()
