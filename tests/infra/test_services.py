@@ -14,6 +14,7 @@ from infra.local import others, postgres
 from infra.local.processes import Processes
 from infra.local.settings import load
 from infra.local.state import running
+from tests.support.documents import blocks
 from tests.support.projects import ROOT
 
 pytestmark = [pytest.mark.long, pytest.mark.needs_postgres, pytest.mark.timeout(900)]
@@ -42,6 +43,7 @@ points = client.get_metric_history(run.info.run_id, "loss")
 champion = client.get_model_version_by_alias("old-model", "champion")
 print("READ", run.info.run_name, run.data.params["seed"], len(points), champion.version)
 """
+MODEL = "import mlflow; mlflow.MlflowClient().create_registered_model('gliotrail-unet3d')\n"
 OLD = ROOT / "tests/infra/mlflow-2.9"
 
 
@@ -139,7 +141,8 @@ def test_an_old_mlflows_databases_are_upgraded_kept_beside_and_served(old):
     before = Path(told.partition(": ")[2].strip())
     assert (before / "PG_VERSION").is_file()
     assert Processes(old).owners() == {}
-    users = f"http://{settings.at('mlflow')}/api/2.0/mlflow/users/get?username=reader"
+    where = f"http://{settings.at('mlflow')}"
+    users = f"{where}/api/2.0/mlflow/users/get?username=reader"
     reader = ("reader", "of the old schema")
     with (
         running(settings, [postgres.service(settings)]),
@@ -147,3 +150,14 @@ def test_an_old_mlflows_databases_are_upgraded_kept_beside_and_served(old):
     ):
         assert use(old, READ_OLD) == ["READ", "older", "7", "4", "1"]
         assert requests.get(users, auth=reader, timeout=60).status_code == 200
+        # what remote-mlflow.md tells an admin to do
+        page = (ROOT / "docs/how-to/remote-mlflow.md").read_text()
+        (block,) = [each for each in blocks(page, "") if each.language == "python"]
+        script = block.text.replace("https://mlflow.example.org:5443", where)
+        use(old, f"{MODEL}{script}\nprint('USED')")
+        me = ("me", "at least 12 letters")
+        run = {"experiment_id": "1", "start_time": 1}
+        made = f"{where}/api/2.0/mlflow/runs/create"
+        assert requests.post(made, json=run, auth=me, timeout=60).status_code == 200
+        other = run | {"experiment_id": "0"}
+        assert requests.post(made, json=other, auth=me, timeout=60).status_code == 403
