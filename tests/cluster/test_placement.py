@@ -20,7 +20,7 @@ from gliotrail.runs.journal import RunFolder
 from tests.support.crops import Crops
 from tests.support.raylets import raylets, workers_seen
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.starts_ray, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

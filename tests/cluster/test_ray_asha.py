@@ -23,7 +23,9 @@ def trial(config):
         tune.report({"dice": config["quality"] * (1 - 0.5 ** epoch), "epoch": epoch})
 
 store, name = sys.argv[1:]
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+ray.init(  # "local": never a cluster that somebody else has started here
+    "local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+)
 scheduler = ASHAScheduler(
     metric="dice", mode="max", time_attr="epoch", max_t=9, grace_period=1, reduction_factor=3
 )
@@ -46,8 +48,9 @@ print("ended:", sorted(r.config["quality"] for r in results if r.metrics["epoch"
 def ended(store: Path, name: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", SWEEP, store, name],
-        env=os.environ | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True, check=True,
+        env=os.environ | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
     return next(line for line in done.stdout.splitlines() if line.startswith("ended:"))
 
 
@@ -57,9 +60,10 @@ def test_a_sweep_that_was_killed_stops_fewer_trials_by_ray_s_own_asha(tmp_path: 
 
     killed = subprocess.Popen(
         [sys.executable, "-c", SWEEP, tmp_path, "killed"],
-        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+        # Tune's state is written often, so that it knows the trials that are over, however slow
+        env=os.environ | {"RAY_AUTH_MODE": "disabled", "TUNE_GLOBAL_CHECKPOINT_S": "0.1"},
     )
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while len([*(tmp_path / "killed").glob("trial_*")]) < 6:
         assert time.monotonic() < until
         time.sleep(0.1)

@@ -67,8 +67,12 @@ def starts_ray(path: Path) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start Ray first: they take longest."""
-    items.sort(key=lambda item: not starts_ray(item.path))
+    """Files that start Ray first: they take longest; and of these those with a Ray of their own
+    before those that share the session's, in which it would be that one.
+    """
+    items.sort(
+        key=lambda item: (not starts_ray(item.path), item.get_closest_marker("starts_ray") is None)
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
