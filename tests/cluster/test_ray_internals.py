@@ -4,9 +4,7 @@ import inspect
 import re
 import shutil
 import subprocess
-import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -19,7 +17,6 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 import gliotrail
 from gliotrail.cluster import ray_internals
-from gliotrail.cluster.connection import cluster
 
 PRIVATE = re.compile(r"ray[.\w]*\._\w+|from ray[.\w]*_internal|_internal_kv|_do_request")
 HOLDERS = {"ray_internals.py", "fixed_scaling.py", "workers.py", "autoscaling.py", "submit.py"}
@@ -48,7 +45,7 @@ def test_it_is_as_we_expect_it() -> None:
     starts = inspect.getsource(node)
     assert "ray._private.services.start_raylet(" in starts
     assert set(ray_internals._PORTS_OF_AGENTS) <= set(
-        inspect.signature(services.start_raylet).parameters
+        inspect.signature(ray_internals._RAYS_START).parameters
     )
     ray_internals.read_token_again()
     for owner, names in {
@@ -112,39 +109,3 @@ def test_a_raylet_that_lives_is_waited_for_and_what_a_failed_start_left_is_ended
         for process in (raylet, other):
             process.kill()
             process.wait()
-
-
-@pytest.mark.long
-@pytest.mark.starts_ray
-def test_ray_starts_where_its_agents_take_longer_than_a_raylet_waits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Both agents are stopped as soon as they are there; the raylet's limit is 15 s."""
-    monkeypatch.setattr(services, "start_raylet", services.start_raylet)
-    monkeypatch.setattr(services, "get_node", services.get_node)
-    stopped: dict[int, psutil.Process] = {}
-    over = threading.Event()
-
-    def stop_agents() -> None:
-        while not over.wait(0.005):
-            for each in ray_internals._of_ray():
-                with suppress(psutil.Error):
-                    words = " ".join(each.cmdline()[:3])
-                    if each.pid not in stopped and re.search(r"agent(/main)?\.py", words):
-                        each.suspend()
-                        stopped[each.pid] = each
-
-    thread = threading.Thread(target=stop_agents)
-    thread.start()
-    try:
-        with cluster() as connected:
-            connected()
-            time.sleep(16)
-            assert len(stopped) == 2
-            assert ray.get(ray.remote(lambda: "done").remote(), timeout=60) == "done"
-            over.set()
-            for each in stopped.values():
-                each.resume()
-    finally:
-        over.set()
-        thread.join()

@@ -80,7 +80,7 @@ def test_a_password_is_not_sent_along(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ParamsError, match="a password would be sent along") as told:
         submit("train")
     assert "geheim" not in str(told.value)
-    with pytest.raises(ParamsError, match="no such stage: wanted fetch"):
+    with pytest.raises(ParamsError, match="no such stage: wanted params"):
         submit("trian")
 
 
