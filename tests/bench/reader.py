@@ -60,11 +60,11 @@ def on_cpus(number: int) -> Iterator[None]:
 
 
 def step_s(
-    source: Mixture, steps: int, cpus: int, device_s: float, first: int = 0
+    source: Mixture, steps: int, cpus: int, readers: int, device_s: float, first: int = 0
 ) -> tuple[float, float]:
     """Seconds of a step, and the share of them that waits for patches: means of some steps."""
     with on_cpus(cpus):
-        stream = batches(source, range(first, first + steps + 1), BATCH, readers=cpus)
+        stream = batches(source, range(first, first + steps + 1), BATCH, readers=readers)
         next(stream)  # nothing was read ahead of the first
         waited_s, began_s = 0.0, time.perf_counter()
         for _ in range(steps):
@@ -78,25 +78,30 @@ def step_s(
 
 
 def lines(folder: Path, steps: int = 16, rounds: int = 3) -> list[str]:
-    """Markdown: what one and two CPUs serve, and how many a device of that speed needs."""
+    """Markdown: what one and two CPUs serve, and how many a device of that speed needs.
+
+    Two CPUs with one reader are what a worker had before it read by several threads.
+    """
     torch.set_num_threads(1)
     source, there = source_of(folder), min(2, len(os.sched_getaffinity(0)))
-    step_s(source, 1, 1, 0)  # compiles
-    free: dict[int, list[float]] = {n: [] for n in range(1, there + 1)}
-    waits: dict[int, list[float]] = {n: [] for n in range(1, there + 1)}
+    step_s(source, 1, 1, 1, 0)  # compiles
+    ways = sorted({(1, 1), (there, 1), (there, there)})  # CPUs, threads that read
+    free: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
+    waits: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
     for number in range(rounds):
-        for cpus in range(1, there + 1):  # in turn: other work on the machine slows all of them
-            free[cpus].append(step_s(source, steps, cpus, 0, number * steps)[0])
-            waits[cpus].append(step_s(source, steps, cpus, DEVICE_S, number * steps)[1])
-    alone_s = statistics.median(free[1])
-    gain = statistics.median(a / b for a, b in zip(free[1], free[there], strict=True))
+        for way in ways:  # in turn: other work on the machine slows all of them
+            free[way].append(step_s(source, steps, *way, 0, number * steps)[0])
+            waits[way].append(step_s(source, steps, *way, DEVICE_S, number * steps)[1])
+    alone_s = statistics.median(free[1, 1])
+    gain = statistics.median(a / b for a, b in zip(free[1, 1], free[there, there], strict=True))
 
     def needed(device_s: float) -> int:
         return math.ceil(alone_s * (1 - MOST_WAITING) / device_s * there / gain)
 
     rows = [
-        f"| {n} | {statistics.median(free[n]):.3f} s | {statistics.median(waits[n]):.0%} |"
-        for n in free
+        f"| {cpus} | {readers} | {statistics.median(free[cpus, readers]):.3f} s |"
+        f" {statistics.median(waits[cpus, readers]):.0%} |"
+        for cpus, readers in ways
     ]
     size = "x".join(map(str, source.size_vox))
     return [
@@ -104,8 +109,8 @@ def lines(folder: Path, steps: int = 16, rounds: int = 3) -> list[str]:
         f"{BATCH} patches of {size} a step, rehearsal {REHEARSAL}, all augmentations on, for a"
         f" simulated device of {DEVICE_S * 1000:.0f} ms a step (`python -m tests.bench.reader`); in"
         f" turn, medians of {rounds} rounds of {steps} steps:\n",
-        "| CPUs of the worker | a step's patches take | waiting for data |",
-        "|---|---|---|",
+        "| CPUs of the worker | threads that read | a step's patches take | waiting for data |",
+        "|---|---|---|---|",
         *rows,
         "\nCPUs that a worker needs to wait for data at most 5 % of its time, at that rate:\n",
         "| a step of the device takes | CPUs |",

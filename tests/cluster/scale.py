@@ -30,7 +30,7 @@ from tests.support.raylets import raylets, workers_seen
 from tests.support.told import told
 
 MOST_NODES: Final = 16
-NODE_BYTES: Final = 1.1e9
+NODE_BYTES: Final = 0.6e9
 """A raylet, its two agents and a worker with PyTorch, resident."""
 STEPS, EPOCHS, TRIALS = 20, 2, 64
 LOSS: Final = "train/soft_dice_loss"
