@@ -19,6 +19,7 @@ from gliotrail.runs.journal import RunFolder
 from gliotrail.tracking.track import track
 from tests.support.database import Database, Recorded
 from tests.support.projects import ROOT
+from tests.support.services import MlflowServer
 from tests.tracking.test_delivery_thread import until
 
 LOOP = """
@@ -247,8 +248,30 @@ def test_a_server_that_is_away_keeps_nobody_waiting(tmp_path: Path) -> None:
     assert code == 0, printed
     assert time.monotonic() - started < 40
     assert "not all of it is in MLflow yet" in printed
+    assert "its delivery goes on for ten minutes" in printed
     loop.env["MLFLOW_TRACKING_URI"] = ""
     code, printed = loop.run()  # finished; now it is told
     assert code == 0, printed
     assert status(loop) == "FINISHED"
     assert steps_by_key(loop.recorded()[0])["loss"] == list(range(1, 101))
+
+
+@pytest.mark.long
+def test_what_was_late_is_delivered_when_the_server_is_back(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "empty", LOOP.replace("{extra}", ""))
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    server = MlflowServer(tmp_path / "mlflow.log", store, tmp_path / "artifacts")
+    loop.env["MLFLOW_TRACKING_URI"] = server.uri
+    code, printed = loop.run()
+    assert code == 0, printed
+    assert "not all of it is in MLflow yet" in printed
+    (run,) = loop.folders()
+    server.start()
+    try:
+        server.wait()
+        recorded = Database(store).runs
+        of_run = str(run.describe()["id"])
+        until(lambda: [one.status for one in recorded(of_run)] == ["FINISHED"], 120)
+        assert steps_by_key(recorded(of_run)[0])["loss"] == list(range(1, 101))
+    finally:
+        server.kill()

@@ -21,14 +21,15 @@ from gliotrail.tracking.heartbeat import Heartbeat
 from gliotrail.tracking.reaper import GONE
 
 _LOOK_EVERY_S: Final = 1.0
-_PATIENCE_S: Final = 60.0
+_PATIENCE_S: Final = 600.0
+"""How long it goes on trying after the loop's end, while the server is away."""
 
 
 def main(*roots: str) -> None:
     """Deliver until the line `all` on standard input; other lines are folders of further runs.
 
-    After it, or when the parent process is gone, deliver what is left, for a minute at most. If
-    that fails, the reason is printed.
+    After it, or when the parent process is gone, deliver what is left. If the first try fails, the
+    reason is printed, and it goes on trying for ten minutes.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # a batch system signals every process
         signal.signal(number, signal.SIG_IGN)
@@ -42,9 +43,13 @@ def main(*roots: str) -> None:
     if not is_all and holder is not None:
         for run in filter(RunFolder.has_begun, runs):
             close_if(run, holder, GONE)
-    late = delivery.close(_PATIENCE_S)
+    late = delivery.close(_PATIENCE_S, again_for_s=_PATIENCE_S)
     with suppress(BrokenPipeError):
         os.write(1, (late or "").encode())  # to the parent process
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for held in (1, 2):  # whoever reads the parent's output must not wait for this process
+        os.dup2(nowhere, held)
+    delivery.join()
 
 
 def _wait(holder: Owner | None, add: Callable[[str], None]) -> bool:

@@ -3,7 +3,9 @@
 The delivery's own thread imports MLflow: that takes seconds, during which Ray starts.
 """
 
+import math
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -44,7 +46,9 @@ class DeliveryThread:
         self._others: list[RunFolder] | None = None if others_too else []
         self._told: dict[Path, object] = {}
         self._ids: dict[str, str] = {}  # MLflow's, by our own
-        self._closing, self._given_up = threading.Event(), False
+        self._closing, self._tried = threading.Event(), threading.Event()
+        self._given_up = False
+        self._ends_s = math.inf  # of trying again, after the first try since `close`
         self.problem: str | None = None
         self._thread = threading.Thread(target=self._work, name="delivery", daemon=True)
         self._thread.start()
@@ -63,9 +67,15 @@ class DeliveryThread:
                 self.problem, pause_s = None, self._every_s
                 if self._told and not last:
                     self._deliver_others()
-            if last or self._given_up:
+            if last:
+                self._tried.set()
+                if self.problem is None or time.monotonic() + pause_s > self._ends_s:
+                    return
+                time.sleep(pause_s)
+            elif self._given_up:
                 return
-            self._closing.wait(pause_s)
+            else:
+                self._closing.wait(pause_s)
 
     def _deliver_news(self) -> None:
         seen = [(run, now) for run in self._runs if (now := _progress_of(run)) is not None]
@@ -99,16 +109,25 @@ class DeliveryThread:
         except Exception:  # noqa: BLE001 - `gliotrail runs sync` reports what is wrong
             self._others = []
 
-    def close(self, timeout_s: float = 30.0) -> str | None:
-        """Deliver what is left, within the time.
+    def close(self, timeout_s: float = 30.0, again_for_s: float = 0.0) -> str | None:
+        """Deliver what is left: wait for one try, within the time.
+
+        Args:
+            again_for_s: how long its thread goes on trying if that fails.
 
         Returns:
             None, or why something could not be delivered; `gliotrail runs sync` does it later.
         """
+        self._ends_s = time.monotonic() + again_for_s
         self._closing.set()
-        self._thread.join(timeout_s)
-        self._given_up = self._thread.is_alive()  # the hanging request is its last
-        return "the tracking server hangs" if self._given_up else self.problem
+        if self._tried.wait(timeout_s):
+            return self.problem
+        self._given_up = not again_for_s  # the hanging request is its last
+        return "the tracking server hangs"
+
+    def join(self) -> None:
+        """Wait until everything is delivered, or until the time to try again is over."""
+        self._thread.join()
 
 
 class DeliveryProcess:
@@ -157,17 +176,24 @@ class DeliveryProcess:
                 self._process.stdin.flush()
 
     def close(self, timeout_s: float = 30.0) -> str | None:
-        """Like `DeliveryThread.close`."""
+        """Like `DeliveryThread.close`; what is late is tried again for ten minutes."""
         with self._lock:
             self._closing.set()
             if self._process.poll() is not None and self._process.returncode < 0:
                 self._process = self._start()
-        try:
-            printed, _ = self._process.communicate("all\n", timeout=timeout_s)
-        except subprocess.TimeoutExpired:  # it outlives this process
-            return "the tracking server is slow; its delivery goes on for a minute"
-        code = self._process.returncode
-        return printed.strip() or (f"its delivery ended with exit code {code}" if code else None)
+        process, ends_s = self._process, time.monotonic() + timeout_s
+        assert process.stdin is not None and process.stdout is not None
+        with suppress(BrokenPipeError), process.stdin:
+            process.stdin.write("all\n")
+        going_on = "its delivery goes on for ten minutes"
+        if not select.select([process.stdout], [], [], timeout_s)[0]:
+            return f"the tracking server is slow; {going_on}"
+        if printed := process.stdout.read().strip():
+            return f"{printed}; {going_on}"
+        with suppress(subprocess.TimeoutExpired):
+            if code := process.wait(max(0.0, ends_s - time.monotonic())):
+                return f"its delivery ended with exit code {code}"
+        return None
 
 
 @contextmanager
