@@ -1,8 +1,8 @@
 """Ray Train: `fit(trainer, ...)` in place of `trainer.fit()`; `ray.train.report` stays as it is.
 
-A callback in Ray Train's controller hears what all workers report. Points become final with the
-checkpoint of Ray's that they led to. Ray writes that down first: what was not heard because the
-controller was killed in between is taken from there at the next start.
+A callback in Ray Train's controller receives the reports of all workers. Points become final with
+Ray's next checkpoint. Ray records that checkpoint before it calls back; if the controller is killed
+in between, its metrics are read from Ray's record at the next start.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from gliotrail.tracking.track import begun
 
 _NEVER_S: Final = float("inf")
 _UNNAMED: Final = "ray_train_run-"
-"""How the name begins that Ray gives a run without one."""
+"""The beginning of the names that Ray gives to runs without one."""
 
 
 def fit(
@@ -33,17 +33,16 @@ def fit(
     all_ranks: bool = False,
     name: str | None = None,
 ) -> Result:
-    """Train, tracked as one run that is known by its inputs; see `gliotrail.track`.
+    """Train, tracked as one run that is identified by its inputs; see `gliotrail.track`.
 
-    The same call goes on where the workers, the controller or this process was killed. A trainer
-    whose RunConfig has no name gets the run's, so that Ray finds what it goes on from.
+    If the workers, the controller or this process is killed, the same call resumes the training.
+    A trainer whose RunConfig has no name gets the run's, so that Ray finds its checkpoints again.
 
     Args:
         trainer: such as a TorchTrainer. Its loop loads `ray.train.get_checkpoint()`.
         step: the key under which the loop reports its own count of steps.
-        all_ranks: whether the numbers of the others are points, too: `rank_1/loss`. Else rank 0's
-            alone. Of a report whose controller was killed at that very moment only rank 0's are
-            kept.
+        all_ranks: whether the other ranks' metrics are recorded, too, as `rank_1/loss`; otherwise
+            only rank 0's. If the controller is killed during a report, only rank 0's are kept.
         name: of the run in MLflow.
 
     Raises:
@@ -72,7 +71,7 @@ def fit(
 
 
 def _catch_up(folder: RunFolder, place: str, filesystem: Any, step: str) -> None:
-    """Make final what led to the checkpoint that Ray goes on from."""
+    """Make the points final that led to the checkpoint from which Ray resumes."""
     try:
         latest = Result.from_path(place, filesystem).metrics
     except RuntimeError:  # it never began
@@ -87,7 +86,7 @@ def _catch_up(folder: RunFolder, place: str, filesystem: Any, step: str) -> None
 
 
 class _Reports(UserCallback):
-    """In Ray Train's controller: notes what workers report."""
+    """Runs in Ray Train's controller: records what workers report."""
 
     def __init__(self, root: Path, step: str, all_ranks: bool) -> None:
         self._root, self._step, self._all_ranks = root, step, all_ranks
@@ -114,7 +113,7 @@ class _Reports(UserCallback):
             stop_if_asked(self._run.folder)
 
     def close(self) -> None:
-        """Let go of the journal."""
+        """Close the journal."""
         if self._run is not None:
             self._run.close()
             self._run = None

@@ -1,7 +1,7 @@
 """Ray Tune: a callback that makes each trial a run below the sweep's own.
 
-`ray.tune.report` stays as it is. A trial's points become final with its checkpoints, which Tune
-goes on from, or, where it makes none, at its end.
+`ray.tune.report` stays as it is. A trial's points become final with its checkpoints, from which
+Tune resumes, or, if it makes none, at its end.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,8 +26,8 @@ _OF_TUNE: Final = (*AUTO_RESULT_KEYS, "done", "should_checkpoint", "__duplicate_
 class TrialRuns(Callback):
     """For `ray.tune.RunConfig(callbacks=[...])`, within `tracked_sweep`.
 
-    Tune pickles it with the sweep and restores it from there, so all that it knows of the process
-    that it is in is in `_SWEEPS`.
+    Tune pickles it with the sweep and restores it, so everything about its process is kept outside
+    of it, in `_SWEEPS`.
     """
 
     def on_trial_result(
@@ -56,10 +56,10 @@ class TrialRuns(Callback):
 def tracked_sweep(
     experiment: str, *, inputs: Mapping[str, Any], step: str = "step", name: str | None = None
 ) -> Iterator[TrialRuns]:
-    """Track what the block does with a Tuner as a sweep that is known by its inputs.
+    """Track what the block does with a Tuner as a sweep that is identified by its inputs.
 
-    Its trials are children, known by Tune's own ids, which `Tuner.restore` keeps: a restored sweep
-    goes on in the same runs.
+    Its trials are children, identified by Tune's own ids. `Tuner.restore` keeps these: a restored
+    sweep goes on in the same runs.
 
     Args:
         step: the key under which trials report their own count of steps.
@@ -128,7 +128,7 @@ class _Sweep:
         del self.runs[str(trial.trial_id)]
 
     def close(self) -> None:
-        """Trials that are not over stay as they are: KILLED with the sweep, or restored."""
+        """Close all journals. Unfinished trials are KILLED with the sweep, or restored later."""
         for run in self.runs.values():
             run.close()
 
@@ -141,7 +141,7 @@ class _TrialRun:
         self._run = TrackedRun(folder, every_s=_NEVER_S)
 
     def note(self, step: int, numbers: Mapping[str, float]) -> None:
-        """A step that is there already is of a trial that goes on from a checkpoint."""
+        """Record a step; one that is recorded already is repeated by a resumed trial."""
         if step <= self._last:
             self._run.close()
             self._run = TrackedRun(self._folder, every_s=_NEVER_S)
@@ -149,7 +149,7 @@ class _TrialRun:
         self._run.report(step, numbers)
 
     def make_final(self) -> None:
-        """All that was noted is final."""
+        """Make final what was recorded."""
         self._run.make_final()
 
     def end(self, error: str | None) -> None:
@@ -162,7 +162,7 @@ class _TrialRun:
         self.close()
 
     def close(self) -> None:
-        """Let go of the journal."""
+        """Close the journal."""
         self._run.close()
 
 
