@@ -5,6 +5,7 @@ import ipaddress
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -57,6 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "COLUMNS": "100",
     }.items():
         patch.setenv(name, value)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a script's background: children
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # inherit it, and Ctrl-C is tested
     if torch := sys.modules.get("torch"):  # a room named on the command line imported it already
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if os.environ.get("GLIOTRAIL_CI"):  # the same examples each time; elsewhere new ones are sought
