@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gliotrail.cluster.autoscaling import on_the_way, when_there_are
-from gliotrail.cluster.connection import nodes, share_out
+from gliotrail.cluster.connection import START_LIMIT, nodes, share_out
 from gliotrail.errors import ClusterError
 from tests.support.ray_head import RayHead
 from tests.support.services import free_port
@@ -103,6 +103,7 @@ def test_on_a_cluster_that_scales_up_it_says_what_it_waits_for(
     scaling: ScalingHead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", scaling.gcs)
+    monkeypatch.setenv(START_LIMIT, "60")  # without a machine on the way
 
     def wait(workers: int, patience_s: float) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", WAIT, str(workers), str(patience_s)]
