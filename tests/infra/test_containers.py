@@ -127,7 +127,7 @@ def test_a_training_outlives_a_worker_and_the_head_and_a_backup_brings_it_back(p
 
     code, said = train(project, compose, 2 * STEPS, kill_head)
     assert code == 1
-    assert "the cluster's head answers, and knows no such job" in said
+    assert "the cluster's head answers, but has no such job" in said
     compose.start("ray", "worker")
     time.sleep(20)  # the workers look for the new head
     code, said = train(project, compose, 0, None)
