@@ -46,7 +46,8 @@ def trace(name: Name, as_json: Json = False) -> None:
     table = _facts()
     for kind in ("model", "run", "code", "parent", "environment", "params", "measures"):
         for n, (key, value) in enumerate((found[kind] or {"": "none"}).items()):
-            table.add_row("" if n else kind, key, as_text(value))
+            text = f"{value:.6g}" if isinstance(value, float) else as_text(value)
+            table.add_row("" if n else kind, key, text)
         table.add_section()
     for n, data in enumerate(found["data"]):
         where = ", ".join(data["at"]) or "not in the cache, and there is no remote"
