@@ -27,6 +27,8 @@ class GliotrailError(Exception):
         do: what to do about it.
     """
 
+    _is_told = False
+
     def __init__(
         self,
         what: str,
@@ -44,6 +46,13 @@ class GliotrailError(Exception):
         line += f"; {do}" if do else ""
         # names from data may hold a terminal's control characters
         super().__init__("".join(c if c.isprintable() else "?" for c in " ".join(line.split())))
+
+    def tell(self) -> None:
+        """Print it, once, in the same way as `one_line_errors` does at the process's end."""
+        if not self._is_told:
+            self._is_told = True
+            sys.stderr.write(f"error: {self}\n")
+            sys.stderr.flush()
 
     def __reduce__(self) -> tuple[Any, ...]:  # pickling passes no keyword-only arguments by itself
         more = partial(type(self), where=self.where, wanted=self.wanted, got=self.got, do=self.do)
@@ -98,7 +107,8 @@ def one_line_errors(kept: str = "finished work stays; the same command goes on")
     try:
         yield
     except GliotrailError as error:
-        _end(str(error), error.code if isinstance(error, Stopped) else 1)
+        error.tell()
+        raise SystemExit(error.code if isinstance(error, Stopped) else 1) from None
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
         if (extra := _extra_with(missing)) is None:

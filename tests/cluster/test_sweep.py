@@ -348,3 +348,7 @@ def test_any_param_of_train_can_be_swept(crops: Crops) -> None:
 def test_no_winner_is_told(crops: Crops, tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="no winner of a sweep; run `dvc repro sweep`"):
         choose(crops.params(train__learning_rate="from_sweep"), tmp_path / "best.json")
+    for spoilt in ("", "{}", '{"params": {}}'):
+        (tmp_path / "best.json").write_text(spoilt)
+        with pytest.raises(ParamsError, match=r"best.json: damaged: wanted a sweep's winner with"):
+            choose(crops.params(train__learning_rate="from_sweep"), tmp_path / "best.json")

@@ -32,8 +32,9 @@ def compare(run: RunFolder, more: Mapping[str, Any] | None = None) -> dict[str, 
         return {"runs": abs(len(found) - 1)}
     (recorded,) = found
     history = Counter((p.key, p.step, p.value, p.time_ms) for p in run.points())
-    points = Counter(p for p in recorded.points if not p[0].startswith(("test/", "trial/")))
-    seen = Counter((key, step) for key, step, *_ in points.elements())
+    of_others = ("test/", "trial/", "sweep/")  # not of the run's own history
+    points = Counter(p for p in recorded.points if not p[0].startswith(of_others))
+    seen = Counter((key, step) for key, step, *_ in recorded.points)
     wanted = {"models": [READY] * (run.root / MODEL_FILE).exists()} | dict(more or {})
     faults = {
         "lost": (history - points).total(),

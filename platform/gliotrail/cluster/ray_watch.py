@@ -1,19 +1,19 @@
 """Interrupts the block when Ray is gone. Ray itself would wait for minutes, or for ever."""
 
 import os
+import select
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any, Final
 
 import ray
 
 from gliotrail.cluster.ray_internals import own_processes
 from gliotrail.errors import ClusterError
-from gliotrail.progress import say
 from gliotrail.runs.owner import held
 
 _EVERY_S: Final = 1.0
@@ -21,6 +21,8 @@ _SILENCE_S: Final = 30.0
 """A cluster's head may restart within this time."""
 _PATIENCE_S: Final = 20.0
 """The time that the process has to end by itself; then it is ended."""
+_SIGNAL: Final = signal.SIGUSR2
+"""Not SIGUSR1: Ray Tune handles it, and would end the sweep as if it were asked to stop."""
 
 
 class _RayIsGoneError(BaseException):
@@ -47,16 +49,18 @@ def while_ray_lives(own: bool) -> Iterator[None]:
             raise _RayIsGoneError
 
     def watch() -> None:
-        look = _of_own() if own else _of_another()
-        while not done.wait(_EVERY_S):
-            what = look()
-            if what is not None:
-                do = "the same command goes on"
-                problem.append(ClusterError("Ray is gone", got=what, do=do))
-                _break_off(done, problem[0])
-                return
+        with closing(_of_own() if own else _of_another()) as looks:
+            for what in looks:
+                if done.is_set():
+                    return
+                if what is not None:
+                    do = "the same command goes on"
+                    problem.append(ClusterError("Ray is gone", got=what, do=do))
+                    problem[0].tell()  # at once: Ray's own code may end the process any moment
+                    _break_off(done, problem[0])
+                    return
 
-    before = signal.signal(signal.SIGUSR1, handle)
+    before = signal.signal(_SIGNAL, handle)
     watcher = threading.Thread(target=watch, name="ray watch", daemon=True)
     watcher.start()
     try:
@@ -67,39 +71,41 @@ def while_ray_lives(own: bool) -> Iterator[None]:
         raise
     finally:
         done.set()
-        signal.signal(signal.SIGUSR1, before or signal.SIG_DFL)
+        signal.signal(_SIGNAL, before or signal.SIG_DFL)
 
 
-def _of_own() -> Callable[[], str | None]:
+def _of_own() -> Generator[str | None]:
+    """Each second, and at once when one of its processes ends: which one, or None."""
     processes = own_processes()
+    with ExitStack() as at_end:
+        ends = []
+        for process in processes.values():
+            with suppress(ProcessLookupError):
+                ends.append(os.pidfd_open(process.pid))
+                at_end.callback(os.close, ends[-1])
+        while True:
+            select.select(ends, [], [], _EVERY_S)
+            codes = {name: process.poll() for name, process in processes.items()}
+            ended = (f"its {name} ended with {n}" for name, n in codes.items() if n is not None)
+            yield next(ended, None)
 
-    def look() -> str | None:
-        for name, process in processes.items():
-            code = process.poll()
-            if code is not None:
-                return f"its {name} ended with {code}"
-        return None
 
-    return look
-
-
-def _of_another() -> Callable[[], str | None]:
-    """Look whether its head takes connections."""
+def _of_another() -> Generator[str | None]:
+    """Each second: None if its head takes connections, else for how long it has not."""
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     seen_s = time.monotonic()
-
-    def look() -> str | None:
-        nonlocal seen_s
+    while True:
+        time.sleep(_EVERY_S)
+        silence = None
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as error:
             silent_s = time.monotonic() - seen_s
-            silence = f"its head at {host}:{port} does not answer for {silent_s:.0f} s: {error}"
-            return silence if silent_s > _SILENCE_S else None
-        seen_s = time.monotonic()
-        return None
-
-    return look
+            if silent_s > _SILENCE_S:
+                silence = f"its head at {host}:{port} does not answer for {silent_s:.0f} s: {error}"
+        else:
+            seen_s = time.monotonic()
+        yield silence
 
 
 def _break_off(done: threading.Event, problem: ClusterError) -> None:
@@ -110,7 +116,7 @@ def _break_off(done: threading.Event, problem: ClusterError) -> None:
     while time.monotonic() < ends_s:
         if done.is_set():
             return
-        signal.pthread_kill(main, signal.SIGUSR1)
+        signal.pthread_kill(main, _SIGNAL)
         done.wait(2)
     if not done.is_set():
         end_at_once(problem)
@@ -123,5 +129,4 @@ def end_at_once(problem: ClusterError) -> None:
             run.end("FAILED", str(problem))
     for process in own_processes().values():
         process.kill()
-    say(f"error: {problem}")
     os._exit(1)

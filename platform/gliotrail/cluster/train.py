@@ -160,15 +160,21 @@ def choose(params: Params, best: Path) -> Train:
         best: the sweep's `best.json`.
 
     Raises:
-        ParamsError: it asks for the winner, and there is none.
+        ParamsError: it asks for the winner, and there is none, or its file is damaged.
     """
     keys = [key for key in Train.model_fields if getattr(params.train, key) == FROM_SWEEP]
     if not keys:
         return params.train
     if not best.is_file():
         raise ParamsError("no winner of a sweep", where=best, do="run `dvc repro sweep`")
-    winner = json.loads(best.read_text())["params"]
-    return with_changes(params, {key: winner[key] for key in keys}, where=best)
+    try:
+        winner = json.loads(best.read_text())["params"]
+        chosen = {key: winner[key] for key in keys}
+    except (ValueError, KeyError, TypeError) as error:
+        do = "run `dvc repro --force sweep`; finished trials are not run again"
+        wanted = f"a sweep's winner with {', '.join(keys)}"
+        raise ParamsError("damaged", where=best, wanted=wanted, got=repr(error), do=do) from None
+    return with_changes(params, chosen, where=best)
 
 
 def export(run: RunFolder, out: Path) -> None:
