@@ -79,7 +79,7 @@ demo-test: setup ## the demo in a temporary clone, with its time and peak memory
 
 chaos: setup ## KILLS=200 processes killed at random from SEED, for MINUTES=15 each time, on from where it was stopped; each kind of call to MLflow spoilt; a disk filled at each write
 	@python -m tests.tracking.kills --kills $(KILLS) --seed $(SEED) --minutes $(MINUTES)
-	CHAOS_SEED=$(SEED) CHAOS_CALLS=$(CALLS) pytest -m long -s tests/runs tests/tracking tests/training/test_full_disk.py $(ARGS)
+	CHAOS_SEED=$(SEED) CHAOS_CALLS=$(CALLS) pytest -m long -s tests/runs tests/tracking tests/training/test_full_disk.py tests/cluster/test_submit_killed.py $(ARGS)
 
 hostile: setup ## thousands of spoilt files and faults, from a seed that is told; HOSTILE_SEED=1 chooses it
 	@pytest -m 'long or not long' -s tests/hostile $(ARGS)
