@@ -10,7 +10,7 @@ import pytest
 from tests.support.projects import ROOT
 
 WAIT = """
-import subprocess, sys, time
+import os, subprocess, sys, time
 from gliotrail.cluster import ray_watch
 from gliotrail.errors import one_line_errors
 raylet = subprocess.Popen(["sleep", "600"])
@@ -22,6 +22,10 @@ if sys.argv[1] == "leaves":
     raylet.kill()
     time.sleep(2)
     print("went on")
+elif sys.argv[1] == "starts":
+    with one_line_errors(), ray_watch.while_ray_starts():
+        raylet.kill()
+        time.sleep(600)
 else:
     with one_line_errors(), ray_watch.while_ray_lives(own=True):
         raylet.kill()
@@ -29,6 +33,7 @@ else:
             try:
                 time.sleep(600)
             except BaseException as error:
+                os.write(2, b"what Ray's own code says of it\\n")
                 if sys.argv[1] == "ends":
                     raise
 """
@@ -36,7 +41,8 @@ GONE = "error: Ray is gone: got its raylet ended with -9; the same command goes 
 
 
 @pytest.mark.parametrize(
-    ("what", "code", "told"), [("ends", 1, GONE), ("hangs", 1, GONE), ("leaves", 0, "went on")]
+    ("what", "code", "told"),
+    [("ends", 1, GONE), ("hangs", 1, GONE), ("starts", 1, GONE), ("leaves", 0, "went on")],
 )
 def test_what_leans_on_ray_ends_with_it_in_one_line_whatever_it_is_at(
     what: str, code: int, told: str, tmp_path: Path

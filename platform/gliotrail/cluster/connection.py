@@ -27,7 +27,7 @@ from gliotrail.cluster.ray_internals import (
     tell_deaths_in_one_line,
     wait_longer_for_a_raylet,
 )
-from gliotrail.cluster.ray_watch import while_ray_lives
+from gliotrail.cluster.ray_watch import while_ray_lives, while_ray_starts
 from gliotrail.errors import ClusterError, ParamsError
 from gliotrail.paths import short_temp
 from gliotrail.progress import say
@@ -131,7 +131,8 @@ def _connect(address: str | None) -> None:
         tell_a_raylet_its_agents_ports()
     for left in reversed(range(_STARTS)):
         try:
-            _init(address)
+            with while_ray_starts():
+                _init(address)
         except Exception as error:
             # as broad as Ray's errors if its start takes more than 30 s
             if address and not isinstance(error, ConnectionError | ValueError):

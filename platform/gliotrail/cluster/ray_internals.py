@@ -67,7 +67,7 @@ def wait_longer_for_a_raylet(most_s: float) -> None:
             try:
                 return _RAYS_GET_NODE(*words, **more)
             except RuntimeError:  # not registered yet
-                if time.monotonic() > ends_s or not _of_ray("raylet"):
+                if time.monotonic() > ends_s or not (_of_ray("raylet") and _of_ray("gcs_server")):
                     raise
                 time.sleep(0.2)
 

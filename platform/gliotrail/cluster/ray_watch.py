@@ -4,10 +4,12 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
+from subprocess import Popen
 from typing import Any, Final
 
 import ray
@@ -57,6 +59,7 @@ def while_ray_lives(own: bool) -> Iterator[None]:
                     do = "the same command goes on"
                     problem.append(ClusterError("Ray is gone", got=what, do=do))
                     problem[0].tell()  # at once: Ray's own code may end the process any moment
+                    _silence_ray()
                     _break_off(done, problem[0])
                     return
 
@@ -74,6 +77,36 @@ def while_ray_lives(own: bool) -> Iterator[None]:
         signal.signal(_SIGNAL, before or signal.SIG_DFL)
 
 
+@contextmanager
+def while_ray_starts() -> Iterator[None]:
+    """End the process if Ray's start goes on long after one of Ray's processes has ended.
+
+    `ray.init` itself would wait for more than a minute, and can't be interrupted.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        gone_s: float | None = None
+        while not done.wait(_EVERY_S):
+            what = _ended(own_processes())
+            gone_s = None if what is None else gone_s or time.monotonic()
+            if gone_s and time.monotonic() - gone_s > _PATIENCE_S:
+                problem = ClusterError("Ray is gone", got=what, do="the same command goes on")
+                problem.tell()
+                end_at_once(problem)
+
+    threading.Thread(target=watch, name="ray start", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _ended(processes: Mapping[str, "Popen[bytes]"]) -> str | None:
+    codes = {name: process.poll() for name, process in processes.items()}
+    return next((f"its {name} ended with {n}" for name, n in codes.items() if n is not None), None)
+
+
 def _of_own() -> Generator[str | None]:
     """Each second, and at once when one of its processes ends: which one, or None."""
     processes = own_processes()
@@ -85,9 +118,7 @@ def _of_own() -> Generator[str | None]:
                 at_end.callback(os.close, ends[-1])
         while True:
             select.select(ends, [], [], _EVERY_S)
-            codes = {name: process.poll() for name, process in processes.items()}
-            ended = (f"its {name} ended with {n}" for name, n in codes.items() if n is not None)
-            yield next(ended, None)
+            yield _ended(processes)
 
 
 def _of_another() -> Generator[str | None]:
@@ -106,6 +137,13 @@ def _of_another() -> Generator[str | None]:
         else:
             seen_s = time.monotonic()
         yield silence
+
+
+def _silence_ray() -> None:
+    """What Ray's C++ code still writes to the process's standard error goes nowhere."""
+    ours = os.fdopen(os.dup(2), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    sys.stderr = ours
 
 
 def _break_off(done: threading.Event, problem: ClusterError) -> None:
