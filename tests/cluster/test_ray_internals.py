@@ -94,18 +94,26 @@ def test_a_raylet_that_lives_is_waited_for_and_what_a_failed_start_left_is_ended
     ray_internals.wait_longer_for_a_raylet(60)
     with pytest.raises(RuntimeError):  # there is none: nothing is waited for
         services.get_node("address", "id")
-    of_ray = str(Path(ray.__file__).parent / "core/src/ray/raylet/raylet")
-    for name in ("raylet", "other"):
+    started = {}
+
+    def start(name: str, called: str) -> None:
         shutil.copy(shutil.which("sleep") or "", tmp_path / name)
-    raylet = subprocess.Popen([of_ray, "600"], executable=tmp_path / "raylet")
-    other = subprocess.Popen([tmp_path / "other", "600"])
+        started[name] = subprocess.Popen([called, "600"], executable=tmp_path / name)
+
+    of_ray = str(Path(ray.__file__).parent / "core/src/ray/raylet/raylet")
     try:
+        start("other", "other")
+        start("raylet", of_ray)
+        with pytest.raises(RuntimeError):  # a raylet whose GCS has ended will never register
+            services.get_node("address", "id")
+        start("gcs_server", of_ray)
         assert services.get_node("address", "id") == {"node": "here"}
         assert len(asked) == 4
         ray_internals.end_what_a_start_left()
-        assert not psutil.pid_exists(raylet.pid)
-        assert other.poll() is None
+        assert not psutil.pid_exists(started["raylet"].pid)
+        assert not psutil.pid_exists(started["gcs_server"].pid)
+        assert started["other"].poll() is None
     finally:
-        for process in (raylet, other):
+        for process in started.values():
             process.kill()
             process.wait()

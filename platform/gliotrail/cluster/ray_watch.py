@@ -111,13 +111,14 @@ def _of_own() -> Generator[str | None]:
     """Each second, and at once when one of its processes ends: which one, or None."""
     processes = own_processes()
     with ExitStack() as at_end:
-        ends = []
+        ends = select.poll()
         for process in processes.values():
             with suppress(ProcessLookupError):
-                ends.append(os.pidfd_open(process.pid))
-                at_end.callback(os.close, ends[-1])
+                end = os.pidfd_open(process.pid)
+                at_end.callback(os.close, end)
+                ends.register(end, select.POLLIN)
         while True:
-            select.select(ends, [], [], _EVERY_S)
+            ends.poll(1000 * _EVERY_S)
             yield _ended(processes)
 
 
@@ -143,7 +144,8 @@ def _silence_ray() -> None:
     """What Ray's C++ code still writes to the process's standard error goes nowhere."""
     ours = os.fdopen(os.dup(2), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    sys.stderr = ours
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = ours
 
 
 def _break_off(done: threading.Event, problem: ClusterError) -> None:

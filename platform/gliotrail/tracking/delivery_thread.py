@@ -186,7 +186,9 @@ class DeliveryProcess:
         with suppress(BrokenPipeError), process.stdin:
             process.stdin.write("all\n")
         going_on = "its delivery goes on for ten minutes"
-        if not select.select([process.stdout], [], [], timeout_s)[0]:
+        told = select.poll()  # select() takes no descriptor above 1023
+        told.register(process.stdout, select.POLLIN)
+        if not told.poll(1000 * timeout_s):
             return f"the tracking server is slow; {going_on}"
         if printed := process.stdout.read().strip():
             return f"{printed}; {going_on}"
