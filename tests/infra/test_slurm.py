@@ -52,13 +52,13 @@ def test_a_training_runs_on_both_nodes_without_a_remote_or_a_server(cluster):
 
 def test_before_the_limit_it_makes_a_checkpoint_queues_again_and_goes_on(cluster):
     before = set(points(cluster))
-    # Slurm itself sends USR1, 60 to 90 s before the limit of 3 minutes: too early for 280 steps
-    job = train(cluster, 70, *TWO, "--time=3", "--signal=B:USR1@60")
+    # Slurm itself sends USR1, 60 to 90 s before the limit of 3 minutes: too early for 600 steps
+    job = train(cluster, 150, *TWO, "--time=3", "--signal=B:USR1@60")
     cluster.until(job, "stopped by Ctrl-C", 300)
     assert cluster.ended(job, 900) == "COMPLETED", cluster.said(job)
     assert cluster.restarts(job) >= 1
     (run,) = set(points(cluster)) - before
-    assert points(cluster)[run] == list(range(1, 70 * STEPS + 1))
+    assert points(cluster)[run] == list(range(1, 150 * STEPS + 1))
 
 
 def test_scancel_ends_it_and_it_is_not_queued_again(cluster):
