@@ -8,8 +8,8 @@ ARGS ?=
 # of `make chaos`
 KILLS ?= 200
 SEED ?= 1
-MINUTES ?= 15
-CALLS ?= 100
+MINUTES ?= 10
+CALLS ?= 40
 # of `make test`, each on a core: tests/support/rooms.py tells what runs beside what
 PROCESSES ?= -n 2 --dist loadscope --no-loadscope-reorder
 
@@ -77,7 +77,7 @@ coverage: setup ## which lines of the package `make test` runs: a table, and pag
 demo-test: setup ## the demo in a temporary clone, with its time and peak memory; the first change to it
 	@pytest -m long -s tests/spine/test_demo.py tests/docs/test_change.py $(ARGS)
 
-chaos: setup ## KILLS=200 processes killed at random from SEED, for MINUTES=15 each time, on from where it was stopped; each kind of call to MLflow spoilt; a disk filled at each write
+chaos: setup ## KILLS=200 processes killed at random from SEED, for MINUTES=10 each time, on from where it was stopped; each kind of call to MLflow spoilt; a disk filled at each write
 	@python -m tests.tracking.kills --kills $(KILLS) --seed $(SEED) --minutes $(MINUTES)
 	CHAOS_SEED=$(SEED) CHAOS_CALLS=$(CALLS) pytest -m long -s tests/runs tests/tracking tests/training/test_full_disk.py tests/cluster/test_submit_killed.py $(ARGS)
 
