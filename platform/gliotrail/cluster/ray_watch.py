@@ -56,8 +56,7 @@ def while_ray_lives(own: bool) -> Iterator[None]:
                 if done.is_set():
                     return
                 if what is not None:
-                    do = "the same command goes on"
-                    problem.append(ClusterError("Ray is gone", got=what, do=do))
+                    problem.append(_gone(what))
                     problem[0].tell()  # at once: Ray's own code may end the process any moment
                     _silence_ray()
                     _break_off(done, problem[0])
@@ -90,8 +89,8 @@ def while_ray_starts() -> Iterator[None]:
         while not done.wait(_EVERY_S):
             what = _ended(own_processes())
             gone_s = None if what is None else gone_s or time.monotonic()
-            if gone_s and time.monotonic() - gone_s > _PATIENCE_S:
-                problem = ClusterError("Ray is gone", got=what, do="the same command goes on")
+            if what and gone_s and time.monotonic() - gone_s > _PATIENCE_S:
+                problem = _gone(what)
                 problem.tell()
                 end_at_once(problem)
 
@@ -100,6 +99,10 @@ def while_ray_starts() -> Iterator[None]:
         yield
     finally:
         done.set()
+
+
+def _gone(what: str) -> ClusterError:
+    return ClusterError("Ray is gone", got=what, do="the same command goes on")
 
 
 def _ended(processes: Mapping[str, "Popen[bytes]"]) -> str | None:
